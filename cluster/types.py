@@ -1,0 +1,84 @@
+"""What crosses a process or a thread: frozen, torch-free values shared by every part of Shoal.
+
+All of them are msgspec structs, so that they travel over the token channel as msgpack arrays.
+Field order is the wire format: append new fields at the end, with a default.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+# Priorities: a lower number is served first and preempted last.
+PRIORITY_ONLINE = 0
+PRIORITY_BATCH = 100
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended, as the engine sees it."""
+
+    STOP = "stop"  # an end-of-sequence or stop token
+    LENGTH = "length"  # max_tokens or the context limit
+    ABORT = "abort"  # the client left, or the server gave up on it
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to choose tokens and when to stop. Values are checked where they enter the system.
+
+    Order of operations: logit_bias, penalties, temperature, min_p, top_k, top_p. Penalties follow
+    `logit -= frequency_penalty * count + presence_penalty * [count > 0]` over output tokens;
+    repetition_penalty divides positive and multiplies negative logits of prompt and output tokens.
+    """
+
+    max_tokens: int | None = None  # None: up to the context limit
+    min_tokens: int = 0  # no end-of-sequence or stop token before this many
+    n: int = 1  # sequences forked from one prompt
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None  # None: drawn when the request enters the engine
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None  # None: none; k: the chosen token and the k most likely
+    prompt_logprobs: int | None = None  # the same for prompt tokens; switches prefix reuse off
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One generation as the engine receives it."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling_params: SamplingParams
+    priority: int = PRIORITY_ONLINE
+    cache_salt: str = ""  # prefix blocks are shared only between equal salts
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Natural logarithms of the raw distribution (before any sampling parameter) at one position.
+
+    `top_token_ids` are the k most likely tokens, best first, whether or not the chosen one is
+    among them.
+    """
+
+    logprob: float
+    top_token_ids: list[int]
+    top_logprobs: list[float]
+    rank: int = 0  # of the chosen token: 1 is the most likely
+
+
+class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
+    """Tokens of one sequence since its previous delta, maybe with its end."""
+
+    request_id: str
+    index: int  # which of the request's n sequences
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None  # the stop token that ended it, when one did
+    logprobs: list[TokenLogprobs] | None = None  # one per token when asked for
+    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
+    # For each prompt token but the first; only in a request's first delta, when asked for.
+    prompt_logprobs: list[TokenLogprobs] | None = None

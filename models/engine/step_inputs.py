@@ -1,0 +1,57 @@
+"""What one step computes, as plain integers: built once by the scheduler, the same for every rank.
+
+Legend: T = tokens in the step, S = sequences, R = rows that are sampled.
+"""
+
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass, field
+
+from cluster.types import SamplingParams, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingRow:
+    """One token to be chosen."""
+
+    logit_index: int  # 0 … T-1; rows of forks name the same one
+    params: SamplingParams
+    seed: int  # unsigned 64 bits
+    position: int  # of the token to be chosen, in its sequence: the counter of its random number
+    # Both lists belong to the sequence: read them, do not keep them.
+    prompt_token_ids: AbstractSequence[int]
+    output_token_ids: AbstractSequence[int]
+    forbidden_token_ids: tuple[int, ...] = ()  # stop tokens before min_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptLogprobsRow:
+    """A run of prompt positions whose next tokens' logprobs are wanted."""
+
+    first_index: int  # 0 … T-1: this position predicts target_token_ids[0], and so on
+    target_token_ids: AbstractSequence[int]
+    num_top: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInputs:
+    """Sequences with one query token come first, the others (prefill) after them."""
+
+    token_ids: list[int]  # T
+    positions: list[int]  # T
+    slot_mapping: list[int]  # T: block * block_size + offset, where each token's KV goes
+    query_lens: list[int]  # S: tokens of each sequence in this step
+    context_lens: list[int]  # S: tokens whose KV exists after this step
+    block_tables: list[list[int]]  # S
+    sampling_rows: list[SamplingRow]  # R
+    # Copies of whole blocks (source, destination), done before anything is written.
+    block_copies: list[tuple[int, int]] = field(default_factory=list)
+    prompt_logprobs_rows: list[PromptLogprobsRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutputs:
+    """What the step chose."""
+
+    token_ids: list[int]  # R
+    logprobs: list[TokenLogprobs | None]  # R: None where the row asked for none
+    prompt_logprobs: list[list[TokenLogprobs]]  # one list per PromptLogprobsRow
