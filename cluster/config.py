@@ -33,13 +33,24 @@ class EngineConfig(Section):
     kv_cache_memory_bytes: Annotated[int, Field(gt=0)] | None = None  # None: from free memory
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     max_num_seqs: Annotated[int, Field(ge=1)] = 256
-    max_num_batched_tokens: Annotated[int, Field(ge=16)] = 2048  # tokens in one step
+    # Tokens in one step, decoding and prompts together; None: 2048 on a GPU, 512 on a CPU.
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = None
     max_num_queued_requests: Annotated[int, Field(ge=1)] = 2048  # waiting; more are refused
     enable_prefix_caching: bool = True
     num_threads: Annotated[int, Field(ge=1)] | None = None  # CPU threads; None: all cores
     # No model is computed: each step takes this long and every sequence's next token is its last
     # plus one. For measuring the serving layer alone.
     synthetic_step_ms: Annotated[float, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _a_step_holds_every_sequence(self) -> Self:
+        budget = self.max_num_batched_tokens
+        if budget is not None and budget < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({budget}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}): each running sequence needs one token per step"
+            )
+        return self
 
 
 class ChatDefaults(Section):

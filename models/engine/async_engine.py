@@ -1,0 +1,261 @@
+"""The engine on a thread of its own, seen from an asyncio loop.
+
+The engine thread steps as long as there is work. Commands reach it through a queue; what a step
+produced comes back to the loop in one call. A request's lifetime is that of its stream: closing
+the iterator of `generate`, or calling `abort`, frees its blocks.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from cluster.errors import (
+    BadRequestError,
+    InternalError,
+    ServiceUnavailableError,
+    ServingError,
+)
+from cluster.types import Request, TokenDelta
+from models.engine.engine import Engine, EngineStats
+
+logger = logging.getLogger(__name__)
+
+OnDelta = Callable[[TokenDelta | ServingError], None]
+
+_STATS_PERIOD_S = 0.1
+_RETRY_AFTER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Add:
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
+
+
+class _Stream:
+    """Who hears of one request, and how much of it is still to come."""
+
+    __slots__ = ("has_started", "num_open", "on_delta")
+
+    def __init__(self, on_delta: OnDelta, num_open: int) -> None:
+        self.on_delta = on_delta
+        self.num_open = num_open  # sequences that have not finished
+        self.has_started = False
+
+
+class AsyncEngine:
+    """Every method but the constructor is called in the loop's thread."""
+
+    def __init__(self, engine: Engine, *, max_num_queued_requests: int = 2048) -> None:
+        self._engine = engine
+        self._max_num_queued_requests = max_num_queued_requests
+        self._commands: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
+        self._streams: dict[str, _Stream] = {}
+        self._num_queued = 0  # streams that have not started
+        self._listeners: list[Callable[[], None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._stopped = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._stats = engine.stats()
+        self._stats_at_s = 0.0
+
+    @property
+    def max_model_len(self) -> int:
+        return self._engine.max_model_len
+
+    @property
+    def num_open_requests(self) -> int:
+        return len(self._streams)
+
+    def start(self) -> None:
+        """Begin stepping; deltas arrive in the running loop."""
+        assert self._thread is None, "an engine is started once"
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End every stream with an error, and the thread after its current step."""
+        if self._thread is None:
+            return
+        self._commands.put(_Stop())
+        await self._stopped.wait()
+
+    def submit(self, request: Request, on_delta: OnDelta) -> None:
+        """Hand a request to the engine. `on_delta` is called in the loop's thread with every delta
+        of each of its sequences; a `ServingError` instead ends the stream.
+
+        Raises:
+            ServiceUnavailableError: the queue is full, or the engine has stopped or failed.
+            BadRequestError: the request id is in use, or the engine can never serve the request.
+        """
+        self._check_running()
+        if request.request_id in self._streams:
+            raise BadRequestError(f"the request id {request.request_id!r} is in use")
+        if self._num_queued >= self._max_num_queued_requests:
+            raise ServiceUnavailableError(
+                f"{self._num_queued} requests are waiting, the most this replica queues",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        self._engine.check_request(request)
+        self._streams[request.request_id] = _Stream(on_delta, request.sampling_params.n)
+        self._num_queued += 1
+        self._commands.put(_Add(request))
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request; no further calls of its `on_delta`. Unknown ids are no error."""
+        if self._forget(request_id):
+            self._commands.put(_Abort(request_id))
+
+    def add_step_listener(self, listener: Callable[[], None]) -> None:
+        """Call `listener` in the loop's thread after all deltas of a step were handed out."""
+        self._listeners.append(listener)
+
+    async def generate(self, request: Request) -> AsyncIterator[TokenDelta]:
+        """Yield deltas until every sequence of the request has finished. Closing the iterator
+        aborts the request.
+
+        Raises:
+            ServingError: as `submit`, or because the engine failed midway.
+        """
+        deltas: asyncio.Queue[TokenDelta | ServingError] = asyncio.Queue()
+        self.submit(request, deltas.put_nowait)
+        num_open = request.sampling_params.n
+        try:
+            while num_open:
+                delta = await deltas.get()
+                if isinstance(delta, ServingError):
+                    raise delta
+                num_open -= delta.finish_reason is not None
+                yield delta
+        finally:
+            self.abort(request.request_id)
+
+    def stats(self) -> EngineStats:
+        """The newest snapshot, at most a tenth of a second old while the engine steps."""
+        return self._stats
+
+    def check_health(self) -> None:
+        """
+        Raises:
+            RuntimeError: the engine's thread has ended.
+        """
+        if self._failure is not None:
+            raise RuntimeError("the engine failed") from self._failure
+        if self._thread is None or not self._thread.is_alive():
+            raise RuntimeError("the engine is not running")
+
+    # -- in the loop's thread ------------------------------------------------------------------
+
+    def _check_running(self) -> None:
+        if self._failure is not None or self._thread is None or self._stopped.is_set():
+            raise ServiceUnavailableError(
+                "this replica's engine is not running", retry_after_s=_RETRY_AFTER_S
+            )
+
+    def _deliver(self, deltas: list[TokenDelta]) -> None:
+        for delta in deltas:
+            stream = self._streams.get(delta.request_id)
+            if stream is None:
+                continue  # aborted while the step ran
+            if not stream.has_started:
+                stream.has_started = True
+                self._num_queued -= 1
+            if delta.finish_reason is not None:
+                stream.num_open -= 1
+                if stream.num_open == 0:
+                    del self._streams[delta.request_id]
+            stream.on_delta(delta)
+        for listener in self._listeners:
+            listener()
+
+    def _deliver_error(self, request_id: str, error: ServingError) -> None:
+        stream = self._streams.get(request_id)
+        if stream is not None:
+            self._forget(request_id)
+            stream.on_delta(error)
+            for listener in self._listeners:
+                listener()
+
+    def _forget(self, request_id: str) -> bool:
+        stream = self._streams.pop(request_id, None)
+        if stream is None:
+            return False
+        self._num_queued -= not stream.has_started
+        return True
+
+    def _finish(self, error: ServingError) -> None:
+        """The thread has ended: tell everyone who waits."""
+        self._stopped.set()
+        for request_id in list(self._streams):
+            self._deliver_error(request_id, error)
+
+    # -- in the engine's thread ----------------------------------------------------------------
+
+    def _run(self) -> None:
+        error: ServingError = ServiceUnavailableError(
+            "this replica is shutting down", retry_after_s=_RETRY_AFTER_S
+        )
+        try:
+            while self._obey_commands():
+                self._step()
+        except BaseException as failure:
+            logger.exception("the engine failed and stops")
+            self._failure = failure
+            error = InternalError("the model's engine failed; the request was not completed")
+        finally:
+            self._post(self._finish, error)
+
+    def _step(self) -> None:
+        deltas = self._engine.step()
+        now_s = time.monotonic()
+        if now_s - self._stats_at_s >= _STATS_PERIOD_S or not self._engine.has_unfinished:
+            self._publish_stats(now_s)
+        if deltas:
+            self._post(self._deliver, deltas)
+
+    def _obey_commands(self) -> bool:
+        """Take what is queued; wait for something when there is no work. False: stop."""
+        is_idle = not self._engine.has_unfinished
+        while is_idle or not self._commands.empty():
+            command = self._commands.get()
+            if isinstance(command, _Stop):
+                return False
+            if isinstance(command, _Abort):
+                self._engine.abort_request(command.request_id)
+            else:
+                self._add(command.request)
+            is_idle = not self._engine.has_unfinished
+            if is_idle:
+                self._publish_stats(time.monotonic())
+        return True
+
+    def _add(self, request: Request) -> None:
+        try:
+            self._engine.add_request(request)
+        except ServingError as error:
+            self._post(self._deliver_error, request.request_id, error)
+
+    def _publish_stats(self, now_s: float) -> None:
+        self._stats = self._engine.stats()
+        self._stats_at_s = now_s
+
+    def _post(self, function: Callable[..., None], *args: object) -> None:
+        """Call a function in the loop's thread; a closed loop has no one left to tell."""
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *args)

@@ -1,0 +1,164 @@
+"""Continuous batching: requests in, deltas out, one step at a time. Synchronous, single thread."""
+
+import logging
+import secrets
+import time
+
+import msgspec
+
+from cluster.config import EngineConfig
+from cluster.errors import BadRequestError, ValidationError
+from cluster.types import Request, TokenDelta
+from models.engine.batch import build_step_inputs
+from models.engine.block_manager import BlockManager
+from models.engine.runner import Runner
+from models.engine.scheduler import Scheduler, SchedulerLimits
+from models.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot after a step. Totals count since the engine started."""
+
+    num_requests_running: int = 0
+    num_requests_waiting: int = 0
+    num_waiting_prefill_tokens: int = 0
+    num_free_blocks: int = 0
+    num_blocks: int = 0
+    num_steps: int = 0
+    prompt_tokens_total: int = 0
+    cached_prompt_tokens_total: int = 0
+    generation_tokens_total: int = 0
+    preemptions_total: int = 0
+    last_step_at_s: float = 0.0  # time.monotonic() of the last step's end
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """Owned blocks as a share of all, 0 … 1."""
+        return 1 - self.num_free_blocks / self.num_blocks if self.num_blocks else 0.0
+
+
+class Engine:
+    """Five nouns: a `Sequence` per continuation, whose blocks the `BlockManager` counts, which the
+    `Scheduler` puts into steps, which a `Runner` computes.
+    """
+
+    def __init__(self, runner: Runner, config: EngineConfig) -> None:
+        """
+        Raises:
+            ValueError: the limits contradict each other.
+        """
+        self._runner = runner
+        self.max_model_len = runner.max_model_len
+        self.vocab_size = runner.vocab_size
+        budget = config.max_num_batched_tokens
+        if budget is None:
+            budget = max(runner.default_max_num_batched_tokens, config.max_num_seqs)
+        self._limits = SchedulerLimits(
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=budget,
+            max_model_len=runner.max_model_len,
+            enable_prefix_caching=config.enable_prefix_caching,
+        )
+        if runner.num_blocks * runner.block_size < runner.max_model_len:
+            raise ValueError(
+                f"{runner.num_blocks} blocks of {runner.block_size} tokens cannot hold one "
+                f"sequence of max_model_len ({runner.max_model_len})"
+            )
+        self._blocks = BlockManager(runner.num_blocks, runner.block_size)
+        self._scheduler = Scheduler(self._blocks, self._limits, eos_token_ids=runner.eos_token_ids)
+        self._num_arrivals = 0
+        self._num_steps = 0
+        self._last_step_at_s = 0.0
+        logger.info("engine: %s", self.describe())
+
+    def describe(self) -> str:
+        """One line for a person: the model's and the scheduler's limits."""
+        limits = self._limits
+        return (
+            f"{self._runner.describe()}; up to {limits.max_num_seqs} sequences and "
+            f"{limits.max_num_batched_tokens} tokens per step"
+        )
+
+    @property
+    def has_unfinished(self) -> bool:
+        return self._scheduler.has_unfinished
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request for the steps to come.
+
+        Raises:
+            BadRequestError, ValidationError: it can never be served; nothing was queued.
+        """
+        self.check_request(request)
+        seed = request.sampling_params.seed
+        seed = secrets.randbits(64) if seed is None else seed % 2**64
+        self._scheduler.add(Sequence(request, arrival=self._num_arrivals, seed=seed))
+        self._num_arrivals += 1
+
+    def check_request(self, request: Request) -> None:
+        """Refuse what the engine can never serve; see `add_request`."""
+        num_prompt = len(request.prompt_token_ids)
+        if num_prompt == 0:
+            raise ValidationError.of("prompt", "the prompt must have at least one token")
+        if num_prompt >= self.max_model_len:
+            raise BadRequestError(
+                f"the prompt has {num_prompt} tokens; the model's context of {self.max_model_len} "
+                f"tokens leaves room for prompts of at most {self.max_model_len - 1}",
+                param="messages",
+                openai_code="context_length_exceeded",
+            )
+        if (
+            not 0
+            <= min(request.prompt_token_ids)
+            <= max(request.prompt_token_ids)
+            < (self.vocab_size)
+        ):
+            raise ValidationError.of(
+                "prompt", f"token ids must be 0 to {self.vocab_size - 1}, the model's vocabulary"
+            )
+        if request.sampling_params.n > self._limits.max_num_seqs:
+            raise ValidationError.of(
+                "n",
+                f"n is {request.sampling_params.n}; this engine runs at most "
+                f"{self._limits.max_num_seqs} sequences at once",
+            )
+
+    def abort_request(self, request_id: str) -> None:
+        """Forget a request and free its blocks. Unknown and finished ones are no error."""
+        self._scheduler.abort(request_id)
+
+    def step(self) -> list[TokenDelta]:
+        """One round of continuous batching: choose tokens, compute them, record them."""
+        batch = self._scheduler.schedule()
+        if not batch:
+            return []
+        inputs = build_step_inputs(
+            batch, block_size=self._blocks.block_size, stop_token_ids=self._runner.eos_token_ids
+        )
+        outputs = self._runner.execute(inputs)
+        deltas = self._scheduler.update(batch, outputs)
+        self._num_steps += 1
+        self._last_step_at_s = time.monotonic()
+        return deltas
+
+    def stats(self) -> EngineStats:
+        scheduler = self._scheduler
+        return EngineStats(
+            num_requests_running=scheduler.num_running,
+            num_requests_waiting=scheduler.num_waiting,
+            num_waiting_prefill_tokens=scheduler.num_waiting_prefill_tokens,
+            num_free_blocks=self._blocks.num_free_blocks,
+            num_blocks=self._blocks.num_blocks,
+            num_steps=self._num_steps,
+            prompt_tokens_total=scheduler.num_prompt_tokens,
+            cached_prompt_tokens_total=scheduler.num_cached_tokens,
+            generation_tokens_total=scheduler.num_generated_tokens,
+            preemptions_total=scheduler.num_preemptions,
+            last_step_at_s=self._last_step_at_s,
+        )
+
+    def check(self) -> None:
+        """Assert the books: owned + free = total blocks. For tests, after any step."""
+        self._scheduler.check()

@@ -1,0 +1,35 @@
+"""What the engine asks of whoever computes its steps."""
+
+from typing import Protocol
+
+from models.engine.step_inputs import StepInputs, StepOutputs
+
+
+class Runner(Protocol):
+    """One rank's computation. Everything but `execute` is fixed after construction."""
+
+    @property
+    def num_blocks(self) -> int: ...
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of one sequence, prompt and output together."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]: ...
+
+    @property
+    def default_max_num_batched_tokens(self) -> int:
+        """Tokens of a step that suit the device."""
+
+    def describe(self) -> str:
+        """One line for a person: device, dtype, context limit, blocks, memory."""
+
+    def execute(self, inputs: StepInputs) -> StepOutputs: ...

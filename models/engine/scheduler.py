@@ -1,0 +1,330 @@
+"""Chooses which tokens a step computes, and records what came of it. Integers only.
+
+There is no prefill phase and no decode phase: every step gives each sequence tokens until
+`num_computed_tokens` catches up with the tokens it has. Within a priority, running sequences that
+need one token come first, then running ones with longer stretches (chunked prefill), then waiting
+ones in order of arrival. A more important priority is served whole before the next one.
+
+Sequences that run out of blocks are preempted by recompute: they lose their blocks and wait again
+at the place their arrival gives them.
+"""
+
+import heapq
+from dataclasses import dataclass
+
+from cluster.types import FinishReason, TokenDelta, TokenLogprobs
+from models.engine.batch import Batch, prompt_logprobs_row
+from models.engine.block_manager import BlockCopy, BlockManager
+from models.engine.sequence import Sequence, SequenceStatus
+from models.engine.step_inputs import StepOutputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerLimits:
+    """What a step and the running set may hold."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    enable_prefix_caching: bool = True
+
+
+class Scheduler:
+    """Owns every unfinished sequence. One call of `schedule`, one of `update`, in turn."""
+
+    def __init__(
+        self, blocks: BlockManager, limits: SchedulerLimits, *, eos_token_ids: frozenset[int]
+    ) -> None:
+        self._blocks = blocks
+        self._limits = limits
+        self._eos_token_ids = eos_token_ids
+        self._running: list[Sequence] = []  # in Sequence.order
+        self._waiting: dict[int, list[tuple[tuple[int, int, int], Sequence]]] = {}  # heaps
+        self._by_request: dict[str, list[Sequence]] = {}
+        # The most important priority that lost blocks in this step: it and those below it may
+        # not admit, or the victim would come straight back.
+        self._preempted_priority: int | None = None
+        # Totals since the start.
+        self.num_preemptions = 0
+        self.num_prompt_tokens = 0
+        self.num_cached_tokens = 0
+        self.num_generated_tokens = 0
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(len(heap) for heap in self._waiting.values())
+
+    @property
+    def num_waiting_prefill_tokens(self) -> int:
+        """Tokens that waiting and running sequences still have to compute before they decode."""
+        waiting = sum(seq.num_tokens for heap in self._waiting.values() for _, seq in heap)
+        return waiting + sum(
+            max(0, seq.num_tokens - 1 - seq.num_computed_tokens) for seq in self._running
+        )
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._by_request)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new request. Its caller has checked that it can fit."""
+        assert sequence.request_id not in self._by_request, "request ids are unique"
+        self._by_request[sequence.request_id] = [sequence]
+        self._push_waiting(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request and free its blocks; unknown and finished ones are no error."""
+        for sequence in self._by_request.pop(request_id, []):
+            if sequence.status is SequenceStatus.RUNNING:
+                self._running.remove(sequence)
+            elif sequence.status is SequenceStatus.WAITING:
+                self._remove_waiting(sequence)
+            self._finish(sequence)
+
+    def schedule(self) -> Batch:
+        """Choose the next step. Blocks are taken here; nothing else about a sequence changes."""
+        batch = Batch(token_budget=self._limits.max_num_batched_tokens)
+        self._preempted_priority = None
+        for priority in self._priorities():
+            self._continue_running(batch, priority)
+            self._admit_waiting(batch, priority)
+        return batch
+
+    def update(self, batch: Batch, outputs: StepOutputs) -> list[TokenDelta]:
+        """Record a computed step: append tokens, fork, finish. Deltas in the batch's order."""
+        deltas: list[TokenDelta] = []
+        tokens = iter(zip(outputs.token_ids, outputs.logprobs, strict=True))
+        prompt_logprobs = iter(outputs.prompt_logprobs)
+        for item in batch.scheduled:
+            sequence = item.sequence
+            is_sampled = item.is_sampled
+            if prompt_logprobs_row(item, 0) is not None:
+                sequence.prompt_logprobs.extend(next(prompt_logprobs))
+            sequence.num_computed_tokens += item.num_new_tokens
+            if is_sampled:
+                for fork in self._forks(sequence):
+                    token_id, logprobs = next(tokens)
+                    deltas.append(self._append(fork, token_id, logprobs))
+        return deltas
+
+    def check(self) -> None:
+        """Assert that owned + free = total, and that every sequence is in exactly one place."""
+        unfinished = [seq for group in self._by_request.values() for seq in group]
+        self._blocks.check([seq.block_table for seq in unfinished])
+        running = [seq for seq in unfinished if seq.status is SequenceStatus.RUNNING]
+        waiting = [seq for seq in unfinished if seq.status is SequenceStatus.WAITING]
+        assert sorted(map(id, running)) == sorted(map(id, self._running))
+        queued = [seq for heap in self._waiting.values() for _, seq in heap]
+        assert sorted(map(id, waiting)) == sorted(map(id, queued))
+        assert not any(seq.block_table for seq in waiting), "a waiting sequence owns blocks"
+
+    # -- schedule ------------------------------------------------------------------------------
+
+    def _priorities(self) -> list[int]:
+        return sorted({seq.priority for seq in self._running}.union(self._waiting))
+
+    def _continue_running(self, batch: Batch, priority: int) -> None:
+        candidates = [seq for seq in self._running if seq.priority == priority]
+        candidates.sort(key=lambda seq: seq.num_tokens - seq.num_computed_tokens > 1)
+        scheduled = {id(item.sequence) for item in batch.scheduled}
+        for sequence in candidates:
+            if batch.token_budget == 0:
+                return
+            if sequence.status is not SequenceStatus.RUNNING:
+                continue  # preempted for one before it
+            num_new = min(sequence.num_tokens - sequence.num_computed_tokens, batch.token_budget)
+            copies = self._extend_or_preempt(sequence, num_new, scheduled)
+            if copies is not None:
+                batch.add(sequence, num_new, copies)
+                scheduled.add(id(sequence))
+                self._publish(sequence, num_new)
+
+    def _extend_or_preempt(
+        self, sequence: Sequence, num_new_tokens: int, scheduled: set[int]
+    ) -> list[BlockCopy] | None:
+        """Find room for a running sequence, at the cost of less important ones, or of itself."""
+        num_computed = sequence.num_computed_tokens
+        while True:
+            copies = self._blocks.try_extend(
+                sequence.block_table, num_computed, num_computed + num_new_tokens
+            )
+            if copies is not None:
+                return copies
+            victim = next(seq for seq in reversed(self._running) if id(seq) not in scheduled)
+            self._preempt(victim)
+            if victim is sequence:
+                return None
+
+    def _admit_waiting(self, batch: Batch, priority: int) -> None:
+        heap = self._waiting.get(priority)
+        while heap and batch.token_budget > 0:
+            if self._preempted_priority is not None and self._preempted_priority <= priority:
+                return
+            sequence = heap[0][1]
+            if not self._try_admit(batch, sequence):
+                return
+            heapq.heappop(heap)
+        if heap is not None and not heap:
+            del self._waiting[priority]
+
+    def _try_admit(self, batch: Batch, sequence: Sequence) -> bool:
+        """Start a waiting sequence, at the cost of running ones of lower priorities only."""
+        while self._num_slots() + sequence.num_slots > self._limits.max_num_seqs:
+            if not self._preempt_below(batch, sequence.priority):
+                return False
+        while True:
+            cached = self._cached_prefix(sequence)
+            num_cached = len(cached) * self._blocks.block_size
+            num_new = min(sequence.num_tokens - num_cached, batch.token_budget)
+            table = self._blocks.try_admit(cached, num_cached + num_new)
+            if table is not None:
+                break
+            if not self._preempt_below(batch, sequence.priority):
+                return False
+        self._start(sequence, table, num_cached)
+        batch.add(sequence, num_new, [])
+        self._publish(sequence, num_new)
+        return True
+
+    def _start(self, sequence: Sequence, block_table: list[int], num_cached_tokens: int) -> None:
+        sequence.block_table = block_table
+        sequence.num_computed_tokens = num_cached_tokens
+        sequence.num_published_blocks = num_cached_tokens // self._blocks.block_size
+        if not sequence.output_token_ids:
+            sequence.num_cached_tokens = num_cached_tokens
+        sequence.status = SequenceStatus.RUNNING
+        self._running.append(sequence)
+        self._running.sort(key=lambda seq: seq.order)
+
+    def _cached_prefix(self, sequence: Sequence) -> list[int]:
+        """Cached blocks of the sequence's beginning; at least one token is left to compute."""
+        if not self._limits.enable_prefix_caching or sequence.wants_prompt_logprobs:
+            return []
+        num_blocks = (sequence.num_tokens - 1) // self._blocks.block_size
+        hashes = sequence.block_hashes(num_blocks, self._blocks.block_size)
+        return self._blocks.match_prefix(hashes)
+
+    def _publish(self, sequence: Sequence, num_new_tokens: int) -> None:
+        """Offer the blocks that this step fills. Sequences of the same step may already read
+        them: in every layer all KV of a step is written before any of it is attended to.
+        """
+        if not self._limits.enable_prefix_caching:
+            return
+        num_full = (sequence.num_computed_tokens + num_new_tokens) // self._blocks.block_size
+        if num_full == sequence.num_published_blocks:
+            return
+        hashes = sequence.block_hashes(num_full, self._blocks.block_size)
+        for index in range(sequence.num_published_blocks, num_full):
+            self._blocks.publish(sequence.block_table[index], hashes[index])
+        sequence.num_published_blocks = num_full
+
+    def _num_slots(self) -> int:
+        return sum(seq.num_slots for seq in self._running)
+
+    def _preempt_below(self, batch: Batch, priority: int) -> bool:
+        """Preempt the least important running sequence if it is of a lower priority."""
+        victim = self._running[-1] if self._running else None
+        if victim is None or victim.priority <= priority:
+            return False
+        assert all(item.sequence is not victim for item in batch.scheduled)
+        self._preempt(victim)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._blocks.release(sequence.block_table)
+        sequence.num_computed_tokens = 0
+        sequence.num_published_blocks = 0
+        if sequence.wants_prompt_logprobs:
+            sequence.prompt_logprobs.clear()  # the prompt is computed anew
+        sequence.status = SequenceStatus.WAITING
+        self._push_waiting(sequence)
+        self.num_preemptions += 1
+        floor = self._preempted_priority
+        if floor is None or sequence.priority < floor:
+            self._preempted_priority = sequence.priority
+
+    def _push_waiting(self, sequence: Sequence) -> None:
+        heap = self._waiting.setdefault(sequence.priority, [])
+        heapq.heappush(heap, (sequence.order, sequence))
+
+    def _remove_waiting(self, sequence: Sequence) -> None:
+        heap = [entry for entry in self._waiting[sequence.priority] if entry[1] is not sequence]
+        heapq.heapify(heap)
+        if heap:
+            self._waiting[sequence.priority] = heap
+        else:
+            del self._waiting[sequence.priority]
+
+    # -- update --------------------------------------------------------------------------------
+
+    def _forks(self, sequence: Sequence) -> list[Sequence]:
+        """The sequence and, once its prompt is computed, the continuations it was asked for."""
+        forks = [sequence]
+        for index in range(1, sequence.num_slots):
+            fork = sequence.fork(index)
+            self._blocks.share(fork.block_table)
+            forks.append(fork)
+        if len(forks) > 1:
+            sequence.num_pending_forks = 0
+            self._by_request[sequence.request_id].extend(forks[1:])
+            self._running.extend(forks[1:])
+            self._running.sort(key=lambda seq: seq.order)
+        return forks
+
+    def _append(
+        self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None
+    ) -> TokenDelta:
+        is_first = not sequence.output_token_ids
+        if is_first and sequence.index == 0:
+            self.num_prompt_tokens += sequence.num_prompt_tokens
+            self.num_cached_tokens += sequence.num_cached_tokens
+        self.num_generated_tokens += 1
+        sequence.output_token_ids.append(token_id)
+        if logprobs is not None:
+            sequence.cumulative_logprob += logprobs.logprob
+        reason, stop_token_id = self._finish_reason(sequence, token_id)
+        delta = TokenDelta(
+            request_id=sequence.request_id,
+            index=sequence.index,
+            token_ids=[token_id],
+            finish_reason=reason,
+            stop_token_id=stop_token_id,
+            logprobs=None if logprobs is None else [logprobs],
+            num_cached_tokens=sequence.num_cached_tokens,
+            prompt_logprobs=sequence.take_prompt_logprobs() if is_first else None,
+        )
+        if reason is not None:
+            self._retire(sequence)
+        return delta
+
+    def _finish_reason(
+        self, sequence: Sequence, token_id: int
+    ) -> tuple[FinishReason | None, int | None]:
+        """Why the sequence ends with this token, and the stop token that did it."""
+        params = sequence.params
+        is_eos = token_id in self._eos_token_ids and not params.ignore_eos
+        if is_eos or token_id in params.stop_token_ids:
+            return FinishReason.STOP, token_id
+        num_output = len(sequence.output_token_ids)
+        is_long = params.max_tokens is not None and num_output >= params.max_tokens
+        if is_long or sequence.num_tokens >= self._limits.max_model_len:
+            return FinishReason.LENGTH, None
+        return None, None
+
+    def _retire(self, sequence: Sequence) -> None:
+        """Take a finished sequence out of the running set and of its request."""
+        self._running.remove(sequence)
+        self._finish(sequence)
+        group = self._by_request[sequence.request_id]
+        group.remove(sequence)
+        if not group:
+            del self._by_request[sequence.request_id]
+
+    def _finish(self, sequence: Sequence) -> None:
+        self._blocks.release(sequence.block_table)
+        sequence.status = SequenceStatus.FINISHED

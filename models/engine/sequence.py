@@ -1,0 +1,145 @@
+"""The engine's mutable state of one generation. Knows tokens and counts, not tensors or blocks."""
+
+import hashlib
+from array import array
+from enum import StrEnum
+
+from cluster.types import Request, SamplingParams, TokenLogprobs
+
+
+class SequenceStatus(StrEnum):
+    WAITING = "waiting"  # owns no blocks
+    RUNNING = "running"
+    FINISHED = "finished"  # owns no blocks
+
+
+class Sequence:
+    """One of a request's n continuations of its prompt.
+
+    The prompt's list is shared between forks and never changed. A sequence whose request wants
+    n > 1 runs alone until its prompt is computed and then forks (`num_pending_forks`).
+    """
+
+    __slots__ = (
+        "_block_hashes",
+        "arrival",
+        "block_table",
+        "cumulative_logprob",
+        "index",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_pending_forks",
+        "num_published_blocks",
+        "output_token_ids",
+        "params",
+        "priority",
+        "prompt_logprobs",
+        "prompt_token_ids",
+        "request",
+        "seed",
+        "status",
+    )
+
+    def __init__(self, request: Request, *, arrival: int, seed: int) -> None:
+        self.request = request
+        self.params: SamplingParams = request.sampling_params
+        self.priority = request.priority
+        self.arrival = arrival
+        self.index = 0
+        self.seed = seed
+        self.prompt_token_ids = request.prompt_token_ids
+        self.output_token_ids: list[int] = []
+        self.status = SequenceStatus.WAITING
+        self.block_table: list[int] = []
+        self.num_computed_tokens = 0
+        self.num_cached_tokens = 0
+        self.num_published_blocks = 0  # leading blocks offered for prefix reuse
+        self.num_pending_forks = request.sampling_params.n - 1
+        self.cumulative_logprob = 0.0
+        self.prompt_logprobs: list[TokenLogprobs] = []  # until the first delta takes them
+        self._block_hashes: list[bytes] = []
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Smaller is served earlier and preempted later."""
+        return (self.priority, self.arrival, self.index)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_slots(self) -> int:
+        """Running sequences that this one is or will become."""
+        return 1 + self.num_pending_forks
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether every prompt position has to be computed for its logits."""
+        return self.params.prompt_logprobs is not None and not self.output_token_ids
+
+    def take_prompt_logprobs(self) -> list[TokenLogprobs] | None:
+        """The prompt's logprobs, if asked for; they leave with the request's first delta."""
+        if self.params.prompt_logprobs is None or self.index > 0:
+            return None
+        taken, self.prompt_logprobs = self.prompt_logprobs, []
+        return taken
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Tokens start … stop-1, counted over prompt and output."""
+        num_prompt = len(self.prompt_token_ids)
+        if start >= num_prompt:
+            return self.output_token_ids[start - num_prompt : stop - num_prompt]
+        if stop <= num_prompt:
+            return self.prompt_token_ids[start:stop]
+        return self.prompt_token_ids[start:] + self.output_token_ids[: stop - num_prompt]
+
+    def block_hashes(self, num_blocks: int, block_size: int) -> list[bytes]:
+        """Chained hashes of the first `num_blocks` blocks; all their tokens must be known.
+
+        A hash stands for its block's tokens and everything before them, under the request's
+        cache salt, so equal hashes mean equal KV.
+        """
+        hashes = self._block_hashes
+        while len(hashes) < num_blocks:
+            start = len(hashes) * block_size
+            parent = hashes[-1] if hashes else self.request.cache_salt.encode()
+            content = array("q", self.tokens(start, start + block_size)).tobytes()
+            hashes.append(hashlib.blake2b(content, key=_key(parent), digest_size=16).digest())
+        return hashes[:num_blocks]
+
+    def fork(self, index: int) -> "Sequence":
+        """A copy that goes its own way from here. Its caller takes references on the blocks."""
+        other = Sequence(self.request, arrival=self.arrival, seed=derive_seed(self.seed, index))
+        other.index = index
+        other.output_token_ids = list(self.output_token_ids)
+        other.status = self.status
+        other.block_table = list(self.block_table)
+        other.num_computed_tokens = self.num_computed_tokens
+        other.num_cached_tokens = self.num_cached_tokens
+        other.num_published_blocks = self.num_published_blocks
+        other.num_pending_forks = 0
+        other.cumulative_logprob = self.cumulative_logprob
+        other._block_hashes = list(self._block_hashes)
+        return other
+
+
+def derive_seed(seed: int, index: int) -> int:
+    """The seed of continuation `index` of a request with `seed`: its own for index 0."""
+    if index == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _key(parent: bytes) -> bytes:
+    """BLAKE2 takes keys of at most 64 bytes; a longer salt is hashed first."""
+    return parent if len(parent) <= 64 else hashlib.blake2b(parent, digest_size=32).digest()
