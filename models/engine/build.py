@@ -1,0 +1,33 @@
+"""From a model's configuration to its engine: the real runner, or the synthetic one."""
+
+from pathlib import Path
+
+from cluster.config import ModelConfig
+from models.checkpoint import read_decoder_config
+from models.engine.engine import Engine
+from models.engine.model_runner import ModelRunner
+from models.engine.runner import Runner
+from models.engine.synthetic_runner import SyntheticRunner
+
+
+def build_engine(config: ModelConfig, checkpoint_dir: Path) -> Engine:
+    """Load a checkpoint and size its KV cache.
+
+    Raises:
+        ValueError: in one readable message, the file and what is wrong with it, or what does not
+            fit and both numbers.
+    """
+    return Engine(_build_runner(config, checkpoint_dir), config.engine)
+
+
+def _build_runner(config: ModelConfig, checkpoint_dir: Path) -> Runner:
+    engine = config.engine
+    if engine.synthetic_step_ms is None:
+        return ModelRunner(checkpoint_dir, engine, dtype=config.dtype, device=config.device)
+    decoder = read_decoder_config(checkpoint_dir)
+    return SyntheticRunner(
+        step_ms=engine.synthetic_step_ms,
+        vocab_size=decoder.vocab_size,
+        max_model_len=engine.max_model_len or decoder.max_position_embeddings,
+        block_size=engine.block_size,
+    )

@@ -1,0 +1,115 @@
+"""The engine without a server: prompts in, texts out, in this process.
+
+    from models.llm import LLM
+    llm = LLM("path/to/checkpoint")
+    for output in llm.generate(["The capital of France is"], SamplingParams(max_tokens=8)):
+        print(output.continuations[0].text)
+"""
+
+import itertools
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.config import EngineConfig
+from cluster.types import FinishReason, Request, SamplingParams, TokenDelta, TokenLogprobs
+from models.engine.engine import Engine
+from models.engine.model_runner import ModelRunner
+from models.tokenizer import Tokenizer
+
+
+@dataclass(slots=True, kw_only=True)
+class Continuation:
+    """One of the n continuations of a prompt. `text` leaves out special tokens."""
+
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprobs] | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class PromptOutput:
+    """What became of one prompt; `continuations` has n items."""
+
+    prompt_token_ids: list[int]
+    continuations: list[Continuation]
+    num_cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs] | None = None
+
+
+class LLM:
+    """A checkpoint, loaded. Prompts are texts or lists of token ids.
+
+    Raises:
+        ValueError: the checkpoint cannot be loaded, or the limits do not fit.
+    """
+
+    def __init__(
+        self,
+        checkpoint_dir: str | Path,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        engine_config: EngineConfig | None = None,
+    ) -> None:
+        config = engine_config or EngineConfig()
+        folder = Path(checkpoint_dir)
+        self.tokenizer = Tokenizer.from_folder(folder)
+        self.engine = Engine(ModelRunner(folder, config, dtype=dtype, device=device), config)
+        self._request_numbers = itertools.count()
+
+    def generate(
+        self,
+        prompts: AbstractSequence[str | AbstractSequence[int]],
+        params: SamplingParams | AbstractSequence[SamplingParams],
+    ) -> list[PromptOutput]:
+        """Complete every prompt, all in one batch; `params` is one for all, or one for each.
+
+        Raises:
+            ServingError: a prompt can never be served; nothing is generated then.
+        """
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise ValueError(f"{len(each)} sampling params for {len(prompts)} prompts")
+        requests = [self._request(p, s) for p, s in zip(prompts, each, strict=True)]
+        for request in requests:
+            self.engine.check_request(request)
+        outputs = {request.request_id: _empty_output(request) for request in requests}
+        for request in requests:
+            self.engine.add_request(request)
+        while self.engine.has_unfinished:
+            for delta in self.engine.step():
+                _record(outputs[delta.request_id], delta)
+        for output in outputs.values():
+            for continuation in output.continuations:
+                continuation.text = self.tokenizer.decode(continuation.token_ids)
+        return list(outputs.values())
+
+    def _request(
+        self, prompt: str | AbstractSequence[int], sampling_params: SamplingParams
+    ) -> Request:
+        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        return Request(
+            request_id=f"offline-{next(self._request_numbers)}",
+            prompt_token_ids=token_ids,
+            sampling_params=sampling_params,
+        )
+
+
+def _empty_output(request: Request) -> PromptOutput:
+    return PromptOutput(
+        prompt_token_ids=request.prompt_token_ids,
+        continuations=[Continuation() for _ in range(request.sampling_params.n)],
+    )
+
+
+def _record(output: PromptOutput, delta: TokenDelta) -> None:
+    continuation = output.continuations[delta.index]
+    continuation.token_ids.extend(delta.token_ids)
+    continuation.finish_reason = delta.finish_reason
+    if delta.logprobs is not None:
+        continuation.logprobs = (continuation.logprobs or []) + delta.logprobs
+    if delta.prompt_logprobs is not None:
+        output.prompt_logprobs = delta.prompt_logprobs
+    output.num_cached_tokens = delta.num_cached_tokens

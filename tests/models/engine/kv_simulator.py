@@ -1,0 +1,87 @@
+"""A runner that can be predicted by hand, and that notices when blocks are mixed up.
+
+It keeps, for every slot of the KV cache, the token and position that were written there. Before it
+chooses a token it reads the sequence's whole context back through its block table, and refuses to
+go on when a slot does not hold what the sequence's own tokens say.
+"""
+
+from collections.abc import Sequence as AbstractSequence
+
+from models.engine.step_inputs import StepInputs, StepOutputs
+
+VOCAB_SIZE = 97
+
+
+def next_token(context: AbstractSequence[int], fork_seed: int = 0) -> int:
+    """The token after a context: a function of all of it."""
+    value = fork_seed % 89
+    for position, token in enumerate(context):
+        value = (value * 31 + token * 7 + position) % 7919
+    return value % VOCAB_SIZE
+
+
+class KVSimulator:
+    """Satisfies `Runner`."""
+
+    def __init__(self, *, num_blocks: int, block_size: int, max_model_len: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.max_model_len = max_model_len
+        self.vocab_size = VOCAB_SIZE
+        self.eos_token_ids: frozenset[int] = frozenset({13})
+        self.default_max_num_batched_tokens = 512
+        self.uses_seed = False
+        self._slots: list[tuple[int, int] | None] = [None] * (num_blocks * block_size)
+        self.num_computed_tokens = 0
+
+    def describe(self) -> str:
+        return "a simulated KV cache"
+
+    def execute(self, inputs: StepInputs) -> StepOutputs:
+        self._copy_blocks(inputs.block_copies)
+        self._write(inputs)
+        contexts = self._read_back(inputs)
+        self.num_computed_tokens += len(inputs.token_ids)
+        token_ids = []
+        for row in inputs.sampling_rows:
+            context = contexts[row.logit_index]
+            assert context == [*row.prompt_token_ids, *row.output_token_ids]
+            token = next_token(context, row.seed if self.uses_seed else 0)
+            while token in row.forbidden_token_ids:
+                token = (token + 1) % VOCAB_SIZE
+            token_ids.append(token)
+        return StepOutputs(
+            token_ids=token_ids, logprobs=[None] * len(token_ids), prompt_logprobs=[]
+        )
+
+    def _copy_blocks(self, copies: list[tuple[int, int]]) -> None:
+        size = self.block_size
+        sources = [self._slots[src * size : (src + 1) * size] for src, _ in copies]
+        for (_, dst), content in zip(copies, sources, strict=True):
+            self._slots[dst * size : (dst + 1) * size] = content
+
+    def _write(self, inputs: StepInputs) -> None:
+        assert len(set(inputs.slot_mapping)) == len(inputs.slot_mapping), "two writers of a slot"
+        for token, position, slot in zip(
+            inputs.token_ids, inputs.positions, inputs.slot_mapping, strict=True
+        ):
+            self._slots[slot] = (token, position)
+
+    def _read_back(self, inputs: StepInputs) -> dict[int, list[int]]:
+        """For the last query token of each sequence: its context as the blocks hold it."""
+        contexts = {}
+        end = 0
+        for query_len, context_len, table in zip(
+            inputs.query_lens, inputs.context_lens, inputs.block_tables, strict=True
+        ):
+            end += query_len
+            context = []
+            for position in range(context_len):
+                block = table[position // self.block_size]
+                entry = self._slots[block * self.block_size + position % self.block_size]
+                assert entry is not None, "attends to a slot that was never written"
+                assert entry[1] == position, "attends to another position's KV"
+                context.append(entry[0])
+            assert context[context_len - query_len :] == inputs.token_ids[end - query_len : end]
+            contexts[end - 1] = context
+        return contexts

@@ -1,0 +1,131 @@
+"""Streams of the asyncio face: their order, their end, and what happens when something breaks."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from cluster.config import EngineConfig
+from cluster.errors import (
+    BadRequestError,
+    InternalError,
+    ServiceUnavailableError,
+    ServingError,
+)
+from cluster.types import Request, SamplingParams, TokenDelta
+from models.engine.async_engine import AsyncEngine
+from models.engine.engine import Engine
+from models.engine.step_inputs import StepInputs, StepOutputs
+from tests.models.engine.kv_simulator import KVSimulator, next_token
+
+
+class BreakableRunner(KVSimulator):
+    """Fails when it meets the token 96."""
+
+    def execute(self, inputs: StepInputs) -> StepOutputs:
+        if 96 in inputs.token_ids:
+            raise RuntimeError("the device is gone")
+        return super().execute(inputs)
+
+
+def request(request_id: str, *, prompt: list[int] | None = None, **params: object) -> Request:
+    params = {"max_tokens": 8, "ignore_eos": True, **params}
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=prompt or [1, 2, 3],
+        sampling_params=SamplingParams(**params),  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[AsyncEngine]:
+    runner = BreakableRunner(num_blocks=64, block_size=4, max_model_len=128)
+    engine = AsyncEngine(Engine(runner, EngineConfig(max_num_seqs=8)), max_num_queued_requests=3)
+    engine.start()
+    yield engine
+    await engine.stop()
+
+
+async def until_idle(engine: AsyncEngine) -> None:
+    while engine.stats().num_free_blocks != 64 or engine.stats().num_requests_running:
+        await asyncio.sleep(0.005)
+
+
+async def test_generate_yields_every_token_in_order(engine: AsyncEngine) -> None:
+    deltas = [delta async for delta in engine.generate(request("r"))]
+    tokens = [token for delta in deltas for token in delta.token_ids]
+    expected: list[int] = []
+    for _ in range(8):
+        expected.append(next_token([1, 2, 3, *expected]))
+    assert tokens == expected
+    assert [d.finish_reason for d in deltas].count(None) == 7
+
+
+async def test_closing_the_iterator_frees_the_blocks(engine: AsyncEngine) -> None:
+    stream = engine.generate(request("r", max_tokens=None, prompt=list(range(40))))
+    await anext(stream)
+    await stream.aclose()
+    assert engine.num_open_requests == 0
+    await asyncio.wait_for(until_idle(engine), 5)
+
+
+async def test_many_streams_at_once_each_get_their_own_tokens(engine: AsyncEngine) -> None:
+    async def collect(k: int) -> list[int]:
+        stream = engine.generate(request(str(k), prompt=[k, k], max_tokens=5, n=2))
+        return [t async for delta in stream for t in delta.token_ids if delta.index == 1]
+
+    for k, tokens in enumerate(await asyncio.gather(*(collect(k) for k in range(3)))):
+        assert tokens[0] == next_token([k, k])
+        assert len(tokens) == 5
+
+
+async def test_listeners_run_once_after_the_deltas_of_a_step(engine: AsyncEngine) -> None:
+    events: list[str] = []
+    done = asyncio.Event()
+
+    def on_delta(delta: TokenDelta | ServingError) -> None:
+        assert isinstance(delta, TokenDelta)
+        events.append("delta")
+        if delta.finish_reason is not None:
+            done.set()
+
+    engine.add_step_listener(lambda: events.append("step"))
+    engine.submit(request("r", n=3, max_tokens=2), on_delta)
+    await asyncio.wait_for(done.wait(), 5)
+    await asyncio.sleep(0)
+    assert events[:4] == ["delta", "delta", "delta", "step"]
+
+
+async def test_a_full_queue_refuses_with_a_time_to_come_back(engine: AsyncEngine) -> None:
+    for k in range(3):
+        engine.submit(request(str(k)), lambda delta: None)
+    with pytest.raises(ServiceUnavailableError, match="3 requests are waiting") as caught:
+        engine.submit(request("late"), lambda delta: None)
+    assert caught.value.retry_after_s
+
+
+async def test_a_request_that_cannot_be_served_is_refused_at_once(engine: AsyncEngine) -> None:
+    with pytest.raises(BadRequestError, match="context of 128"):
+        await anext(engine.generate(request("r", prompt=[1] * 500)))
+    engine.submit(request("twice"), lambda delta: None)
+    with pytest.raises(BadRequestError, match="in use"):
+        engine.submit(request("twice"), lambda delta: None)
+
+
+async def test_a_failing_step_ends_every_stream_and_refuses_new_ones(engine: AsyncEngine) -> None:
+    waiting = asyncio.ensure_future(anext(engine.generate(request("broken", prompt=[96]))))
+    with pytest.raises(InternalError):
+        await asyncio.wait_for(waiting, 5)
+    with pytest.raises(RuntimeError):
+        engine.check_health()
+    with pytest.raises(ServiceUnavailableError):
+        engine.submit(request("next"), lambda delta: None)
+
+
+async def test_stopping_tells_those_who_wait(engine: AsyncEngine) -> None:
+    stream = engine.generate(request("r", max_tokens=None, prompt=[5] * 60))
+    await anext(stream)
+    await engine.stop()
+    with pytest.raises(ServiceUnavailableError):
+        async for _ in stream:
+            pass

@@ -1,0 +1,294 @@
+"""The scheduler and the block manager under a runner that checks every read of the KV cache."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.models.engine.kv_simulator import KVSimulator, next_token
+
+from cluster.config import EngineConfig
+from cluster.types import FinishReason, Request, SamplingParams
+from models.engine.engine import Engine
+from models.engine.sequence import derive_seed
+
+
+def make_engine(
+    *,
+    num_blocks: int = 64,
+    block_size: int = 4,
+    max_model_len: int = 128,
+    max_num_seqs: int = 8,
+    budget: int = 16,
+    prefix_caching: bool = True,
+) -> tuple[Engine, KVSimulator]:
+    runner = KVSimulator(
+        num_blocks=num_blocks, block_size=block_size, max_model_len=max_model_len
+    )
+    config = EngineConfig(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=budget,
+        enable_prefix_caching=prefix_caching,
+    )
+    return Engine(runner, config), runner
+
+
+def make_request(
+    request_id: str, prompt: list[int], *, priority: int = 0, salt: str = "", **params: object
+) -> Request:
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=prompt,
+        sampling_params=SamplingParams(**params),  # type: ignore[arg-type]
+        priority=priority,
+        cache_salt=salt,
+    )
+
+
+def run(engine: Engine) -> dict[tuple[str, int], list[int]]:
+    """Step until nothing is left; the books are checked after every step."""
+    outputs: dict[tuple[str, int], list[int]] = {}
+    for _ in range(10_000):
+        if not engine.has_unfinished:
+            return outputs
+        for delta in engine.step():
+            outputs.setdefault((delta.request_id, delta.index), []).extend(delta.token_ids)
+        engine.check()
+    raise AssertionError("the engine does not finish")
+
+
+def expected_output(prompt: list[int], max_tokens: int, *, limit: int = 128) -> list[int]:
+    output: list[int] = []
+    while len(output) < max_tokens and len(prompt) + len(output) < limit:
+        output.append(next_token(prompt + output))
+        if output[-1] == 13:
+            break
+    return output
+
+
+def test_output_depends_only_on_the_request() -> None:
+    engine, _ = make_engine()
+    prompts = [list(range(k, k + 3 + 5 * k)) for k in range(6)]
+    for k, prompt in enumerate(prompts):
+        engine.add_request(make_request(str(k), prompt, max_tokens=20))
+    outputs = run(engine)
+    for k, prompt in enumerate(prompts):
+        assert outputs[(str(k), 0)] == expected_output(prompt, 20)
+
+
+def test_a_long_prompt_does_not_stall_a_running_sequence() -> None:
+    engine, _ = make_engine(budget=8)
+    engine.add_request(make_request("short", [1, 2, 3], max_tokens=12, ignore_eos=True))
+    engine.step()
+    engine.add_request(make_request("long", list(range(60)), max_tokens=1))
+    for _ in range(8):
+        deltas = engine.step()
+        assert "short" in {delta.request_id for delta in deltas}
+
+
+def test_a_second_request_reuses_the_blocks_of_a_shared_prefix() -> None:
+    engine, runner = make_engine()
+    prefix = list(range(40))
+    engine.add_request(make_request("first", [*prefix, 50], max_tokens=2, ignore_eos=True))
+    run(engine)
+    before = runner.num_computed_tokens
+    engine.add_request(make_request("second", [*prefix, 51], max_tokens=1))
+    (delta,) = [d for _ in range(3) for d in engine.step()]
+    assert delta.num_cached_tokens == 40
+    assert runner.num_computed_tokens - before == 1
+
+
+def test_requests_that_arrive_together_share_their_prefix_in_the_same_step() -> None:
+    engine, runner = make_engine(budget=64)
+    prefix = list(range(32))
+    for k in range(4):
+        engine.add_request(make_request(str(k), [*prefix, 60 + k], max_tokens=1))
+    outputs = run(engine)
+    assert runner.num_computed_tokens == 33 + 3
+    assert outputs[("3", 0)] == expected_output([*prefix, 63], 1)
+
+
+def test_prefixes_are_not_shared_across_salts() -> None:
+    engine, runner = make_engine(budget=64)
+    for salt in ("a", "b"):
+        engine.add_request(make_request(salt, list(range(33)), salt=salt, max_tokens=1))
+        run(engine)
+    assert runner.num_computed_tokens == 66
+
+
+def test_forks_share_the_prompt_and_then_go_their_own_ways() -> None:
+    engine, runner = make_engine(budget=64)
+    runner.uses_seed = True
+    prompt = list(range(30))
+    engine.add_request(
+        make_request("r", prompt, n=4, seed=5, max_tokens=6, ignore_eos=True, temperature=1.0)
+    )
+    outputs = run(engine)
+    assert runner.num_computed_tokens == 30 + 4 * 5
+    for index in range(4):
+        expected: list[int] = []
+        for _ in range(6):
+            expected.append(next_token(prompt + expected, derive_seed(5, index)))
+        assert outputs[("r", index)] == expected
+
+
+def test_preemption_recomputes_and_changes_nothing() -> None:
+    engine, _ = make_engine(num_blocks=32, max_model_len=128, budget=16)
+    prompts = [[k + 1] * 20 for k in range(6)]
+    for k, prompt in enumerate(prompts):
+        engine.add_request(make_request(str(k), prompt, max_tokens=40, ignore_eos=True))
+    outputs = run(engine)
+    assert engine.stats().preemptions_total > 0
+    for k, prompt in enumerate(prompts):
+        expected: list[int] = []
+        for _ in range(40):
+            expected.append(next_token(prompt + expected))
+        assert outputs[(str(k), 0)] == expected
+
+
+def test_a_more_important_request_takes_the_blocks_of_a_lesser_one_within_one_step() -> None:
+    engine, _ = make_engine(num_blocks=32, max_num_seqs=4, budget=128)
+    for k in range(4):
+        engine.add_request(
+            make_request(f"batch-{k}", [k] * 30, priority=100, max_tokens=60, ignore_eos=True)
+        )
+    engine.step()
+    engine.add_request(make_request("online", [9] * 40, max_tokens=4, ignore_eos=True))
+    first = engine.step()
+    assert "online" in {delta.request_id for delta in first}
+    assert engine.stats().preemptions_total >= 1
+    assert len(run(engine)[("batch-3", 0)]) > 0
+
+
+def test_the_context_limit_ends_a_sequence_with_length() -> None:
+    engine, _ = make_engine(max_model_len=16, num_blocks=8)
+    engine.add_request(make_request("r", [1, 2, 3], ignore_eos=True))
+    deltas = []
+    while engine.has_unfinished:
+        deltas += engine.step()
+    assert deltas[-1].finish_reason is FinishReason.LENGTH
+    assert len(deltas) == 13
+
+
+def test_min_tokens_forbids_stop_tokens_and_stop_token_ids_end_a_sequence() -> None:
+    prompt = [3, 1, 4]
+    free = expected_output(prompt, 30)
+    stop = free[4]
+    engine, _ = make_engine()
+    engine.add_request(make_request("r", prompt, stop_token_ids=(stop,), max_tokens=30))
+    first_stop = free.index(stop)
+    assert run(engine)[("r", 0)] == free[: first_stop + 1]
+    engine.add_request(
+        make_request("s", prompt, stop_token_ids=(stop,), min_tokens=12, max_tokens=30)
+    )
+    output = run(engine)[("s", 0)]
+    assert len(output) >= 12
+    assert stop not in output[:12]
+
+
+def test_aborting_frees_every_block_at_any_moment() -> None:
+    engine, _ = make_engine(budget=8)
+    for moment in range(12):
+        engine.add_request(make_request("r", list(range(30)), n=3, max_tokens=5, ignore_eos=True))
+        for _ in range(moment):
+            engine.step()
+        engine.abort_request("r")
+        engine.check()
+        assert engine.stats().num_free_blocks == 64
+        assert not engine.has_unfinished
+
+
+def test_requests_that_can_never_be_served_are_refused_with_both_numbers() -> None:
+    engine, _ = make_engine(max_model_len=16, num_blocks=8)
+    with pytest.raises(Exception, match=r"20 tokens.*16 tokens.*at most 15"):
+        engine.add_request(make_request("long", [1] * 20))
+    with pytest.raises(Exception, match=r"0 to 96"):
+        engine.add_request(make_request("strange", [1, 97]))
+    with pytest.raises(Exception, match=r"at least one token"):
+        engine.add_request(make_request("empty", []))
+    with pytest.raises(Exception, match=r"n is 9.*at most 8"):
+        engine.add_request(make_request("many", [1], n=9))
+    assert not engine.has_unfinished
+
+
+prompts_with_common_beginnings = st.builds(
+    lambda shared, own: list(range(shared)) + own,
+    st.integers(0, 24),
+    st.lists(st.integers(0, 96), min_size=1, max_size=20),
+)
+operations = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("add"),
+            prompts_with_common_beginnings,
+            st.integers(1, 4),  # n
+            st.integers(1, 24),  # max_tokens
+            st.sampled_from([0, 0, 100]),  # priority
+        ),
+        st.tuples(st.just("step"), st.integers(1, 6)),
+        st.tuples(st.just("abort"), st.integers(0, 30)),
+    ),
+    min_size=5,
+    max_size=40,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    operations,
+    st.sampled_from([1, 2, 4, 7]),  # block size
+    st.sampled_from([8, 11, 32]),  # budget
+    st.booleans(),
+    st.integers(0, 30),  # blocks beyond one sequence's
+)
+def test_random_operations_never_lose_mix_up_or_starve_anything(
+    script: list[tuple], block_size: int, budget: int, prefix_caching: bool, spare_blocks: int
+) -> None:
+    max_model_len = 56
+    engine, _ = make_engine(
+        num_blocks=-(-max_model_len // block_size) + spare_blocks,
+        block_size=block_size,
+        max_model_len=max_model_len,
+        max_num_seqs=8,
+        budget=budget,
+        prefix_caching=prefix_caching,
+    )
+    prompts: dict[str, tuple[list[int], int, int]] = {}
+    aborted: set[str] = set()
+    outputs: dict[tuple[str, int], list[int]] = {}
+    finished: set[tuple[str, int]] = set()
+
+    def step() -> None:
+        for delta in engine.step():
+            key = (delta.request_id, delta.index)
+            assert delta.request_id not in aborted
+            assert key not in finished
+            outputs.setdefault(key, []).extend(delta.token_ids)
+            if delta.finish_reason is not None:
+                finished.add(key)
+        engine.check()
+
+    for operation in script:
+        if operation[0] == "add":
+            _, prompt, n, max_tokens, priority = operation
+            request_id = str(len(prompts))
+            prompts[request_id] = (prompt, n, max_tokens)
+            engine.add_request(
+                make_request(request_id, prompt, n=n, max_tokens=max_tokens, priority=priority)
+            )
+        elif operation[0] == "step":
+            for _ in range(operation[1]):
+                step()
+        elif str(operation[1]) in prompts:
+            engine.abort_request(str(operation[1]))
+            aborted.add(str(operation[1]))
+            engine.check()
+    for _ in range(5_000):
+        if not engine.has_unfinished:
+            break
+        step()
+    assert not engine.has_unfinished
+    assert engine.stats().num_free_blocks == engine.stats().num_blocks
+    for request_id, (prompt, n, max_tokens) in prompts.items():
+        for index in range(n):
+            if request_id not in aborted:
+                expected = expected_output(prompt, max_tokens, limit=max_model_len)
+                assert outputs[(request_id, index)] == expected
