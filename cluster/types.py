@@ -19,6 +19,7 @@ class FinishReason(StrEnum):
     STOP = "stop"  # an end-of-sequence or stop token
     LENGTH = "length"  # max_tokens or the context limit
     ABORT = "abort"  # the client left, or the server gave up on it
+    ERROR = "error"  # the model gave no finite logits; the delta has no token
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from models.engine.block_manager import BlockCopy
-from models.engine.sequence import Sequence, derive_seed
+from models.engine.randomness import derive_seed
+from models.engine.sequence import Sequence
 from models.engine.step_inputs import PromptLogprobsRow, SamplingRow, StepInputs
 
 

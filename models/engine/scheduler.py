@@ -97,7 +97,7 @@ class Scheduler:
     def update(self, batch: Batch, outputs: StepOutputs) -> list[TokenDelta]:
         """Record a computed step: append tokens, fork, finish. Deltas in the batch's order."""
         deltas: list[TokenDelta] = []
-        tokens = iter(zip(outputs.token_ids, outputs.logprobs, strict=True))
+        tokens = enumerate(zip(outputs.token_ids, outputs.logprobs, strict=True))
         prompt_logprobs = iter(outputs.prompt_logprobs)
         for item in batch.scheduled:
             sequence = item.sequence
@@ -107,8 +107,11 @@ class Scheduler:
             sequence.num_computed_tokens += item.num_new_tokens
             if is_sampled:
                 for fork in self._forks(sequence):
-                    token_id, logprobs = next(tokens)
-                    deltas.append(self._append(fork, token_id, logprobs))
+                    row, (token_id, logprobs) = next(tokens)
+                    if row in outputs.failed_rows:
+                        deltas.append(self._fail(fork))
+                    else:
+                        deltas.append(self._append(fork, token_id, logprobs))
         return deltas
 
     def check(self) -> None:
@@ -301,6 +304,16 @@ class Scheduler:
         if reason is not None:
             self._retire(sequence)
         return delta
+
+    def _fail(self, sequence: Sequence) -> TokenDelta:
+        """End a sequence that the model has no next token for."""
+        self._retire(sequence)
+        return TokenDelta(
+            request_id=sequence.request_id,
+            index=sequence.index,
+            token_ids=[],
+            finish_reason=FinishReason.ERROR,
+        )
 
     def _finish_reason(
         self, sequence: Sequence, token_id: int

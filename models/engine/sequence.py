@@ -5,6 +5,7 @@ from array import array
 from enum import StrEnum
 
 from cluster.types import Request, SamplingParams, TokenLogprobs
+from models.engine.randomness import derive_seed
 
 
 class SequenceStatus(StrEnum):
@@ -130,14 +131,6 @@ class Sequence:
         other.cumulative_logprob = self.cumulative_logprob
         other._block_hashes = list(self._block_hashes)
         return other
-
-
-def derive_seed(seed: int, index: int) -> int:
-    """The seed of continuation `index` of a request with `seed`: its own for index 0."""
-    if index == 0:
-        return seed
-    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 def _key(parent: bytes) -> bytes:

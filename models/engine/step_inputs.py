@@ -55,3 +55,5 @@ class StepOutputs:
     token_ids: list[int]  # R
     logprobs: list[TokenLogprobs | None]  # R: None where the row asked for none
     prompt_logprobs: list[list[TokenLogprobs]]  # one list per PromptLogprobsRow
+    # Rows (0 … R-1) whose logits were not finite: they have no token, and their sequences end.
+    failed_rows: frozenset[int] = frozenset()

@@ -33,6 +33,7 @@ class KVSimulator:
         self.uses_seed = False
         self._slots: list[tuple[int, int] | None] = [None] * (num_blocks * block_size)
         self.num_computed_tokens = 0
+        self.failing_prompt: list[int] | None = None
 
     def describe(self) -> str:
         return "a simulated KV cache"
@@ -51,7 +52,14 @@ class KVSimulator:
                 token = (token + 1) % VOCAB_SIZE
             token_ids.append(token)
         return StepOutputs(
-            token_ids=token_ids, logprobs=[None] * len(token_ids), prompt_logprobs=[]
+            token_ids=token_ids,
+            logprobs=[None] * len(token_ids),
+            prompt_logprobs=[],
+            failed_rows=frozenset(
+                index
+                for index, row in enumerate(inputs.sampling_rows)
+                if row.prompt_token_ids == self.failing_prompt
+            ),
         )
 
     def _copy_blocks(self, copies: list[tuple[int, int]]) -> None:

@@ -8,7 +8,7 @@ from tests.models.engine.kv_simulator import KVSimulator, next_token
 from cluster.config import EngineConfig
 from cluster.types import FinishReason, Request, SamplingParams
 from models.engine.engine import Engine
-from models.engine.sequence import derive_seed
+from models.engine.randomness import derive_seed
 
 
 def make_engine(
@@ -20,9 +20,7 @@ def make_engine(
     budget: int = 16,
     prefix_caching: bool = True,
 ) -> tuple[Engine, KVSimulator]:
-    runner = KVSimulator(
-        num_blocks=num_blocks, block_size=block_size, max_model_len=max_model_len
-    )
+    runner = KVSimulator(num_blocks=num_blocks, block_size=block_size, max_model_len=max_model_len)
     config = EngineConfig(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
@@ -156,6 +154,20 @@ def test_a_more_important_request_takes_the_blocks_of_a_lesser_one_within_one_st
     assert "online" in {delta.request_id for delta in first}
     assert engine.stats().preemptions_total >= 1
     assert len(run(engine)[("batch-3", 0)]) > 0
+
+
+def test_a_row_without_finite_logits_ends_its_own_sequence_only() -> None:
+    engine, runner = make_engine()
+    runner.failing_prompt = [6, 6, 6]
+    engine.add_request(make_request("broken", [6, 6, 6], max_tokens=4, n=2))
+    engine.add_request(make_request("whole", [1, 2, 3], max_tokens=4, ignore_eos=True))
+    deltas = engine.step()
+    assert [(d.request_id, d.finish_reason) for d in deltas if d.request_id == "broken"] == [
+        ("broken", FinishReason.ERROR),
+        ("broken", FinishReason.ERROR),
+    ]
+    assert len(run(engine)[("whole", 0)]) == 3
+    assert engine.stats().num_free_blocks == 64
 
 
 def test_the_context_limit_ends_a_sequence_with_length() -> None:
