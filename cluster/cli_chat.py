@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import httpx
 import orjson
+import typer
 from rich.console import Console
 
 Message = dict[str, str]
@@ -213,12 +214,10 @@ def _read_question(console: Console) -> str | None:
 
 
 def _show(answer: Answer, console: Console) -> None:
-    output = Console(highlight=False)
     with closing(iter(answer)) as pieces:
         for piece in pieces:
-            output.out(_CONTROL_CHARACTERS.sub("", piece), end="")
-            output.file.flush()
-    output.out("")
+            typer.echo(_CONTROL_CHARACTERS.sub("", piece), nl=False)
+    typer.echo()
     console.print(answer.figures(), style="dim", highlight=False)
 
 

@@ -1,0 +1,163 @@
+"""The `shoal` command: reads arguments, prints results, turns errors into one line and exit 1.
+
+What the commands do is in `cli_chat`, `cli_logs`, `cli_status` and `cli_launch`.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cluster.cli_chat import ChatClient, ChatError, ChatOptions, ask_once, converse
+from cluster.cli_logs import LogFollower, find_logs, last_lines, log_name
+from cluster.cli_target import api_url, find_config, read_api_key
+from cluster.config import ConfigError, ShoalConfig, load_config, shoal_home
+
+app = typer.Typer(
+    name="shoal",
+    help="Run large language models on your own machines, behind an OpenAI-compatible API.",
+    epilog=(
+        "Keys, logs and data live in SHOAL_HOME (default ~/.shoal). "
+        "SHOAL_PORT overrides the port, SHOAL_API_KEY is the first API key."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a traceback must not print local variables: keys, prompts
+)
+config_app = typer.Typer(help="Look at a configuration file.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="The configuration; default: ./shoal.yaml, else SHOAL_HOME's, else the demo's.",
+    ),
+]
+
+
+class CommandError(Exception):
+    """A command cannot do what it was asked; the message is meant for a person."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point. Errors that a person can act on are one line each and exit status 1."""
+    try:
+        app(args=arguments)
+    except (ChatError, CommandError, ConfigError) as error:
+        for line in str(error).splitlines():
+            _errors().print(f"error: {line}", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)
+
+
+@app.command()
+def chat(
+    *,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A model of the cluster.")
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="A system message.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 for the likeliest answer.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The longest answer, in tokens.")] = None,
+    once: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Ask this, print the answer and leave.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Another cluster's API, like http://gpu-box:8000.")
+    ] = None,
+) -> None:
+    """Chat in the terminal; answers arrive as they are made.
+
+    The key is SHOAL_API_KEY, else the one that `shoal up` made. Ctrl-C stops an answer.
+    With --once the answer goes to standard output and its speed to standard error.
+    """
+    options = ChatOptions(
+        model=model, system=system, temperature=temperature, max_tokens=max_tokens
+    )
+    address = (url or api_url(load_config(find_config(None)))).rstrip("/")
+    with ChatClient(address, api_key=read_api_key()) as client:
+        if once is None:
+            converse(client, options=options, console=Console())
+        else:
+            ask_once(client, once, options=options, console=_errors())
+
+
+@app.command()
+def logs(
+    component: Annotated[
+        str | None, typer.Argument(help="Only logs whose name contains this.")
+    ] = None,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines.")] = False,
+    num_lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, help="So many last lines of each log.")
+    ] = 50,
+) -> None:
+    """Show the logs of the cluster on this machine, from SHOAL_HOME/logs."""
+    logs_dir = shoal_home() / "logs"
+    follower = LogFollower(logs_dir=logs_dir, component=component)
+    found = find_logs(logs_dir, component=component)
+    if not found and not follow:
+        names = ", ".join(log_name(path, logs_dir) for path in find_logs(logs_dir)) or "none"
+        raise CommandError(f"no such log in {logs_dir}; there are: {names}")
+    for path in found:
+        for line in last_lines(path, num_lines):
+            _print_log_line(log_name(path, logs_dir), line)
+    if follow:
+        try:
+            for name, line in follower.follow():
+                _print_log_line(name, line)
+        except KeyboardInterrupt:
+            return
+
+
+@config_app.command("check")
+def config_check(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Default: the one `shoal up` takes.")
+    ] = None,
+) -> None:
+    """Check a configuration: OK and a summary, or one line per problem and exit status 1."""
+    path = find_config(file)
+    _print_summary(path, load_config(path))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"shoal {distribution_version('shoal')}")
+
+
+def _errors() -> Console:
+    return Console(stderr=True)
+
+
+def _print_log_line(name: str, line: str) -> None:
+    typer.echo(f"{name} | {line}")
+
+
+def _print_summary(path: Path, config: ShoalConfig) -> None:
+    console = Console(highlight=False)
+    console.print(f"[green]OK[/] {path}", soft_wrap=True)
+    table = Table("model", "source", "dtype", "device", "replicas", "context", box=None)
+    for model in config.models:
+        is_default = model.name == config.default_model_name
+        context = model.engine.max_model_len
+        table.add_row(
+            model.name + (" (default)" if is_default else ""),
+            model.source,
+            model.dtype,
+            model.device,
+            str(model.num_replicas),
+            "the checkpoint's" if context is None else f"{context} tokens",
+        )
+    console.print(table)
+    auth = f"{len(config.auth.api_keys)} in this file" if config.auth.required else "not required"
+    console.print(f"API on {api_url(config)}, API keys: {auth}", soft_wrap=True)
