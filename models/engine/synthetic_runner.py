@@ -1,6 +1,7 @@
 """A runner that computes nothing, for measuring what surrounds the model.
 
-Every sequence's next token is its last one plus one, and a step takes a fixed time.
+Every sequence's next token is its last one plus one. Steps end at whole multiples of the step time
+on the monotonic clock, so that another process on the machine knows when a token was made.
 """
 
 import time
@@ -11,7 +12,7 @@ _NUM_BLOCKS = 65_536
 
 
 class SyntheticRunner:
-    """Satisfies `Runner`. Steps end on a fixed beat, so that the pace does not drift."""
+    """Satisfies `Runner`."""
 
     def __init__(
         self, *, step_ms: float, vocab_size: int, max_model_len: int, block_size: int
@@ -23,7 +24,7 @@ class SyntheticRunner:
         self.eos_token_ids: frozenset[int] = frozenset()
         self.default_max_num_batched_tokens = 65_536
         self._step_s = step_ms / 1000
-        self._next_beat_s = time.perf_counter()
+        self._last_beat = 0
 
     def describe(self) -> str:
         return f"synthetic steps of {self._step_s * 1000:g} ms, no model is computed"
@@ -39,7 +40,10 @@ class SyntheticRunner:
         )
 
     def _wait_for_beat(self) -> None:
-        now_s = time.perf_counter()
-        self._next_beat_s = max(self._next_beat_s + self._step_s, now_s)
-        if self._next_beat_s > now_s:
-            time.sleep(self._next_beat_s - now_s)
+        """Until the next multiple of the step time; at once when the last one was missed."""
+        if self._step_s == 0:
+            return
+        now_s = time.monotonic()
+        beat = max(self._last_beat + 1, int(now_s / self._step_s))
+        self._last_beat = beat
+        time.sleep(max(0.0, beat * self._step_s - now_s))

@@ -3,12 +3,12 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.models.engine.kv_simulator import KVSimulator, next_token
 
 from cluster.config import EngineConfig
 from cluster.types import FinishReason, Request, SamplingParams
 from models.engine.engine import Engine
 from models.engine.randomness import derive_seed
+from tests.models.engine.kv_simulator import KVSimulator, next_token
 
 
 def make_engine(
@@ -243,6 +243,51 @@ operations = st.lists(
 )
 
 
+class Script:
+    """Carries out random operations and remembers what has to come of them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.requests: dict[str, tuple[list[int], int, int]] = {}
+        self.aborted: set[str] = set()
+        self.outputs: dict[tuple[str, int], list[int]] = {}
+        self.finished: set[tuple[str, int]] = set()
+
+    def carry_out(self, operation: tuple) -> None:
+        match operation:
+            case ("add", prompt, n, max_tokens, priority):
+                request_id = str(len(self.requests))
+                self.requests[request_id] = (prompt, n, max_tokens)
+                self.engine.add_request(
+                    make_request(request_id, prompt, n=n, max_tokens=max_tokens, priority=priority)
+                )
+            case ("step", count):
+                for _ in range(count):
+                    self.step()
+            case ("abort", number):
+                if str(number) in self.requests:
+                    self.aborted.add(str(number))
+                self.engine.abort_request(str(number))
+                self.engine.check()
+
+    def step(self) -> None:
+        for delta in self.engine.step():
+            key = (delta.request_id, delta.index)
+            assert delta.request_id not in self.aborted
+            assert key not in self.finished
+            self.outputs.setdefault(key, []).extend(delta.token_ids)
+            if delta.finish_reason is not None:
+                self.finished.add(key)
+        self.engine.check()
+
+    def finish(self) -> None:
+        for _ in range(5_000):
+            if not self.engine.has_unfinished:
+                return
+            self.step()
+        raise AssertionError("a request starves")
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     operations,
@@ -252,55 +297,23 @@ operations = st.lists(
     st.integers(0, 30),  # blocks beyond one sequence's
 )
 def test_random_operations_never_lose_mix_up_or_starve_anything(
-    script: list[tuple], block_size: int, budget: int, prefix_caching: bool, spare_blocks: int
+    operations: list[tuple], block_size: int, budget: int, prefix_caching: bool, spare: int
 ) -> None:
-    max_model_len = 56
+    limit = 56
     engine, _ = make_engine(
-        num_blocks=-(-max_model_len // block_size) + spare_blocks,
+        num_blocks=-(-limit // block_size) + spare,
         block_size=block_size,
-        max_model_len=max_model_len,
-        max_num_seqs=8,
+        max_model_len=limit,
         budget=budget,
         prefix_caching=prefix_caching,
     )
-    prompts: dict[str, tuple[list[int], int, int]] = {}
-    aborted: set[str] = set()
-    outputs: dict[tuple[str, int], list[int]] = {}
-    finished: set[tuple[str, int]] = set()
-
-    def step() -> None:
-        for delta in engine.step():
-            key = (delta.request_id, delta.index)
-            assert delta.request_id not in aborted
-            assert key not in finished
-            outputs.setdefault(key, []).extend(delta.token_ids)
-            if delta.finish_reason is not None:
-                finished.add(key)
-        engine.check()
-
-    for operation in script:
-        if operation[0] == "add":
-            _, prompt, n, max_tokens, priority = operation
-            request_id = str(len(prompts))
-            prompts[request_id] = (prompt, n, max_tokens)
-            engine.add_request(
-                make_request(request_id, prompt, n=n, max_tokens=max_tokens, priority=priority)
-            )
-        elif operation[0] == "step":
-            for _ in range(operation[1]):
-                step()
-        elif str(operation[1]) in prompts:
-            engine.abort_request(str(operation[1]))
-            aborted.add(str(operation[1]))
-            engine.check()
-    for _ in range(5_000):
-        if not engine.has_unfinished:
-            break
-        step()
-    assert not engine.has_unfinished
+    script = Script(engine)
+    for operation in operations:
+        script.carry_out(operation)
+    script.finish()
     assert engine.stats().num_free_blocks == engine.stats().num_blocks
-    for request_id, (prompt, n, max_tokens) in prompts.items():
-        for index in range(n):
-            if request_id not in aborted:
-                expected = expected_output(prompt, max_tokens, limit=max_model_len)
-                assert outputs[(request_id, index)] == expected
+    for request_id, (prompt, n, max_tokens) in script.requests.items():
+        if request_id not in script.aborted:
+            expected = expected_output(prompt, max_tokens, limit=limit)
+            for index in range(n):
+                assert script.outputs[(request_id, index)] == expected
