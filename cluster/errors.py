@@ -139,5 +139,12 @@ class ServiceUnavailableError(ServingError):
     openai_type = "server_error"
 
 
+class ClientTooSlowError(ServingError):
+    """The client does not read its stream; more tokens wait for it than are kept."""
+
+    status, code, title = 408, "10008", "Request timeout"
+    openai_type = "invalid_request_error"
+
+
 class InternalError(ServingError):
     """A defect of ours; the detail says no more than the client needs."""

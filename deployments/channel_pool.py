@@ -1,0 +1,201 @@
+"""All replicas of one model, as the ingress sees them: one stream per request, whoever serves it.
+
+A request that has got no token yet moves silently to another replica when its own is lost; replicas
+that cannot be reached are left out for a moment, because Serve learns of a death seconds later.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+
+from cluster.errors import ServiceUnavailableError
+from cluster.types import Request, TokenDelta
+from deployments.channel_client import ReplicaConnection, ReplicaGoneError, connect
+from deployments.channel_wire import ChannelProtocolError, ReplicaStats
+from deployments.replica_endpoint import ReplicaEndpoint, ReplicaFacts, ReplicaPicker
+
+REPLICA_WAIT_S = 30.0  # how long a request waits for a replica that takes it
+UPKEEP_PERIOD_S = 1.0
+SILENCE_LIMIT_S = 15.0  # replicas report every second
+UNREACHABLE_PAUSE_S = 1.0  # before a replica is tried again
+_PICK_PAUSES_S = (0.0, 0.0, 0.005, 0.02, 0.05)  # the last one is repeated
+
+logger = logging.getLogger(__name__)
+
+
+class ChannelPool:
+    """Streams requests through the replicas that a picker offers."""
+
+    def __init__(
+        self,
+        picker: ReplicaPicker,
+        *,
+        model_name: str,
+        secret: bytes,
+        own_node_id: str,
+        max_buffered_tokens: int,
+        replica_wait_s: float = REPLICA_WAIT_S,
+    ) -> None:
+        self._picker = picker
+        self._model_name = model_name
+        self._secret = secret
+        self._own_node_id = own_node_id
+        self._max_buffered_tokens = max_buffered_tokens
+        self._replica_wait_s = replica_wait_s
+        self._connections: dict[str, ReplicaConnection] = {}
+        self._connecting: dict[str, asyncio.Task[ReplicaConnection]] = {}
+        self._unreachable_until_s: dict[str, float] = {}
+        self._upkeep: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Keep connections alive, and at least one of them open, from now on."""
+        self._upkeep = asyncio.create_task(self._keep_up(), name=f"pool {self._model_name}")
+
+    async def stop(self) -> None:
+        """Drop all connections; running streams end."""
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            await asyncio.gather(self._upkeep, return_exceptions=True)
+        for task in tuple(self._connecting.values()):
+            task.cancel()
+        for connection in tuple(self._connections.values()):
+            connection.give_up("the ingress stops")
+
+    def is_ready(self) -> bool:
+        """A replica is connected and takes requests."""
+        return any(connection.is_usable for connection in self._connections.values())
+
+    def stats(self) -> Mapping[str, ReplicaStats]:
+        """The newest load report of each connected replica, by replica id."""
+        return {
+            replica_id: connection.stats
+            for replica_id, connection in self._connections.items()
+            if not connection.is_lost
+        }
+
+    async def facts(self) -> ReplicaFacts:
+        """What the replicas say of the model; waits for the first of them."""
+        return (await self._picker.pick()).facts
+
+    async def generate(self, request: Request) -> AsyncIterator[TokenDelta]:
+        """Yield deltas until every sequence has finished. Closing the iterator aborts the request.
+
+        Raises:
+            ServiceUnavailableError: no replica took it in time, or its replica was lost midway.
+            ServingError: the replica refused or failed it, or the reader is too slow.
+        """
+        deadline_s = asyncio.get_running_loop().time() + self._replica_wait_s
+        has_begun = False
+        while True:
+            connection = await self._choose(deadline_s)
+            stream = connection.open(request, max_buffered_tokens=self._max_buffered_tokens)
+            try:
+                while deltas := await stream.next_deltas():
+                    for delta in deltas:
+                        has_begun = True
+                        yield delta
+                return
+            except ReplicaGoneError as error:
+                if has_begun:
+                    raise ServiceUnavailableError(
+                        f"A replica of {self._model_name} was lost while it was answering.",
+                        retry_after_s=UNREACHABLE_PAUSE_S,
+                    ) from error
+            finally:
+                stream.close()
+
+    async def _choose(self, deadline_s: float) -> ReplicaConnection:
+        """A usable connection: of two offers, the one with fewer streams of ours."""
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                connection = await self._pick_usable()
+                if sum(other.is_usable for other in self._connections.values()) > 1:
+                    other = await self._connection_to(await self._picker.pick())
+                    # Awaiting may have cost us the first one.
+                    candidates = [c for c in (connection, other) if c is not None and c.is_usable]
+                    if not candidates:
+                        return await self._pick_usable()
+                    connection = min(candidates, key=lambda candidate: candidate.num_streams)
+                return connection
+        except TimeoutError as error:
+            raise ServiceUnavailableError(
+                f"No replica of {self._model_name} took the request within"
+                f" {self._replica_wait_s:g} s.",
+                retry_after_s=UNREACHABLE_PAUSE_S,
+            ) from error
+
+    async def _pick_usable(self) -> ReplicaConnection:
+        num_failures = 0
+        while True:
+            connection = await self._connection_to(await self._picker.pick())
+            if connection is not None:
+                return connection
+            await asyncio.sleep(_PICK_PAUSES_S[min(num_failures, len(_PICK_PAUSES_S) - 1)])
+            num_failures += 1
+
+    async def _connection_to(self, endpoint: ReplicaEndpoint) -> ReplicaConnection | None:
+        """The connection to a replica, made if need be; None while it is not to be used."""
+        replica_id = endpoint.replica_id
+        connection = self._connections.get(replica_id)
+        if connection is not None and not connection.is_lost:
+            return connection if connection.is_usable else None
+        now_s = asyncio.get_running_loop().time()
+        if connection is not None:
+            self._drop_lost(replica_id)
+        if self._unreachable_until_s.get(replica_id, now_s) > now_s:
+            return None
+        connecting = self._connecting.get(replica_id)
+        if connecting is None:
+            connecting = asyncio.create_task(self._connect(endpoint))
+            self._connecting[replica_id] = connecting
+        try:
+            # One caller's cancellation must not cost the others their connection.
+            connection = await asyncio.shield(connecting)
+        except (OSError, TimeoutError, ChannelProtocolError, ReplicaGoneError):
+            return None  # logged by _connect
+        return connection if connection.is_usable else None
+
+    async def _connect(self, endpoint: ReplicaEndpoint) -> ReplicaConnection:
+        replica_id = endpoint.replica_id
+        try:
+            connection = await connect(endpoint, secret=self._secret, own_node_id=self._own_node_id)
+        except (OSError, TimeoutError, ChannelProtocolError, ReplicaGoneError) as error:
+            logger.warning("replica %s cannot be reached: %r", replica_id, error)
+            self._leave_out(replica_id)
+            raise
+        finally:
+            del self._connecting[replica_id]
+        self._unreachable_until_s.pop(replica_id, None)
+        self._connections[replica_id] = connection
+        return connection
+
+    def _drop_lost(self, replica_id: str) -> None:
+        del self._connections[replica_id]
+        self._leave_out(replica_id)
+
+    def _leave_out(self, replica_id: str) -> None:
+        now_s = asyncio.get_running_loop().time()
+        self._unreachable_until_s[replica_id] = now_s + UNREACHABLE_PAUSE_S
+
+    async def _keep_up(self) -> None:
+        while True:
+            self._look_after_connections()
+            if not self.is_ready():
+                try:
+                    await self._pick_usable()
+                except ServiceUnavailableError as error:
+                    logger.warning("no replica of %s: %s", self._model_name, error)
+            await asyncio.sleep(UPKEEP_PERIOD_S)
+
+    def _look_after_connections(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        for replica_id, connection in tuple(self._connections.items()):
+            if connection.is_lost:
+                self._drop_lost(replica_id)
+            elif now_s - connection.last_heard_s > SILENCE_LIMIT_S:
+                connection.give_up(f"silent for {SILENCE_LIMIT_S:g} s")
+            else:
+                connection.ping()
+        for replica_id, until_s in tuple(self._unreachable_until_s.items()):
+            if until_s <= now_s:
+                del self._unreachable_until_s[replica_id]

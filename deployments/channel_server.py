@@ -1,0 +1,341 @@
+"""The replica's end of the token channel: streams in, one frame per engine step out.
+
+It knows the engine only as `ChannelEngine`, and nothing of Ray. Everything runs in one asyncio
+loop. A connection that breaks, breaks the protocol, falls silent or does not read loses its own
+streams (their sequences are aborted, so their blocks are free) and touches nobody else's.
+"""
+
+import asyncio
+import hmac
+import itertools
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from cluster.errors import ServingError
+from cluster.types import Request, TokenDelta
+from deployments import channel_wire as wire
+from deployments.channel_errors import to_failed
+
+HANDSHAKE_TIMEOUT_S = 5.0
+STATS_PERIOD_S = 1.0
+SILENCE_LIMIT_S = 15.0  # clients ping every second
+MAX_UNSENT_BYTES = 8 * 2**20  # waiting for an ingress that does not read; beyond it, goodbye
+
+logger = logging.getLogger(__name__)
+
+
+class ChannelEngine(Protocol):
+    """What the channel needs of an engine; `AsyncEngine` is one."""
+
+    def submit(
+        self, request: Request, on_delta: Callable[[TokenDelta | ServingError], None]
+    ) -> None: ...
+    def abort(self, request_id: str) -> None: ...
+    def add_step_listener(self, listener: Callable[[], None]) -> None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class _ServerStream:
+    stream_id: int
+    engine_request_id: str
+    num_unfinished: int  # sequences
+
+
+class ChannelServer:
+    """Listens for ingress processes and passes their requests to one engine."""
+
+    def __init__(
+        self,
+        engine: ChannelEngine,
+        *,
+        secret: bytes,
+        read_stats: Callable[[], wire.ReplicaStats],
+        max_unsent_bytes: int = MAX_UNSENT_BYTES,
+    ) -> None:
+        self._engine = engine
+        self._secret = secret
+        self._read_stats = read_stats
+        self._max_unsent_bytes = max_unsent_bytes
+        self._connections: set[_ServerConnection] = set()
+        self._with_pending: set[_ServerConnection] = set()
+        self._connection_numbers = itertools.count()
+        self._listeners: list[asyncio.Server] = []
+        self._heartbeat: asyncio.Task[None] | None = None
+        self._is_draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        engine.add_step_listener(self._flush)
+
+    async def start(self, *, unix_path: Path, tcp_host: str, tcp_port: int = 0) -> int:
+        """Listen on both; return the TCP port. The socket file is readable by its owner alone."""
+        loop = asyncio.get_running_loop()
+        unix_socket = _bind_private_socket(unix_path)
+        make_connection = partial(_ServerConnection, self)
+        self._listeners = [
+            await loop.create_unix_server(make_connection, sock=unix_socket),
+            await loop.create_server(make_connection, tcp_host, tcp_port),
+        ]
+        self._heartbeat = asyncio.create_task(self._beat(), name="channel-heartbeat")
+        port: int = self._listeners[1].sockets[0].getsockname()[1]
+        return port
+
+    @property
+    def num_streams(self) -> int:
+        """Streams that have not ended."""
+        return sum(len(connection.streams) for connection in self._connections)
+
+    async def drain(self) -> None:
+        """Refuse new streams, tell every client, and return when the running ones have ended."""
+        self._is_draining = True
+        frame = wire.encode_frame(wire.Draining())
+        for connection in tuple(self._connections):
+            connection.notify(frame)
+        await self._idle.wait()
+
+    async def stop(self) -> None:
+        """Close everything; running streams are aborted."""
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+            await asyncio.gather(self._heartbeat, return_exceptions=True)
+        for listener in self._listeners:
+            listener.close()
+        for connection in tuple(self._connections):
+            connection.close()
+
+    # What the connections call.
+
+    @property
+    def is_draining(self) -> bool:
+        return self._is_draining
+
+    @property
+    def secret(self) -> bytes:
+        return self._secret
+
+    @property
+    def max_unsent_bytes(self) -> int:
+        return self._max_unsent_bytes
+
+    def add(self, connection: "_ServerConnection") -> int:
+        """Register a connection; return its number."""
+        self._connections.add(connection)
+        return next(self._connection_numbers)
+
+    def remove(self, connection: "_ServerConnection") -> None:
+        """Forget a connection that is gone, and free what its streams hold."""
+        self._connections.discard(connection)
+        self._with_pending.discard(connection)
+        for stream in connection.streams.values():
+            self._engine.abort(stream.engine_request_id)
+        connection.streams.clear()
+        self.note_stream_ended()
+
+    def submit(
+        self, request: Request, on_delta: Callable[[TokenDelta | ServingError], None]
+    ) -> None:
+        self._engine.submit(request, on_delta)
+        self._idle.clear()
+
+    def abort(self, stream: _ServerStream) -> None:
+        self._engine.abort(stream.engine_request_id)
+        self.note_stream_ended()
+
+    def note_pending(self, connection: "_ServerConnection") -> None:
+        """The connection has deltas to send when the step is over."""
+        self._with_pending.add(connection)
+
+    def note_stream_ended(self) -> None:
+        if self.num_streams == 0:
+            self._idle.set()
+
+    def _flush(self) -> None:
+        """The engine's step is over: one frame, in one write, per connection that got tokens."""
+        while self._with_pending:
+            self._with_pending.pop().flush()
+
+    async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            frame = wire.encode_frame(self._read_stats())
+            silent_before_s = loop.time() - SILENCE_LIMIT_S
+            for connection in tuple(self._connections):
+                if connection.last_heard_s < silent_before_s:
+                    connection.give_up(f"silent for {SILENCE_LIMIT_S:g} s")
+                else:
+                    connection.notify(frame)
+            await asyncio.sleep(STATS_PERIOD_S)
+
+
+class _ServerConnection(asyncio.Protocol):
+    """One ingress process: its handshake, its streams, its unsent deltas."""
+
+    def __init__(self, server: ChannelServer) -> None:
+        self._server = server
+        self._frames = wire.FrameReader(max_frame_bytes=wire.MAX_HANDSHAKE_BYTES)
+        self._expected_proof: bytes | None = None
+        self._is_ready = False
+        self._pending: list[wire.StreamDelta] = []
+        self._last_stream_id = 0
+        self.streams: dict[int, _ServerStream] = {}
+        self.last_heard_s = 0.0
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        set_low_latency(transport)
+        self._loop = asyncio.get_running_loop()
+        self.last_heard_s = self._loop.time()
+        self._number = self._server.add(self)
+        self._handshake_timer = self._loop.call_later(
+            HANDSHAKE_TIMEOUT_S, self.give_up, f"no handshake within {HANDSHAKE_TIMEOUT_S:g} s"
+        )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._handshake_timer.cancel()
+        self._server.remove(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.last_heard_s = self._loop.time()
+        try:
+            self._frames.feed(data)
+            while (payload := self._frames.next_payload()) is not None:
+                self._handle(wire.decode_client_message(payload))
+        except wire.ChannelProtocolError as error:
+            self.give_up(str(error))
+
+    # What the server calls.
+
+    def notify(self, frame: bytes) -> None:
+        """Send something that is not part of a stream, once the client is known."""
+        if self._is_ready:
+            self._write(frame)
+
+    def flush(self) -> None:
+        """Send what the step brought."""
+        if self._pending:
+            deltas, self._pending = self._pending, []
+            self._write(wire.encode_frame(wire.Step(deltas)))
+
+    def give_up(self, reason: str) -> None:
+        """Drop the connection at once; its streams end."""
+        logger.warning("channel connection %d closed: %s", self._number, reason)
+        self._transport.abort()
+
+    def close(self) -> None:
+        """Close once everything written has left."""
+        self.flush()
+        self._transport.close()
+
+    # Messages.
+
+    def _handle(self, message: wire.ClientMessage) -> None:
+        if not self._is_ready:
+            self._shake_hands(message)
+            return
+        match message:
+            case wire.Submit():
+                self._submit(message)
+            case wire.Abort():
+                stream = self.streams.pop(message.stream_id, None)
+                if stream is not None:
+                    self._server.abort(stream)
+            case wire.Ping():
+                pass  # it was heard, which is all it says
+            case _:
+                raise wire.ChannelProtocolError("a second handshake")
+
+    def _shake_hands(self, message: wire.ClientMessage) -> None:
+        match message:
+            case wire.ClientHello() if self._expected_proof is None:
+                if message.version != wire.PROTOCOL_VERSION:
+                    raise wire.ChannelProtocolError(
+                        f"protocol version {message.version}; this is {wire.PROTOCOL_VERSION}"
+                    )
+                if len(message.nonce) != wire.NONCE_BYTES:
+                    raise wire.ChannelProtocolError("a nonce of the wrong length")
+                nonce, secret = wire.new_nonce(), self._server.secret
+                self._expected_proof = wire.client_proof(secret, message.nonce, nonce)
+                proof = wire.server_proof(secret, message.nonce, nonce)
+                self._write(wire.encode_frame(wire.ServerHello(nonce, proof)))
+            case wire.ClientProof() if self._expected_proof is not None:
+                if not hmac.compare_digest(message.proof, self._expected_proof):
+                    raise wire.ChannelProtocolError("the client does not hold the cluster secret")
+                self._handshake_timer.cancel()
+                self._is_ready = True
+                self._frames.max_frame_bytes = wire.MAX_CLIENT_FRAME_BYTES
+                self._write(wire.encode_frame(wire.Ready()))
+                if self._server.is_draining:
+                    self._write(wire.encode_frame(wire.Draining()))
+            case _:
+                raise wire.ChannelProtocolError("a message before the handshake was over")
+
+    def _submit(self, message: wire.Submit) -> None:
+        if message.stream_id <= self._last_stream_id:
+            raise wire.ChannelProtocolError(f"stream {message.stream_id} was used before")
+        self._last_stream_id = message.stream_id
+        if self._server.is_draining:
+            self._write(wire.encode_frame(wire.Refused(message.stream_id)))
+            return
+        # The engine's ids are ours: two connections may carry the same request after a retry.
+        engine_request_id = f"{message.request.request_id}@{self._number}.{message.stream_id}"
+        request = msgspec.structs.replace(message.request, request_id=engine_request_id)
+        stream = _ServerStream(
+            stream_id=message.stream_id,
+            engine_request_id=engine_request_id,
+            num_unfinished=request.sampling_params.n,
+        )
+        self.streams[message.stream_id] = stream
+        try:
+            self._server.submit(request, partial(self._on_delta, stream))
+        except ServingError as error:
+            self._fail(stream, error)
+
+    def _on_delta(self, stream: _ServerStream, delta: TokenDelta | ServingError) -> None:
+        if isinstance(delta, ServingError):
+            self._fail(stream, delta)
+            return
+        self._pending.append(wire.to_stream_delta(stream.stream_id, delta))
+        self._server.note_pending(self)
+        if delta.finish_reason is not None:
+            stream.num_unfinished -= 1
+            if stream.num_unfinished == 0:
+                self.streams.pop(stream.stream_id, None)
+                self._server.note_stream_ended()
+
+    def _fail(self, stream: _ServerStream, error: ServingError) -> None:
+        self.flush()  # the tokens before the error come before it
+        self.streams.pop(stream.stream_id, None)
+        self._write(wire.encode_frame(to_failed(stream.stream_id, error)))
+        self._server.note_stream_ended()
+
+    def _write(self, frame: bytes) -> None:
+        if self._transport.is_closing():
+            return
+        self._transport.write(frame)
+        if self._transport.get_write_buffer_size() > self._server.max_unsent_bytes:
+            self.give_up(f"{self._server.max_unsent_bytes} bytes wait for it to read")
+
+
+def _bind_private_socket(path: Path) -> socket.socket:
+    unix_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    unix_socket.bind(str(path))
+    path.chmod(0o600)  # before listen(): nobody can connect earlier
+    return unix_socket
+
+
+def set_low_latency(transport: asyncio.BaseTransport) -> None:
+    """TCP: no batching of small writes, and a vanished host is noticed."""
+    sock: socket.socket = transport.get_extra_info("socket")
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
