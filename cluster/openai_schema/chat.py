@@ -1,0 +1,161 @@
+"""`POST /chat/completions`: the request, and the answer that is not streamed."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Discriminator, Field, Tag
+
+from cluster.errors import FieldProblem
+from cluster.openai_schema.generation import Count, GenerationFields
+from cluster.openai_schema.messages import AssistantMessage, Message
+from cluster.openai_schema.tools import Tool, ToolChoice
+from cluster.openai_schema.usage import Usage
+from cluster.openai_schema.validation import Fields
+from cluster.openai_schema.values import integer
+
+MAX_TOP_LOGPROBS = 20
+
+
+class TextFormat(Fields):
+    type: Literal["text"]
+
+
+class JSONObjectFormat(Fields):
+    type: Literal["json_object"]
+
+
+class JSONSchema(Fields):
+    name: str
+    description: str | None = None
+    json_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class JSONSchemaFormat(Fields):
+    type: Literal["json_schema"]
+    json_schema: JSONSchema
+
+
+def _format_tag(value: object) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"<{kind}>" if kind in ("text", "json_object", "json_schema") else None
+
+
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag("<text>")]
+    | Annotated[JSONObjectFormat, Tag("<json_object>")]
+    | Annotated[JSONSchemaFormat, Tag("<json_schema>")],
+    Discriminator(
+        _format_tag,
+        custom_error_type="format_type",
+        custom_error_message="must be 'text', 'json_object' or 'json_schema'",
+    ),
+]
+
+
+class ChatCompletionRequest(GenerationFields):
+    """Everything of the page and of OpenAI's Chat Completions. What a later part of the server
+    brings is parsed too, so that it is refused by name and not as an unknown field."""
+
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, integer(low=0, high=MAX_TOP_LOGPROBS)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, fail_fast=True)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    enable_thinking: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
+        None
+    )
+    api_key_ref: str | None = None
+    region: Literal["USA", "EU", "AUS", "UAE"] | None = None
+    mode: Literal["preferred", "strict"] | None = None
+
+    modalities: list[str] | None = None
+    audio: dict[str, Any] | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: Any = None
+    web_search_options: dict[str, Any] | None = None
+    prediction: dict[str, Any] | None = None
+    verbosity: str | None = None
+    moderation: Any = None
+    prompt_cache_options: dict[str, Any] | None = None
+
+    @property
+    def token_limit(self) -> int | None:
+        """The largest number of tokens to generate, None for "what the server allows"."""
+        return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """None: no logprobs at all."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def problems(self) -> list[FieldProblem]:
+        found = super().problems()
+        if None not in (self.max_tokens, self.max_completion_tokens) and (
+            self.max_tokens != self.max_completion_tokens
+        ):
+            message = (
+                f"max_tokens ({self.max_tokens}) and max_completion_tokens "
+                f"({self.max_completion_tokens}) mean the same and must be equal"
+            )
+            found.append(FieldProblem(loc=("max_completion_tokens",), message=message))
+        if self.top_logprobs and not self.logprobs:
+            message = f"needs logprobs: true; given {self.top_logprobs}"
+            found.append(FieldProblem(loc=("top_logprobs",), message=message))
+        if self.tool_choice not in (None, "none") and not self.tools:
+            found.append(FieldProblem(loc=("tool_choice",), message="needs tools"))
+        found.extend(self._message_problems())
+        return found
+
+    def _message_problems(self) -> list[FieldProblem]:
+        return [
+            FieldProblem(
+                loc=("messages", position, "content"),
+                message="may be null or missing only beside tool_calls",
+            )
+            for position, message in enumerate(self.messages)
+            if isinstance(message, AssistantMessage)
+            and message.content is None
+            and not message.tool_calls
+        ][:1]
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(BaseModel):
+    content: list[TokenLogprob] | None
+    refusal: None = None
+
+
+class AnswerMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: AnswerMessage
+    logprobs: ChoiceLogprobs | None = None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
