@@ -12,12 +12,6 @@ from models.detokenizer import Detokenizer, StopStringChecker
 from models.tokenizer import Tokenizer
 
 CORPUS = ["the cat sat on the mat", "größer als zuvor", "名前は何", "🙂🙃 emoji", "a b  c\n\td"]
-    "the cat sat on the mat",
-    "größer als zuvor",
-    "名前は何ですか",
-    "🙂🙃 emoji",
-    "a b  c\n\td",
-]
 
 
 def byte_level() -> Tokenizer:
