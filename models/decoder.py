@@ -1,0 +1,182 @@
+"""One decoder for Llama, Mistral, Qwen2 and Qwen3: their differences are data in `DecoderConfig`.
+
+It knows the arithmetic of a step and the checkpoint's name of each weight; not where keys and
+values live (`models.attention`), nor how weights are read (`models.weights`).
+
+Shapes: T = tokens in the step, M = model width, F = feed-forward width, H = query heads,
+K = key/value heads, N = H + K, D = head width, V = vocabulary. Sizes are per tensor-parallel rank.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from models.attention.backend import StepAttention
+from models.checkpoint import DecoderConfig
+from models.layers import Linear, Rope, rms_norm, rotate
+
+
+class DecoderLayer:
+    """Attention and feed-forward, each after a norm and added to the residual stream."""
+
+    def __init__(
+        self, config: DecoderConfig, layer_index: int, *, dtype: torch.dtype, device: str
+    ) -> None:
+        self._config = config
+        self._layer_index = layer_index
+        width, ff_width = config.hidden_size, config.intermediate_size
+        q_width = config.num_heads * config.head_dim
+        kv_width = config.num_kv_heads * config.head_dim
+
+        def linear(num_inputs: int, num_outputs: int, bias: bool) -> Linear:
+            return Linear(num_inputs, num_outputs, bias=bias, dtype=dtype, device=device)
+
+        def norm(size: int) -> torch.Tensor:
+            return torch.empty(size, dtype=dtype, device=device)
+
+        self.input_norm_M = norm(width)
+        self.qkv = linear(width, q_width + 2 * kv_width, config.has_qkv_bias)
+        self.q_norm_D = norm(config.head_dim) if config.has_qk_norm else None
+        self.k_norm_D = norm(config.head_dim) if config.has_qk_norm else None
+        self.o = linear(q_width, width, config.has_output_bias)
+        self.post_attention_norm_M = norm(width)
+        self.gate_up = linear(width, 2 * ff_width, config.has_mlp_bias)
+        self.down = linear(ff_width, width, config.has_mlp_bias)
+
+    def forward(
+        self,
+        x_TM: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        attention: StepAttention,
+    ) -> None:
+        """Add this layer's two contributions to the residual stream, in place."""
+        eps = self._config.rms_norm_eps
+        x_TM += self._attend(rms_norm(x_TM, self.input_norm_M, eps), rotation, attention)
+        x_TM += self._feed_forward(rms_norm(x_TM, self.post_attention_norm_M, eps))
+
+    def _attend(
+        self,
+        x_TM: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        attention: StepAttention,
+    ) -> torch.Tensor:
+        num_heads, num_kv_heads = self._config.num_heads, self._config.num_kv_heads
+        head_dim = self._config.head_dim
+        heads_TND = self.qkv(x_TM).view(len(x_TM), -1, head_dim)
+        qk_TND, v_TKD = heads_TND.split_with_sizes((num_heads + num_kv_heads, num_kv_heads), dim=1)
+        if self.q_norm_D is not None and self.k_norm_D is not None:
+            qk_TND = F.rms_norm(qk_TND, self.q_norm_D.shape, None, self._config.rms_norm_eps)
+            qk_TND[:, :num_heads] *= self.q_norm_D
+            qk_TND[:, num_heads:] *= self.k_norm_D
+        rotated_TND = rotate(qk_TND, *rotation)
+        q_THD, k_TKD = rotated_TND.split_with_sizes((num_heads, num_kv_heads), dim=1)
+        out_THD = attention.attend(q_THD, k_TKD, v_TKD, layer_index=self._layer_index)
+        return self.o(out_THD.flatten(1))
+
+    def _feed_forward(self, x_TM: torch.Tensor) -> torch.Tensor:
+        gate_TF, up_TF = self.gate_up(x_TM).chunk(2, dim=-1)
+        return self.down(F.silu(gate_TF).mul_(up_TF))
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The checkpoint's names below `model.layers.N.`, each with the slice that it fills."""
+        config = self._config
+        q_width, kv_width = (
+            config.num_heads * config.head_dim,
+            config.num_kv_heads * config.head_dim,
+        )
+        ff_width = config.intermediate_size
+        yield "input_layernorm.weight", self.input_norm_M
+        yield "post_attention_layernorm.weight", self.post_attention_norm_M
+        qkv_names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        yield from _slices(self.qkv, qkv_names, (q_width, kv_width, kv_width))
+        if self.q_norm_D is not None and self.k_norm_D is not None:
+            yield "self_attn.q_norm.weight", self.q_norm_D
+            yield "self_attn.k_norm.weight", self.k_norm_D
+        yield from _slices(self.o, ("self_attn.o_proj",), (config.hidden_size,))
+        yield from _slices(self.gate_up, ("mlp.gate_proj", "mlp.up_proj"), (ff_width, ff_width))
+        yield from _slices(self.down, ("mlp.down_proj",), (config.hidden_size,))
+
+
+class Decoder:
+    """Embedding, layers, final norm, and the projection to the vocabulary."""
+
+    def __init__(
+        self, config: DecoderConfig, *, num_positions: int, dtype: torch.dtype, device: str
+    ) -> None:
+        """Weights are allocated, not set: `models.weights` fills every one of them.
+
+        Args:
+            num_positions: positions 0 … num_positions - 1 may be computed.
+        """
+        self.config = config
+        self.embedding_VM = torch.empty(
+            config.vocab_size, config.hidden_size, dtype=dtype, device=device
+        )
+        self.layers = [
+            DecoderLayer(config, layer_index, dtype=dtype, device=device)
+            for layer_index in range(config.num_layers)
+        ]
+        self.norm_M = torch.empty(config.hidden_size, dtype=dtype, device=device)
+        self.lm_head = Linear(
+            config.hidden_size,
+            0 if config.tie_word_embeddings else config.vocab_size,
+            bias=False,
+            dtype=dtype,
+            device=device,
+        )
+        if config.tie_word_embeddings:
+            self.lm_head.weight_OI = self.embedding_VM
+        self._rope = Rope(
+            config.rope,
+            head_dim=config.head_dim,
+            num_positions=num_positions,
+            dtype=dtype,
+            device=device,
+        )
+
+    def forward(
+        self, token_ids_T: torch.Tensor, positions_T: torch.Tensor, attention: StepAttention
+    ) -> torch.Tensor:
+        """The hidden states [T, M] before the final norm; writes the step's keys and values."""
+        x_TM = F.embedding(token_ids_T, self.embedding_VM)
+        rotation = self._rope.at(positions_T)
+        for layer in self.layers:
+            layer.forward(x_TM, rotation, attention)
+        return x_TM
+
+    def logits(self, hidden_RM: torch.Tensor) -> torch.Tensor:
+        """Logits [R, V] of some rows of what `forward` returned, in the model's dtype."""
+        normed_RM = rms_norm(hidden_RM, self.norm_M, self.config.rms_norm_eps)
+        return self.lm_head(normed_RM)
+
+    def pack(self) -> None:
+        """Bring the loaded matrices into the CPU's own layout; see `Linear.pack`.
+
+        One at a time, so that no more than one is there twice. A tied embedding stays beside its
+        packed copy: rows are looked up in the one, and each step reads all of the other.
+        """
+        for layer in self.layers:
+            for linear in (layer.qkv, layer.o, layer.gate_up, layer.down):
+                linear.pack()
+        self.lm_head.pack()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Every weight by its name in the checkpoint: views, so that writing to them loads."""
+        named = {"model.embed_tokens.weight": self.embedding_VM, "model.norm.weight": self.norm_M}
+        if not self.config.tie_word_embeddings:
+            named["lm_head.weight"] = self.lm_head.weight_OI
+        for layer_index, layer in enumerate(self.layers):
+            for name, weight in layer.weights():
+                named[f"model.layers.{layer_index}.{name}"] = weight
+        return named
+
+
+def _slices(
+    linear: Linear, names: tuple[str, ...], sizes: tuple[int, ...]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, weight in zip(names, linear.weight_OI.split_with_sizes(sizes), strict=True):
+        yield f"{name}.weight", weight
+    if linear.bias_O is not None:
+        for name, bias in zip(names, linear.bias_O.split_with_sizes(sizes), strict=True):
+            yield f"{name}.bias", bias

@@ -1,0 +1,191 @@
+"""One rank's computation: a checkpoint on a device, and `execute`, which runs one step of it.
+
+Shapes: T = tokens in the step, R = rows that are sampled, N = prompt positions scored at once,
+M = model width, V = vocabulary.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from cluster.config import EngineConfig
+from cluster.types import TokenLogprobs
+from models.attention.backend import AttentionBackend
+from models.attention.cpu import CPUAttention
+from models.checkpoint import SUPPORTED_DTYPES, DecoderConfig, read_decoder_config
+from models.decoder import Decoder
+from models.engine.kv_cache import (
+    KVCache,
+    KVCachePlan,
+    context_limit,
+    kv_cache_memory_bytes,
+    plan_kv_cache,
+)
+from models.engine.sampler import NonFiniteLogitsError, Sampler, token_logprobs
+from models.engine.step_inputs import PromptLogprobsRow, SamplingRow, StepInputs, StepOutputs
+from models.layers import can_pack
+from models.weights import init_random_weights, load_weights
+
+# Logits of a long prompt are made in parts of this many numbers: 64 MiB in float32.
+MAX_PROMPT_LOGITS = 2**24
+
+
+class ModelRunner:
+    """Satisfies `Runner`. Everything is allocated here; `execute` only computes."""
+
+    def __init__(
+        self,
+        checkpoint_dir: Path,
+        engine_config: EngineConfig,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        random_weights: bool = False,
+    ) -> None:
+        """Load the checkpoint and allocate the KV cache.
+
+        Args:
+            dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16".
+            device: "auto" (a GPU where there is one), "cpu" or "cuda".
+            random_weights: make the weights up instead of reading them, to measure speed.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be used.
+            ValueError: the configuration cannot be met: an unknown dtype, no such device, too
+                little memory, a context limit beyond the checkpoint's.
+        """
+        if engine_config.num_threads is not None:
+            torch.set_num_threads(engine_config.num_threads)
+        config = read_decoder_config(checkpoint_dir)
+        self._device = _device(device)
+        self._dtype = _dtype(dtype, config)
+        self._decoder = Decoder(
+            config,
+            num_positions=context_limit(config, engine_config),
+            dtype=self._dtype,
+            device=self._device.type,
+        )
+        if random_weights:
+            init_random_weights(self._decoder, seed=0)
+        else:
+            load_weights(self._decoder, checkpoint_dir)
+        if can_pack(self._dtype, self._device.type):
+            self._decoder.pack()
+        self._plan = plan_kv_cache(
+            config,
+            engine_config,
+            dtype=self._dtype,
+            memory_bytes=kv_cache_memory_bytes(engine_config, self._device),
+        )
+        self._kv_cache = KVCache.allocate(
+            self._plan, config, dtype=self._dtype, device=self._device
+        )
+        self._attention: AttentionBackend = CPUAttention(
+            self._kv_cache, num_heads=config.num_heads, layer_windows=config.layer_windows
+        )
+        self._sampler = Sampler()
+        self._config = config
+
+    @property
+    def plan(self) -> KVCachePlan:
+        return self._plan
+
+    @property
+    def num_blocks(self) -> int:
+        return self._plan.num_blocks
+
+    @property
+    def block_size(self) -> int:
+        return self._plan.block_size
+
+    @property
+    def max_model_len(self) -> int:
+        return self._plan.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        return self._config.vocab_size
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        return frozenset(self._config.eos_token_ids)
+
+    @property
+    def default_max_num_batched_tokens(self) -> int:
+        """A step should not last much longer than people wait between two tokens."""
+        return 512 if self._device.type == "cpu" else 2048
+
+    def describe(self) -> str:
+        dtype = str(self._dtype).removeprefix("torch.")
+        where = self._device.type
+        if where == "cpu":
+            where = f"cpu ({torch.get_num_threads()} threads)"
+        return f"{self._config.architecture} in {dtype} on {where}; {self._plan.describe()}"
+
+    def execute(self, inputs: StepInputs) -> StepOutputs:
+        """Compute one step: copy blocks, write its keys and values, choose its tokens.
+
+        A row whose logits are not finite is named in `failed_rows`; the others are not affected.
+        """
+        assert min(inputs.token_ids) >= 0, "token ids are checked before they come here"
+        assert max(inputs.token_ids) < self.vocab_size, "as above"
+        with torch.inference_mode():
+            self._kv_cache.copy_blocks(inputs.block_copies)
+            hidden_TM = self._decoder.forward(
+                torch.tensor(inputs.token_ids, device=self._device),
+                torch.tensor(inputs.positions, device=self._device),
+                self._attention.prepare(inputs),
+            )
+            prompt_logprobs = [
+                self._score_prompt(hidden_TM, row) for row in inputs.prompt_logprobs_rows
+            ]
+            token_ids, logprobs, failed_rows = self._sample(hidden_TM, inputs.sampling_rows)
+        return StepOutputs(
+            token_ids=token_ids,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            failed_rows=failed_rows,
+        )
+
+    def _sample(
+        self, hidden_TM: torch.Tensor, rows: Sequence[SamplingRow]
+    ) -> tuple[list[int], list[TokenLogprobs | None], frozenset[int]]:
+        if not rows:
+            return [], [], frozenset()
+        indices_R = torch.tensor([row.logit_index for row in rows], device=self._device)
+        logits_RV = self._decoder.logits(hidden_TM.index_select(0, indices_R))
+        try:
+            token_ids, logprobs = self._sampler.sample(logits_RV, rows)
+        except NonFiniteLogitsError as error:
+            return error.token_ids, error.logprobs, frozenset(error.row_indices)
+        return token_ids, logprobs, frozenset()
+
+    def _score_prompt(self, hidden_TM: torch.Tensor, row: PromptLogprobsRow) -> list[TokenLogprobs]:
+        scored: list[TokenLogprobs] = []
+        part = max(1, MAX_PROMPT_LOGITS // self.vocab_size)
+        for start in range(0, len(row.target_token_ids), part):
+            targets = row.target_token_ids[start : start + part]
+            first = row.first_index + start
+            logits_NV = self._decoder.logits(hidden_TM[first : first + len(targets)])
+            scored += token_logprobs(logits_NV, targets, row.num_top)
+        return scored
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not one of auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was asked for, but torch finds no GPU")
+    return torch.device(name)
+
+
+def _dtype(name: str, config: DecoderConfig) -> torch.dtype:
+    if name == "auto":
+        name = config.dtype
+    if name not in SUPPORTED_DTYPES:
+        raise ValueError(f"dtype {name!r} is not one of auto, {', '.join(SUPPORTED_DTYPES)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

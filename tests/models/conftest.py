@@ -1,0 +1,71 @@
+"""Tiny random checkpoints made by transformers, and a driver that runs steps on them by hand."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+_CLASSES = {
+    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+    "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
+    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+}
+
+_SHAPE = {
+    "vocab_size": 257,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    # Random weights of the usual scale (0.02) would leave logits nearly equal.
+    "initializer_range": 0.15,
+}
+
+MakeCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _two_threads() -> Iterator[None]:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(min(2, num_threads))
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
+    """`make_checkpoint(family, dtype=..., seed=..., max_shard_size=..., **config)` → its folder.
+
+    Norms and biases are random too, so that leaving one out shows.
+    """
+
+    def make(
+        family: str = "llama",
+        *,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        max_shard_size: str = "1GB",
+        **overrides: object,
+    ) -> Path:
+        config_class, model_class = _CLASSES[family]
+        torch.manual_seed(seed)
+        model = model_class(config_class(**(_SHAPE | overrides)))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "norm" in name:
+                    parameter.uniform_(0.5, 1.5)
+                elif name.endswith("bias"):
+                    parameter.normal_(std=0.3)
+        folder = tmp_path_factory.mktemp(family)
+        model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
+        return folder
+
+    return make
