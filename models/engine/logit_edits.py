@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cluster.types import SamplingParams
 from models.engine.step_inputs import SamplingRow
 
 
@@ -28,12 +27,7 @@ def edit_logits(logits_RV: torch.Tensor, rows: AbstractSequence[SamplingRow]) ->
         params = row.params
         if params.logit_bias:
             bias.add(index, list(params.logit_bias), list(params.logit_bias.values()))
-        if params.repetition_penalty != 1.0:
-            # A token named twice is written twice with the same value: no need to deduplicate.
-            repetition.add(index, row.prompt_token_ids, params.repetition_penalty)
-            repetition.add(index, row.output_token_ids, params.repetition_penalty)
-        if params.frequency_penalty or params.presence_penalty:
-            counted.add(index, *_count_penalties(row.output_token_ids, params))
+        _add_penalties(index, row, repetition=repetition, counted=counted)
         banned.add(index, row.forbidden_token_ids, -np.inf)
     steps = [
         (edits, apply)
@@ -48,9 +42,9 @@ def edit_logits(logits_RV: torch.Tensor, rows: AbstractSequence[SamplingRow]) ->
     if not steps:
         return logits_RV
     # Only here, because a copy of the whole batch costs more than all edits together.
-    edited_RV = logits_RV.to(torch.float32, copy=True)
+    edited_RV = logits_RV.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     for edits, apply in steps:
-        apply(edited_RV, *edits.tensors(edited_RV))
+        apply(edited_RV.view(-1), *edits.tensors(edited_RV))
     return edited_RV
 
 
@@ -78,46 +72,54 @@ class _Edits:
             self._token_ids.append(ids)
             self._numbers.append(np.broadcast_to(np.asarray(numbers, np.float32), ids.shape))
 
-    def tensors(self, logits_RV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Rows, tokens and numbers, each N long, on the logits' device."""
+    def tensors(self, logits_RV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Places in the flattened logits, and the numbers, each N long, on the logits' device."""
         token_ids = np.concatenate(self._token_ids)
-        # An index that is out of range would end the CUDA context, and with it every request.
+        vocab_size = logits_RV.shape[1]
+        # It would be another row's token, or end the CUDA context and with it every request.
         assert token_ids.min() >= 0, "a token id is negative"
-        assert token_ids.max() < logits_RV.shape[1], "a token id is not in the vocabulary"
-        rows = np.repeat(self._rows, [len(ids) for ids in self._token_ids])
-        where_2N = torch.from_numpy(np.stack([rows, token_ids])).to(logits_RV.device)
-        numbers_N = torch.from_numpy(np.concatenate(self._numbers)).to(logits_RV.device)
-        return where_2N[0], where_2N[1], numbers_N
+        assert token_ids.max() < vocab_size, "a token id is not in the vocabulary"
+        row_starts = np.array(self._rows, dtype=np.int64) * vocab_size
+        places = np.repeat(row_starts, [len(ids) for ids in self._token_ids]) + token_ids
+        places_N = torch.from_numpy(places).to(logits_RV.device)
+        return places_N, torch.from_numpy(np.concatenate(self._numbers)).to(logits_RV.device)
 
 
-def _count_penalties(
-    output_token_ids: AbstractSequence[int], params: SamplingParams
-) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]]]:
-    """The distinct tokens of an output, and what is to be subtracted from each one's logit."""
-    token_ids, counts = np.unique(np.asarray(output_token_ids, dtype=np.int64), return_counts=True)
-    return token_ids, params.frequency_penalty * counts + params.presence_penalty
+def _add_penalties(index: int, row: SamplingRow, *, repetition: _Edits, counted: _Edits) -> None:
+    params = row.params
+    is_repetition_on = params.repetition_penalty != 1.0
+    is_counting_on = params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
+    if not (is_repetition_on or is_counting_on):
+        return
+    output_ids = np.asarray(row.output_token_ids, dtype=np.int64)
+    if is_repetition_on:
+        # A token named twice is written twice with the same value: no need to deduplicate.
+        repetition.add(index, row.prompt_token_ids, params.repetition_penalty)
+        repetition.add(index, output_ids, params.repetition_penalty)
+    if is_counting_on:
+        token_ids, counts = np.unique(output_ids, return_counts=True)
+        penalties = params.frequency_penalty * counts + params.presence_penalty
+        counted.add(index, token_ids, penalties)
 
 
-def _add(
-    logits_RV: torch.Tensor, rows_N: torch.Tensor, tokens_N: torch.Tensor, bias_N: torch.Tensor
-) -> None:
-    logits_RV[rows_N, tokens_N] += bias_N
+# On flattened logits, because index_select and scatter_ take a tenth of the time of [rows, tokens].
+
+
+def _add(logits: torch.Tensor, places_N: torch.Tensor, bias_N: torch.Tensor) -> None:
+    logits.scatter_(0, places_N, logits.index_select(0, places_N) + bias_N)
+
+
+def _subtract(logits: torch.Tensor, places_N: torch.Tensor, penalties_N: torch.Tensor) -> None:
+    _add(logits, places_N, -penalties_N)
 
 
 def _penalize_repetition(
-    logits_RV: torch.Tensor, rows_N: torch.Tensor, tokens_N: torch.Tensor, penalties_N: torch.Tensor
+    logits: torch.Tensor, places_N: torch.Tensor, penalties_N: torch.Tensor
 ) -> None:
-    x_N = logits_RV[rows_N, tokens_N]
-    logits_RV[rows_N, tokens_N] = torch.where(x_N > 0, x_N / penalties_N, x_N * penalties_N)
+    x_N = logits.index_select(0, places_N)
+    x_N = torch.where(x_N > 0, x_N / penalties_N, x_N * penalties_N)
+    logits.scatter_(0, places_N, x_N)
 
 
-def _subtract(
-    logits_RV: torch.Tensor, rows_N: torch.Tensor, tokens_N: torch.Tensor, penalties_N: torch.Tensor
-) -> None:
-    logits_RV[rows_N, tokens_N] -= penalties_N
-
-
-def _overwrite(
-    logits_RV: torch.Tensor, rows_N: torch.Tensor, tokens_N: torch.Tensor, values_N: torch.Tensor
-) -> None:
-    logits_RV[rows_N, tokens_N] = values_N
+def _overwrite(logits: torch.Tensor, places_N: torch.Tensor, values_N: torch.Tensor) -> None:
+    logits.scatter_(0, places_N, values_N)
