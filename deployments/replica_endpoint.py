@@ -16,7 +16,6 @@ class ReplicaFacts(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int  # tokens of prompt and output together
     vocab_size: int
     num_blocks: int
-    block_size: int  # tokens
     summary: str  # one line for a person
 
 

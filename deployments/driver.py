@@ -1,0 +1,169 @@
+"""Talks to a running cluster: `python -m deployments.driver deploy|status`.
+
+`launch` runs it in a process of its own, because Ray reads its environment when it is imported and
+a driver holds on to one cluster. The configuration comes on standard input; answers leave as one
+JSON object per line on standard output.
+"""
+
+import sys
+import time
+from typing import Any
+
+import msgspec
+import ray
+from ray import serve
+from ray.serve.schema import ApplicationStatusOverview, LoggingConfig
+
+from cluster.config import ShoalConfig, shoal_home
+from deployments.app import APPLICATION_NAME, build_application, deployment_name
+from deployments.launch_events import Failed, Phase, PoolStatus, Ready, Report, encode_event
+from deployments.replica_endpoint import ReplicaFacts
+from deployments.startup_error import find_startup_message
+
+POLL_S = 0.25
+SAMPLE_S = 1.0  # between the two looks that give tokens per second
+CALL_TIMEOUT_S = 10.0
+
+
+def deploy(config: ShoalConfig) -> None:
+    """Deploy the application and wait until it runs or has failed."""
+    _connect()
+    logging_config = LoggingConfig(
+        logs_dir=str(shoal_home() / "logs"), log_level=config.log_level, enable_access_log=False
+    )
+    _say(Phase(text="starting the Serve controller"))
+    serve.start(proxy_location="Disabled", logging_config=logging_config)
+    target = serve.RunTarget(
+        target=build_application(config),
+        name=APPLICATION_NAME,
+        route_prefix=None,  # the ingress listens by itself
+        logging_config=logging_config,
+    )
+    serve.run_many([target], wait_for_applications_running=False)
+    _say(_wait_for_outcome(config))
+
+
+def report(config: ShoalConfig) -> None:
+    """Say what runs and how busy it is."""
+    _connect()
+    application = serve.status().applications.get(APPLICATION_NAME)
+    if application is None:
+        _say(Failed(message="nothing is deployed on the running cluster"))
+        return
+    before = {model.name: _replica_stats(model.name) for model in config.models}
+    started_s = time.monotonic()
+    time.sleep(SAMPLE_S)
+    pools = [
+        _pool_status(application, model.name, before[model.name], started_s)
+        for model in config.models
+    ]
+    _say(Report(status=str(application.status.value), pools=pools))
+
+
+def main() -> None:
+    """The entry point; see the module's docstring."""
+    command = sys.argv[1] if len(sys.argv) == 2 else ""
+    config = ShoalConfig.model_validate_json(sys.stdin.buffer.read())
+    match command:
+        case "deploy":
+            deploy(config)
+        case "status":
+            report(config)
+        case _:
+            raise SystemExit("usage: python -m deployments.driver deploy|status")
+
+
+def _connect() -> None:
+    # The address comes from RAY_ADDRESS.
+    ray.init(namespace="serve", log_to_driver=False, logging_level="ERROR")
+
+
+def _wait_for_outcome(config: ShoalConfig) -> Ready | Failed:
+    told: set[str] = set()
+    while True:
+        application = serve.status().applications[APPLICATION_NAME]
+        failure = _failure(application)
+        if failure is not None:
+            return Failed(message=failure)
+        for text in _phases(config, application):
+            if text not in told:
+                told.add(text)
+                _say(Phase(text=text))
+        if application.status.value == "RUNNING":
+            return Ready(facts=[_facts(model.name) for model in config.models])
+        time.sleep(POLL_S)
+
+
+def _failure(application: ApplicationStatusOverview) -> str | None:
+    if application.status.value not in ("DEPLOY_FAILED", "UNHEALTHY"):
+        return None
+    texts = [deployment.message for deployment in application.deployments.values()]
+    for text in [*texts, application.message]:
+        message = find_startup_message(text)
+        if message is not None:
+            return message
+    return next((text for text in texts if text), str(application.message))
+
+
+def _phases(config: ShoalConfig, application: ApplicationStatusOverview) -> list[str]:
+    phases = []
+    for model in config.models:
+        deployment = application.deployments.get(deployment_name(model.name))
+        if deployment is None:
+            continue
+        states = {state.value: count for state, count in deployment.replica_states.items()}
+        num_running = states.get("RUNNING", 0)
+        if num_running < model.num_replicas:
+            phases.append(f"{model.name}: loading ({num_running} of {model.num_replicas} ready)")
+        else:
+            phases.append(f"{model.name}: ready")
+    return phases
+
+
+def _facts(model_name: str) -> ReplicaFacts:
+    handle = serve.get_deployment_handle(deployment_name(model_name), APPLICATION_NAME)
+    return msgspec.convert(
+        handle.facts.remote().result(timeout_s=CALL_TIMEOUT_S), type=ReplicaFacts
+    )
+
+
+def _replica_stats(model_name: str) -> list[dict[str, float]]:
+    handle = serve.get_deployment_handle(deployment_name(model_name), APPLICATION_NAME)
+    stats: list[dict[str, float]] = handle.broadcast("stats").results(timeout_s=CALL_TIMEOUT_S)
+    return stats
+
+
+def _pool_status(
+    application: ApplicationStatusOverview,
+    model_name: str,
+    before: list[dict[str, float]],
+    started_s: float,
+) -> PoolStatus:
+    now = _replica_stats(model_name)
+    elapsed_s = time.monotonic() - started_s
+    deployment = application.deployments[deployment_name(model_name)]
+    num_tokens = _total(now, "generation_tokens_total") - _total(before, "generation_tokens_total")
+    return PoolStatus(
+        model_name=model_name,
+        status=str(deployment.status.value),
+        message=deployment.message,
+        replica_states={s.value: count for s, count in deployment.replica_states.items()},
+        num_requests_running=int(_total(now, "num_requests_running")),
+        num_requests_waiting=int(_total(now, "num_requests_waiting")),
+        kv_cache_usage=max((replica["kv_cache_usage"] for replica in now), default=0.0),
+        # A replica that was replaced meanwhile starts at zero again.
+        tokens_per_s=max(num_tokens, 0.0) / elapsed_s,
+    )
+
+
+def _total(stats: list[dict[str, float]], name: str) -> float:
+    return sum(replica[name] for replica in stats)
+
+
+def _say(event: Any) -> None:
+    sys.stdout.write(encode_event(event) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""One Serve replica of the ingress: the ASGI app, its pools, and its listening socket.
+
+Serve places, checks, drains and replaces it; HTTP does not pass through Serve.
+"""
+
+import asyncio
+import sys
+
+import ray
+from ray.serve.handle import DeploymentHandle
+
+from cluster.config import ShoalConfig, shoal_home
+from deployments.channel_pool import ChannelPool
+from deployments.cluster_secret import load_cluster_secret
+from deployments.http_listener import HTTPListener, bind_shared
+from deployments.ingress.app import build_asgi_app
+from deployments.process_logs import write_to_serve_log
+from deployments.serve_private import (
+    ServeReplicaPicker,
+    keep_replica_server_off_other_interfaces,
+)
+from deployments.startup_error import StartupError
+
+
+class Ingress:
+    """The Serve deployment class; `app.build_application` sets its options."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits the constructor
+        self, config: ShoalConfig, handles: dict[str, DeploymentHandle]
+    ) -> None:
+        """Wait for a replica of every model, then listen.
+
+        Raises:
+            StartupError: in one readable message, why this process cannot serve.
+        """
+        write_to_serve_log(config.log_level)
+        keep_replica_server_off_other_interfaces(ray.util.get_node_ip_address())
+        try:
+            secret = load_cluster_secret(shoal_home())
+            listening_socket = bind_shared(config.http.host, config.http.port)
+        except ValueError as error:
+            raise StartupError(str(error)) from error
+        node_id = ray.get_runtime_context().get_node_id()
+        self._pools = {
+            name: ChannelPool(
+                ServeReplicaPicker(handle, model_name=name),
+                model_name=name,
+                secret=secret,
+                own_node_id=node_id,
+                max_buffered_tokens=config.http.max_buffered_tokens,
+            )
+            for name, handle in handles.items()
+        }
+        facts = await asyncio.gather(*(pool.facts() for pool in self._pools.values()))
+        for pool in self._pools.values():
+            pool.start()
+        app = build_asgi_app(config, self._pools, facts)
+        self._listener = HTTPListener(app, listening_socket)
+        self._listener.start()
+
+    # Called by Serve.
+
+    def check_health(self) -> None:
+        """
+        Raises:
+            RuntimeError: nothing listens any more; Serve replaces the replica.
+        """
+        self._listener.check_health()
+
+    async def __del__(self) -> None:
+        """Serve awaits this before it ends the process: finish the running responses."""
+        if not hasattr(self, "_listener"):
+            return  # the constructor failed
+        await self._listener.drain()
+        for pool in self._pools.values():
+            await pool.stop()
+
+    # Called through handles.
+
+    def loaded_modules(self, prefix: str) -> list[str]:
+        """The modules of this process below a package; a test asks for torch."""
+        return [name for name in sys.modules if name.partition(".")[0] == prefix]

@@ -1,0 +1,272 @@
+"""The cluster on this machine: `up`, `down`, `status`.
+
+`up` checks what can be checked without Ray, starts Ray (`local_ray`), has the application deployed
+by the driver process, and returns when the API is ready. What fails leaves one readable message
+and nothing running. Neither torch nor ray is imported in this process.
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from cluster.config import ShoalConfig, shoal_home
+from cluster.model_source import resolve_model_source
+from deployments.http_listener import check_port_is_free
+from deployments.launch_events import Event, Failed, Phase, PoolStatus, Ready, decode_event
+from deployments.launch_events import Report as StatusReport
+from deployments.local_ray import (
+    ClusterState,
+    LaunchError,
+    LocalRay,
+    config_digest,
+    needed_cpus,
+)
+from deployments.replica_endpoint import ReplicaFacts
+
+READY_TIMEOUT_S = 60.0
+_LAST_LINES = 15
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpResult:
+    """A cluster that answers."""
+
+    url: str
+    was_running: bool  # with this very configuration: nothing was done
+    facts: tuple[ReplicaFacts, ...]  # empty when nothing was done
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterStatus:
+    """The cluster of this SHOAL_HOME."""
+
+    is_running: bool
+    url: str = ""
+    status: str = ""  # Serve's word for the application: RUNNING, DEPLOYING, UNHEALTHY, …
+    pools: tuple[PoolStatus, ...] = ()
+    num_processes: int = 0
+
+
+def up(config: ShoalConfig, *, say: Say) -> UpResult:
+    """Start the cluster, or bring the running one to this configuration.
+
+    `config` carries every API key (as digests), the first one included. `say` gets one line per
+    phase.
+
+    Raises:
+        LaunchError: it did not come up; the message is meant for a person, nothing is left running
+            (a cluster that ran before goes on as far as Serve could keep it).
+        ConfigError: a model's source cannot be found.
+    """
+    home = shoal_home()
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for model in config.models:
+        if not Path(model.source).is_dir():
+            say(f"{model.name}: looking for {model.source}")
+        resolve_model_source(model.source)
+    local_ray = LocalRay(home)
+    with _only_one_launcher(home):
+        state = local_ray.state()
+        if state is not None and not _can_keep(local_ray, state, config):
+            say("stopping what is left of the previous cluster")
+            local_ray.stop()
+            state = None
+        if state is not None:
+            return _update(local_ray, state, config, say)
+        return _start(local_ray, config, say)
+
+
+def down() -> int:
+    """Stop every process of this SHOAL_HOME's cluster; return how many there were.
+
+    Raises:
+        LaunchError: a process survived, or a launcher is at work.
+    """
+    home = shoal_home()
+    if not home.exists():
+        return 0
+    with _only_one_launcher(home):
+        return LocalRay(home).stop()
+
+
+def status(config: ShoalConfig) -> ClusterStatus:
+    """What runs, how many replicas in which state, and how busy they are.
+
+    Raises:
+        LaunchError: the cluster runs and does not answer.
+    """
+    local_ray = LocalRay(shoal_home())
+    state = local_ray.state()
+    if state is None or not local_ray.is_running(state):
+        return ClusterStatus(is_running=False)
+    event = _drive("status", local_ray, state, config, say=_say_nothing)
+    if not isinstance(event, StatusReport):
+        message = event.message if isinstance(event, Failed) else "no report"
+        raise LaunchError(f"the cluster runs but does not say how it is: {message}")
+    return ClusterStatus(
+        is_running=True,
+        url=_url(state.http_host, state.http_port),
+        status=event.status,
+        pools=tuple(event.pools),
+        num_processes=local_ray.num_processes(state),
+    )
+
+
+def logs_folder() -> Path:
+    """Where the logs of ingresses, replicas and the controller are."""
+    return shoal_home() / "logs"
+
+
+def _start(local_ray: LocalRay, config: ShoalConfig, say: Say) -> UpResult:
+    _check_port(config)
+    say("starting Ray on this machine")
+    with _stopping_on_failure(local_ray):
+        state = local_ray.start(config)
+        return _deploy(local_ray, state, config, say)
+
+
+def _update(local_ray: LocalRay, state: ClusterState, config: ShoalConfig, say: Say) -> UpResult:
+    url = _url(config.http.host, config.http.port)
+    if state.config_digest == config_digest(config) and _is_ready(url):
+        return UpResult(url=url, was_running=True, facts=())
+    if (config.http.host, config.http.port) != (state.http_host, state.http_port):
+        _check_port(config)
+    say("the cluster runs; deploying the changed configuration")
+    return _deploy(local_ray, state, config, say)
+
+
+def _can_keep(local_ray: LocalRay, state: ClusterState, config: ShoalConfig) -> bool:
+    return local_ray.is_running(state) and needed_cpus(config) <= state.num_cpus
+
+
+def _deploy(local_ray: LocalRay, state: ClusterState, config: ShoalConfig, say: Say) -> UpResult:
+    event = _drive("deploy", local_ray, state, config, say=say)
+    if not isinstance(event, Ready):
+        raise LaunchError(event.message if isinstance(event, Failed) else "no outcome")
+    url = _url(config.http.host, config.http.port)
+    _wait_until_ready(url)
+    local_ray.write_state(
+        msgspec.structs.replace(
+            state,
+            http_host=config.http.host,
+            http_port=config.http.port,
+            config_digest=config_digest(config),
+        )
+    )
+    return UpResult(url=url, was_running=False, facts=tuple(event.facts))
+
+
+def _drive(
+    command: str, local_ray: LocalRay, state: ClusterState, config: ShoalConfig, *, say: Say
+) -> Event:
+    """Run the driver process and return its last event; its phases are passed on.
+
+    Raises:
+        LaunchError: it ended without an event.
+    """
+    errors_path = logs_folder() / "driver.log"
+    outcome: Event | None = None
+    with errors_path.open("wb") as errors:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "deployments.driver", command],
+            env=local_ray.environment(state),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+        with driver:
+            assert driver.stdin is not None
+            assert driver.stdout is not None
+            driver.stdin.write(config.model_dump_json().encode())
+            driver.stdin.close()
+            for line in driver.stdout:
+                event = decode_event(line)
+                if isinstance(event, Phase):
+                    say(event.text)
+                elif event is not None:
+                    outcome = event
+    if outcome is None:
+        lines = errors_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise LaunchError(
+            f"the driver ended with status {driver.returncode}: "
+            + ("\n".join(lines[-_LAST_LINES:]) or "no output")
+        )
+    return outcome
+
+
+def _check_port(config: ShoalConfig) -> None:
+    try:
+        check_port_is_free(config.http.host, config.http.port)
+    except ValueError as error:
+        raise LaunchError(f"{error}; choose another one with SHOAL_PORT") from error
+
+
+def _wait_until_ready(url: str) -> None:
+    transport = httpx.HTTPTransport(retries=3)
+    deadline = httpx.Timeout(READY_TIMEOUT_S)
+    with httpx.Client(transport=transport, timeout=deadline, trust_env=False) as client:
+        response = client.get(f"{url}/health")
+    if response.status_code != httpx.codes.OK:
+        raise LaunchError(f"{url}/health answers {response.status_code}: {response.text[:300]}")
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/ready", timeout=5, trust_env=False).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
+
+
+def _url(host: str, port: int) -> str:
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+    return f"http://{reachable}:{port}"
+
+
+def _say_nothing(_: str) -> None:
+    return
+
+
+@contextmanager
+def _stopping_on_failure(local_ray: LocalRay) -> Iterator[None]:
+    """Leave nothing running when the block fails or is interrupted."""
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    except BaseException:
+        local_ray.stop()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _only_one_launcher(home: Path) -> Iterator[None]:
+    """Hold the lock of this SHOAL_HOME.
+
+    Raises:
+        LaunchError: another `shoal up` or `shoal down` holds it.
+    """
+    descriptor = os.open(home / "launch.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LaunchError(f"another `shoal up` or `shoal down` is at work on {home}") from error
+        yield
+    finally:
+        os.close(descriptor)

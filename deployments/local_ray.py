@@ -1,0 +1,285 @@
+"""A Ray cluster of our own on this machine: its start, its processes, its end.
+
+Everything of it lives under SHOAL_HOME and listens on loopback. Its processes carry a mark in their
+environment (SHOAL_CLUSTER_ID), which alone decides what is stopped: other Ray clusters of the host
+are never touched. Ray itself is not imported here; `driver` talks to the running cluster.
+"""
+
+import hashlib
+import math
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from cluster.config import ShoalConfig
+from deployments.cluster_secret import SECRET_FILE_NAME, create_private_text, new_secret
+
+CLUSTER_ID_VARIABLE = "SHOAL_CLUSTER_ID"
+OBJECT_STORE_BYTES = 128 * 2**20  # control messages only; Ray's minimum is 75 MiB
+START_TIMEOUT_S = 120.0
+TERMINATE_WAIT_S = 5.0
+KILL_WAIT_S = 10.0
+_MAX_FOLDER_BYTES = 40  # Ray's socket names add up to 65 bytes; Unix allows 107
+_OWNER_ONLY = 0o700
+_ESSENTIAL = ("gcs_server", "raylet")
+_PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+
+# The same on every process of a cluster, because Serve reads them at import.
+SERVE_ENVIRONMENT = {
+    # The user's code in the replica's own loop: no hop between threads for a pick.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
+
+
+class LaunchError(Exception):
+    """The cluster cannot be started or stopped; the message is meant for a person."""
+
+
+class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
+    """What is written down about a running cluster, in `<home>/cluster.json`."""
+
+    cluster_id: str
+    ray_address: str
+    run_folder: str
+    num_cpus: int  # what Ray was told; a configuration that needs more needs a restart
+    http_host: str
+    http_port: int
+    config_digest: str = ""  # of what was deployed successfully; empty before that
+
+
+class LocalRay:
+    """The cluster that belongs to one SHOAL_HOME."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._state_path = home / "cluster.json"
+
+    def state(self) -> ClusterState | None:
+        """What is written down; None where nothing is.
+
+        Raises:
+            LaunchError: the file cannot be understood.
+        """
+        try:
+            return msgspec.json.decode(self._state_path.read_bytes(), type=ClusterState)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as error:
+            raise LaunchError(f"{self._state_path}: cannot be read: {error}") from error
+
+    def write_state(self, state: ClusterState) -> None:
+        partial = self._state_path.with_suffix(".partial")
+        partial.write_bytes(msgspec.json.encode(state))
+        partial.replace(self._state_path)
+
+    def is_running(self, state: ClusterState) -> bool:
+        """Ray's own processes are alive."""
+        names = {process.info["name"] for process in processes_of(state.cluster_id)}
+        return all(essential in names for essential in _ESSENTIAL)
+
+    def num_processes(self, state: ClusterState) -> int:
+        return len(processes_of(state.cluster_id))
+
+    def start(self, config: ShoalConfig) -> ClusterState:
+        """Start Ray and write the state down. On failure nothing is left running.
+
+        Raises:
+            LaunchError: Ray did not start.
+        """
+        self._home.mkdir(mode=_OWNER_ONLY, parents=True, exist_ok=True)
+        create_private_text(self._home / SECRET_FILE_NAME, new_secret())
+        token_path = self._home / "ray_token"
+        create_private_text(token_path, new_secret())
+        self._put_old_logs_aside()
+        run_folder = _fresh_run_folder(self._home)
+        state = ClusterState(
+            cluster_id=uuid.uuid4().hex,
+            ray_address=f"127.0.0.1:{_free_port()}",
+            run_folder=str(run_folder),
+            num_cpus=needed_cpus(config),
+            http_host=config.http.host,
+            http_port=config.http.port,
+        )
+        self.write_state(state)  # first: whatever happens, `stop` knows what to look for
+        try:
+            self._start_head(state)
+        except BaseException:
+            self.stop()
+            raise
+        return state
+
+    def environment(self, state: ClusterState) -> dict[str, str]:
+        """For every process of the cluster: isolated from the Ray settings of whoever calls."""
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            # The API key is not needed there: the configuration carries its digest.
+            if not name.startswith("RAY_") and name not in ("SHOAL_API_KEY", "SHOAL_PORT")
+        }
+        python_path = [str(_PACKAGE_ROOT), *filter(None, [inherited.get("PYTHONPATH")])]
+        return {
+            **inherited,
+            **SERVE_ENVIRONMENT,
+            CLUSTER_ID_VARIABLE: state.cluster_id,
+            "SHOAL_HOME": str(self._home),
+            "SHOAL_RUN_FOLDER": state.run_folder,
+            "PYTHONPATH": os.pathsep.join(python_path),
+            # Ray's switch for single-machine clusters: the node's address is 127.0.0.1, and every
+            # server of Ray binds to it instead of all interfaces.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self._home / "ray_token"),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ADDRESS": state.ray_address,
+        }
+
+    def stop(self) -> int:
+        """Stop every process of the cluster; return how many there were.
+
+        Raises:
+            LaunchError: some process survived.
+        """
+        state = self.state()
+        if state is None:
+            return 0
+        num_stopped = _end(state.cluster_id)
+        shutil.rmtree(state.run_folder, ignore_errors=True)
+        self._state_path.unlink(missing_ok=True)
+        return num_stopped
+
+    def _start_head(self, state: ClusterState) -> None:
+        port = state.ray_address.rpartition(":")[2]
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head"),
+            *("--port", port, "--temp-dir", state.run_folder),
+            *("--num-cpus", str(state.num_cpus)),
+            *("--object-store-memory", str(OBJECT_STORE_BYTES)),
+            *("--ray-client-server-port", str(_free_port())),
+            # Ports that two clusters of one host would fight for are left to chance.
+            *("--min-worker-port", "0", "--max-worker-port", "0"),
+            *("--dashboard-agent-listen-port", "0", "--metrics-export-port", "0"),
+            *("--include-dashboard", "false", "--include-log-monitor", "false"),
+            *("--no-monitor", "--disable-usage-stats"),
+        ]
+        environment = self.environment(state)
+        del environment["RAY_ADDRESS"]  # a head has nobody to connect to
+        try:
+            done = subprocess.run(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=START_TIMEOUT_S,
+                start_new_session=True,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise LaunchError(f"Ray did not start within {START_TIMEOUT_S:g} s") from error
+        if done.returncode != 0:
+            output = (done.stderr.strip() or done.stdout.strip()).splitlines()
+            raise LaunchError("Ray did not start: " + (output[-1] if output else "no output"))
+
+    def _put_old_logs_aside(self) -> None:
+        logs, previous = self._home / "logs", self._home / "logs.previous"
+        if logs.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            logs.rename(previous)
+        logs.mkdir(mode=_OWNER_ONLY)
+
+
+def needed_cpus(config: ShoalConfig) -> int:
+    """CPUs for Ray to hand out: the machine's, or as many as the configuration reserves.
+
+    Ray's CPUs are places, not cores: a small machine may run more replicas than it has cores.
+    """
+    reserved = sum(model.num_replicas * model.num_cpus for model in config.models)
+    return max(os.cpu_count() or 1, math.ceil(reserved) + 1)  # one for the ingresses
+
+
+def processes_of(cluster_id: str) -> list[psutil.Process]:
+    """The living processes that carry the cluster's mark, with `info["name"]`."""
+    found = []
+    for process in psutil.process_iter(["name"]):
+        try:
+            is_ours = process.environ().get(CLUSTER_ID_VARIABLE) == cluster_id
+            if is_ours and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def _end(cluster_id: str) -> int:
+    processes = processes_of(cluster_id)
+    num_found = len(processes)
+    for process in processes:
+        _signal(process, is_last_word=False)
+    _wait_until_gone(cluster_id, wait_s=TERMINATE_WAIT_S)
+    deadline_s = time.monotonic() + KILL_WAIT_S
+    while processes := processes_of(cluster_id):
+        # Again and again: a process may have started another one meanwhile.
+        for process in processes:
+            _signal(process, is_last_word=True)
+        if time.monotonic() > deadline_s:
+            pids = ", ".join(str(process.pid) for process in processes)
+            raise LaunchError(f"these processes of the cluster do not end: {pids}")
+        _wait_until_gone(cluster_id, wait_s=0.5)
+    return num_found
+
+
+def _signal(process: psutil.Process, *, is_last_word: bool) -> None:
+    try:
+        if is_last_word:
+            process.kill()
+        else:
+            process.terminate()
+    except psutil.NoSuchProcess:
+        pass
+
+
+def _wait_until_gone(cluster_id: str, *, wait_s: float) -> None:
+    deadline_s = time.monotonic() + wait_s
+    while processes_of(cluster_id) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+
+
+def _fresh_run_folder(home: Path) -> Path:
+    """An empty folder for sockets and Ray's session: `<home>/run`, or a short one elsewhere."""
+    folder = home / "run"
+    if len(os.fsencode(folder)) > _MAX_FOLDER_BYTES:
+        digest = hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:12]
+        folder = Path(tempfile.gettempdir()) / f"shoal-{os.getuid()}-{digest}"
+    if folder.is_symlink() or folder.exists():
+        owner = folder.lstat().st_uid
+        if owner != os.getuid():
+            raise LaunchError(f"{folder} belongs to another user (uid {owner})")
+        shutil.rmtree(folder)
+    folder.mkdir(mode=_OWNER_ONLY)
+    if stat.S_IMODE(folder.lstat().st_mode) & 0o077:
+        raise LaunchError(f"{folder} can be entered by others")
+    return folder
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def config_digest(config: ShoalConfig) -> str:
+    """Equal for configurations that deploy the same."""
+    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()

@@ -1,0 +1,138 @@
+"""One Serve replica of a model: an engine, and the door through which the ingresses reach it.
+
+Serve places, checks, drains and replaces it; tokens never pass through Serve.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import msgspec
+import ray
+from ray import serve
+
+from cluster.config import ModelConfig, shoal_home
+from cluster.model_source import resolve_model_source
+from deployments.channel_server import ChannelServer
+from deployments.channel_wire import ReplicaStats
+from deployments.cluster_secret import load_cluster_secret
+from deployments.process_logs import write_to_serve_log
+from deployments.replica_endpoint import ReplicaEndpoint, ReplicaFacts
+from deployments.serve_private import keep_replica_server_off_other_interfaces
+from deployments.startup_error import StartupError
+from models.engine.async_engine import AsyncEngine
+from models.engine.build import build_engine
+from models.engine.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+
+class ModelReplica:
+    """The Serve deployment class; `app.build_application` sets its options."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits the constructor
+        self, config: ModelConfig, *, log_level: str
+    ) -> None:
+        """Load the checkpoint, start the engine, open the channel.
+
+        Raises:
+            StartupError: in one readable message, what is wrong with the checkpoint or its limits.
+        """
+        write_to_serve_log(log_level)
+        node_ip: str = ray.util.get_node_ip_address()
+        keep_replica_server_off_other_interfaces(node_ip)
+        try:
+            secret = load_cluster_secret(shoal_home())
+            engine = await asyncio.to_thread(_load_engine, config)
+        except ValueError as error:
+            raise StartupError(f"{config.name}: {error}") from error
+        self._engine = AsyncEngine(
+            engine, max_num_queued_requests=config.engine.max_num_queued_requests
+        )
+        self._engine.start()
+        self._channel = ChannelServer(self._engine, secret=secret, read_stats=self._read_stats)
+        # A short path: the name of a Unix socket has at most 107 bytes.
+        run_folder = os.environ.get("SHOAL_RUN_FOLDER")  # set where `shoal up` runs the cluster
+        self._socket_folder = Path(tempfile.mkdtemp(prefix="shoal-", dir=run_folder))
+        unix_path = self._socket_folder / "channel"
+        port = await self._channel.start(unix_path=unix_path, tcp_host=node_ip)
+        self._endpoint = ReplicaEndpoint(
+            replica_id=serve.get_replica_context().replica_id.unique_id,
+            node_id=ray.get_runtime_context().get_node_id(),
+            unix_path=str(unix_path),
+            tcp_host=node_ip,
+            tcp_port=port,
+            facts=_facts(config.name, engine),
+        )
+        logger.info("%s", self._endpoint.facts.summary)
+
+    # Called by Serve.
+
+    def record_replica_metadata(self) -> dict[str, object]:
+        """Where ingresses find this replica: a `ReplicaEndpoint` in plain types."""
+        metadata: dict[str, object] = msgspec.to_builtins(self._endpoint)
+        return metadata
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """The load that Serve cannot see, because streams do not pass through it."""
+        stats = self._read_stats()
+        return {
+            "num_requests_running": float(stats.num_requests_running),
+            "num_requests_waiting": float(stats.num_requests_waiting),
+            "num_waiting_prefill_tokens": float(stats.num_waiting_prefill_tokens),
+            "kv_cache_usage": stats.kv_cache_usage,
+        }
+
+    def check_health(self) -> None:
+        """
+        Raises:
+            RuntimeError: the engine's thread has ended; Serve replaces the replica.
+        """
+        self._engine.check_health()
+
+    async def __del__(self) -> None:
+        """Serve awaits this before it kills the process: finish the running streams, then stop."""
+        if not hasattr(self, "_socket_folder"):
+            return  # the constructor failed
+        await self._channel.drain()
+        await self._engine.stop()
+        await self._channel.stop()
+        shutil.rmtree(self._socket_folder, ignore_errors=True)
+
+    # Called through handles.
+
+    def facts(self) -> dict[str, object]:
+        """A `ReplicaFacts` in plain types, for `shoal up`."""
+        facts: dict[str, object] = msgspec.to_builtins(self._endpoint.facts)
+        return facts
+
+    def stats(self) -> dict[str, float]:
+        """The engine's load in plain types, for `shoal status`."""
+        stats = self._read_stats()
+        values: dict[str, float] = msgspec.structs.asdict(stats)
+        return {**values, "kv_cache_usage": stats.kv_cache_usage}
+
+    def _read_stats(self) -> ReplicaStats:
+        stats = self._engine.stats()
+        return ReplicaStats(
+            **{name: getattr(stats, name) for name in ReplicaStats.__struct_fields__}
+        )
+
+
+def _load_engine(config: ModelConfig) -> Engine:
+    """Blocks while the checkpoint is read."""
+    return build_engine(config, resolve_model_source(config.source))
+
+
+def _facts(model_name: str, engine: Engine) -> ReplicaFacts:
+    stats = engine.stats()
+    return ReplicaFacts(
+        model_name=model_name,
+        max_model_len=engine.max_model_len,
+        vocab_size=engine.vocab_size,
+        num_blocks=stats.num_blocks,
+        summary=engine.describe(),
+    )
