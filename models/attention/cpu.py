@@ -90,7 +90,7 @@ class CPUAttention:
         )
 
     def _write_rows(self, slot_mapping: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of a layer's [block, key or value, head, slot] for keys and for values, each [T·K]."""
+        """Rows of a layer's [block, key or value, head, slot], for keys and values: [T·K]."""
         slots_T1 = np.array(slot_mapping, dtype=np.int64)[:, None]
         blocks_T1, offsets_T1 = np.divmod(slots_T1, self._block_size)
         heads_K = np.arange(self._num_kv_heads)
