@@ -1,0 +1,181 @@
+"""The whole engine on real (tiny, random) checkpoints: greedy tokens equal transformers'."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from cluster.config import EngineConfig
+from cluster.types import Request, SamplingParams, TokenDelta
+from models.engine.engine import Engine
+from models.engine.model_runner import ModelRunner
+from tests.models.conftest import MakeCheckpoint
+
+FAMILIES = {
+    "llama": {},
+    "llama-3.1": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "mistral": {"sliding_window": 24},
+    "qwen2": {},
+    "qwen3": {},
+}
+OUTPUT_LEN = 16
+
+
+def prompts_of_mixed_lengths() -> list[list[int]]:
+    """Sixteen prompts of 1 to 120 tokens; half of them begin with the same 40."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(count: int) -> list[int]:
+        return torch.randint(3, 257, (count,), generator=generator).tolist()
+
+    shared = draw(40)
+    lengths = [1, 2, 5, 15, 16, 17, 33, 80]
+    return [draw(n) for n in lengths] + [shared + draw(n) for n in lengths]
+
+
+def reference_outputs(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
+    """Greedy continuations by transformers, one prompt at a time, end-of-sequence included."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    config = GenerationConfig(
+        max_new_tokens=OUTPUT_LEN, do_sample=False, eos_token_id=2, pad_token_id=0
+    )
+    outputs = []
+    for prompt in prompts:
+        ids = model.generate(torch.tensor([prompt]), generation_config=config)
+        outputs.append(ids[0, len(prompt) :].tolist())
+    return outputs
+
+
+def make_engine(folder: Path, **config: object) -> Engine:
+    engine_config = EngineConfig(**{"max_model_len": 256, "max_num_seqs": 48, **config})  # type: ignore[arg-type]
+    return Engine(ModelRunner(folder, engine_config, dtype="float32"), engine_config)
+
+
+def run(engine: Engine, requests: list[Request]) -> dict[tuple[str, int], list[TokenDelta]]:
+    for request in requests:
+        engine.add_request(request)
+    deltas: dict[tuple[str, int], list[TokenDelta]] = {}
+    while engine.has_unfinished:
+        for delta in engine.step():
+            deltas.setdefault((delta.request_id, delta.index), []).append(delta)
+        engine.check()
+    stats = engine.stats()
+    assert stats.num_free_blocks == stats.num_blocks
+    return deltas
+
+
+def tokens(deltas: list[TokenDelta]) -> list[int]:
+    return [token for delta in deltas for token in delta.token_ids]
+
+
+def greedy(prompts: list[list[int]], **params: object) -> list[Request]:
+    params = {"temperature": 0.0, "max_tokens": OUTPUT_LEN, **params}
+    return [
+        Request(
+            request_id=str(k),
+            prompt_token_ids=prompt,
+            sampling_params=SamplingParams(**params),  # type: ignore[arg-type]
+        )
+        for k, prompt in enumerate(prompts)
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_tokens_equal_transformers(family: str, make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint(family.split("-", maxsplit=1)[0], **FAMILIES[family])
+    prompts = prompts_of_mixed_lengths()
+    expected = reference_outputs(folder, prompts)
+    bytes_per_block = 2 * 2 * 2 * 16 * 4 * 16  # K and V, layers, heads, width, float32, tokens
+    situations: dict[str, dict[str, object]] = {
+        "one big step": {"max_num_batched_tokens": 4096},
+        "chunked prefill": {"max_num_batched_tokens": 48},
+        "no prefix reuse": {"enable_prefix_caching": False, "max_num_batched_tokens": 50},
+        "odd blocks": {"block_size": 7, "max_num_batched_tokens": 64},
+        "preemption": {"kv_cache_memory_bytes": 22 * bytes_per_block},
+    }
+    for situation, config in situations.items():
+        engine = make_engine(folder, **config)
+        for round_number in range(2):  # the second one finds its prefixes cached
+            deltas = run(engine, greedy(prompts))
+            got = [tokens(deltas[(str(k), 0)]) for k in range(len(prompts))]
+            assert got == expected, f"{family}, {situation}, round {round_number}"
+        stats = engine.stats()
+        assert (stats.preemptions_total > 0) == (situation == "preemption"), situation
+        assert (stats.cached_prompt_tokens_total > 0) == (situation != "no prefix reuse")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_greedy_forks_all_equal_transformers(family: str, make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint(family)
+    prompts = prompts_of_mixed_lengths()[:8]
+    expected = reference_outputs(folder, prompts)
+    bytes_per_block = 2 * 2 * 2 * 16 * 4 * 16
+    engine = make_engine(
+        folder, max_num_batched_tokens=48, kv_cache_memory_bytes=20 * bytes_per_block
+    )
+    deltas = run(engine, greedy(prompts, n=3))
+    assert engine.stats().preemptions_total > 0
+    for k, output in enumerate(expected):
+        for index in range(3):
+            assert tokens(deltas[(str(k), index)]) == output
+
+
+def test_sampled_tokens_do_not_depend_on_the_batch(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint("llama")
+    prompts = prompts_of_mixed_lengths()
+    params = {"temperature": 0.9, "top_p": 0.9, "seed": 17, "n": 2, "frequency_penalty": 0.3}
+    together = run(make_engine(folder), greedy(prompts, **params))
+    engine = make_engine(folder, max_num_batched_tokens=48)
+    for request in greedy(prompts, **params):
+        alone = run(engine, [request])
+        for key, deltas in alone.items():
+            assert tokens(deltas) == tokens(together[key])
+    first = [tokens(deltas) for (_, index), deltas in together.items() if index == 0]
+    second = [tokens(deltas) for (_, index), deltas in together.items() if index == 1]
+    assert first != second
+
+
+def test_logprobs_agree_with_transformers_log_softmax(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint("llama")
+    prompts = prompts_of_mixed_lengths()
+    engine = make_engine(folder, max_num_batched_tokens=48)
+    deltas = run(engine, greedy(prompts, logprobs=5, prompt_logprobs=3, temperature=1.0, seed=3))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for k, prompt in enumerate(prompts):
+        mine = deltas[(str(k), 0)]
+        output = tokens(mine)
+        ids = torch.tensor([prompt + output])
+        with torch.inference_mode():
+            reference = model(ids).logits[0].log_softmax(-1)
+        for offset, delta in enumerate(mine):
+            assert delta.logprobs is not None
+            (entry,) = delta.logprobs
+            row = reference[len(prompt) + offset - 1]
+            assert entry.logprob == pytest.approx(row[output[offset]].item(), abs=1e-4)
+            top = row.topk(5)
+            assert entry.top_token_ids == top.indices.tolist()
+            assert entry.top_logprobs == pytest.approx(top.values.tolist(), abs=1e-4)
+        scored = mine[0].prompt_logprobs
+        assert scored is not None
+        assert len(scored) == len(prompt) - 1
+        for position, entry in enumerate(scored):
+            expected = reference[position, prompt[position + 1]].item()
+            assert entry.logprob == pytest.approx(expected, abs=1e-4)
+            assert entry.top_token_ids == reference[position].topk(3).indices.tolist()
+
+
+def test_a_cache_that_cannot_hold_one_sequence_is_refused_with_both_numbers(
+    make_checkpoint: MakeCheckpoint,
+) -> None:
+    with pytest.raises(ValueError, match=r"8 blocks of 16 tokens cannot hold.*\(256\)"):
+        make_engine(make_checkpoint("llama"), kv_cache_memory_bytes=8 * 8192)
