@@ -30,7 +30,8 @@ class Case:
         self.window = window
         self.lengths = sorted(lengths, key=lambda pair: pair[0] > 1)
         counts = [-(-context // block_size) for _, context in self.lengths]
-        blocks = random_.sample(range(sum(counts) + 3), sum(counts))
+        # Block 0 is nobody's.
+        blocks = random_.sample(range(1, sum(counts) + 3), sum(counts))
         self.tables = [[blocks.pop() for _ in range(count)] for count in counts]
         self.keys = [torch.randn(c, NUM_KV_HEADS, HEAD_DIM) for _, c in self.lengths]
         self.values = [torch.randn(c, NUM_KV_HEADS, HEAD_DIM) for _, c in self.lengths]
