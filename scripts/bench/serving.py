@@ -1,0 +1,168 @@
+"""The serving layer alone: a cluster whose engine computes nothing, against the fastest thing that
+could emit the same stream, one Starlette process. By turns, in one run.
+
+    python -m scripts.bench.serving                      # 256 streams at 20 ms per token
+    python -m scripts.bench.serving --streams 64 --repeat 5
+
+Starts a cluster of its own (own SHOAL_HOME, own port) and stops it. Delivery is the time from the
+end of the step that made a token to its arrival at the client; see `scripts.bench.stream_load`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import yaml
+
+from scripts.bench.report import Figure, environment, table
+
+PACKAGES = ("ray", "uvicorn", "starlette", "uvloop", "msgspec", "orjson")
+API_KEY = "shoal-benchmark-key"
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two servers, up and running."""
+
+    name: str
+    url: str
+    model_pids: tuple[int, ...]  # the processes whose CPU time per token is reported
+
+
+@contextmanager
+def shoal_cluster(arguments: argparse.Namespace) -> Iterator[Side]:
+    config = {
+        "models": [
+            {
+                "name": "shoal/demo-chat",
+                "source": "demo",
+                "engine": {
+                    "synthetic_step_ms": arguments.step_ms,
+                    "max_num_seqs": max(256, arguments.streams),
+                },
+            }
+        ]
+    }
+    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as home:
+        path = Path(home) / "shoal.yaml"
+        path.write_text(yaml.safe_dump(config))
+        environ = {
+            **os.environ,
+            "SHOAL_HOME": home,
+            "SHOAL_PORT": str(arguments.port),
+            "SHOAL_API_KEY": API_KEY,
+        }
+        shoal = [sys.executable, "-m", "cluster.cli"]
+        subprocess.run([*shoal, "up", "--config", str(path)], env=environ, check=True)
+        try:
+            yield Side("Shoal", f"http://127.0.0.1:{arguments.port}", _replica_pids(home))
+        finally:
+            subprocess.run([*shoal, "down"], env=environ, check=True)
+
+
+@contextmanager
+def starlette_process(arguments: argparse.Namespace) -> Iterator[Side]:
+    port = arguments.port + 1
+    command = [sys.executable, "-m", "scripts.bench.sse_peer", "--port", str(port)]
+    process = subprocess.Popen([*command, "--step-ms", str(arguments.step_ms)])
+    try:
+        transport = httpx.HTTPTransport(retries=8)
+        with httpx.Client(transport=transport) as client:
+            client.get(f"http://127.0.0.1:{port}/")
+        yield Side("one Starlette process", f"http://127.0.0.1:{port}", (process.pid,))
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def measure(side: Side, arguments: argparse.Namespace, streams: int) -> dict[str, float]:
+    """One load on one side, with the CPU time that its model process took for it."""
+    command = [sys.executable, "-m", "scripts.bench.stream_load", "--url", side.url]
+    command += ["--api-key", API_KEY, "--step-ms", str(arguments.step_ms)]
+    command += ["--streams", str(streams), "--tokens", str(arguments.tokens)]
+    before_s, start_s = _cpu_s(side), time.monotonic()
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    result = json.loads(output)
+    cpu_s = _cpu_s(side) - before_s
+    # Threads that only wait cost a little all the time; that is not a token's cost.
+    if result["num_errors"]:
+        raise RuntimeError(f"{side.name}: {result['num_errors']} errors: {result['errors']}")
+    result["model_cpu_us_per_token"] = 1e6 * cpu_s / result["num_tokens"]
+    result["elapsed_s"] = time.monotonic() - start_s
+    return {name: value for name, value in result.items() if isinstance(value, int | float)}
+
+
+def _cpu_s(side: Side) -> float:
+    times = [psutil.Process(pid).cpu_times() for pid in side.model_pids]
+    return sum(t.user + t.system for t in times)
+
+
+def _replica_pids(home: str) -> tuple[int, ...]:
+    pids = []
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        command = " ".join(process.info["cmdline"] or ())
+        if "ServeReplica" in command and "ModelReplica" in command:
+            if (process.info["environ"] or {}).get("SHOAL_HOME") == home:
+                pids.append(process.pid)
+    if not pids:
+        raise RuntimeError("no replica of the benchmark's cluster found")
+    return tuple(pids)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--streams", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=250, help="tokens of each stream")
+    parser.add_argument("--step-ms", type=float, default=20.0)
+    parser.add_argument("--repeat", type=int, default=3, help="counted runs, after one warm-up")
+    parser.add_argument("--port", type=int, default=8300)
+    arguments = parser.parse_args()
+    print(environment(PACKAGES))
+    offered = arguments.streams * 1000 / arguments.step_ms
+    print(f"{arguments.streams} streams, {offered:.0f} tokens/s offered\n", flush=True)
+    with shoal_cluster(arguments) as shoal, starlette_process(arguments) as peer:
+        results: dict[str, list[dict[str, float]]] = {shoal.name: [], peer.name: []}
+        for repetition in range(arguments.repeat + 1):
+            for side in (shoal, peer):
+                result = measure(side, arguments, arguments.streams)
+                print(f"  {side.name}, run {repetition}: {json.dumps(result)}", flush=True)
+                if repetition > 0:
+                    results[side.name].append(result)
+    print()
+    print(_table(results))
+
+
+def _table(results: dict[str, list[dict[str, float]]]) -> str:
+    rows = []
+    for name, runs in results.items():
+        figures = {key: Figure(tuple(run[key] for run in runs)) for key in runs[0]}
+        rows.append(
+            [
+                name,
+                f"{figures['tokens_per_s']:.0f}",
+                f"{figures['delivery_ms_p50']:.1f}",
+                f"{figures['delivery_ms_p99']:.1f}",
+                f"{figures['model_cpu_us_per_token']:.1f}",
+            ]
+        )
+    ours, theirs = results.values()
+    ratios = tuple(a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(ours, theirs, strict=True))
+    rows.append(["ratio", f"{Figure(ratios):.2f}", "", "", ""])
+    header = ["", "tokens/s", "delivery p50, ms", "p99, ms", "model process CPU, µs/token"]
+    return table(header, rows)
+
+
+if __name__ == "__main__":
+    main()
