@@ -1,0 +1,152 @@
+"""The ingress's ASGI app: authentication around routes around endpoints, and one error boundary.
+
+Everything here runs in one process without torch; models are reached through their pools.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import orjson
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cluster.api_keys import ApiKeys
+from cluster.config import ShoalConfig
+from cluster.errors import AuthenticationError, BodyTooLargeError
+from cluster.telemetry import Telemetry
+from deployments.ingress.chat_routes import ChatCompletions
+from deployments.ingress.completion_routes import Completions
+from deployments.ingress.errors import (
+    STATUS_CLIENT_LEFT,
+    ClientLeftError,
+    as_serving_error,
+    error_headers,
+    send_json,
+)
+from deployments.ingress.exchange import SCOPE_KEY, Exchange
+from deployments.ingress.plain_routes import Health, Metrics, Models, OneModel, Ready
+from deployments.ingress.prompts import PromptBuilder
+from deployments.ingress.request_body import linger
+from deployments.ingress.served_model import ModelDirectory, ServedModel
+
+#: OpenAI's paths, Telnyx's at the time of the page, Telnyx's now.
+PREFIXES = ("/v1", "/v2/ai", "/v2/ai/openai")
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+
+
+def build_asgi_app(
+    config: ShoalConfig,
+    models: Mapping[str, ServedModel],
+    keys: ApiKeys,
+    telemetry: Telemetry,
+) -> ASGIApp:
+    """The whole HTTP side. `models` has every model of the configuration, by name."""
+    directory = ModelDirectory(models, default_name=config.default_model_name)
+    prompts = PromptBuilder()
+    for model in models.values():
+        telemetry.model(model.name)  # present from the first scrape on
+        telemetry.watch_replicas(model.name, model.pool.stats)
+    limit = config.http.max_body_bytes
+    chat = ChatCompletions(directory, prompts, telemetry, max_body_bytes=limit)
+    completions = Completions(directory, prompts, telemetry, max_body_bytes=limit)
+    one_model, all_models = OneModel(directory), Models(directory)
+    routes = [
+        Route("/health", Health(), methods=["GET"]),
+        Route("/ready", Ready(directory), methods=["GET"]),
+        Route("/metrics", Metrics(telemetry), methods=["GET"]),
+    ]
+    for prefix in PREFIXES:
+        routes += [
+            Route(f"{prefix}/chat/completions", chat, methods=["POST"]),
+            Route(f"{prefix}/completions", completions, methods=["POST"]),
+            Route(f"{prefix}/models", all_models, methods=["GET"]),
+            Route(f"{prefix}/models/{{model_id:path}}", one_model, methods=["GET"]),
+        ]
+
+    @asynccontextmanager
+    async def lifespan(_: object) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            prompts.close()
+
+    router = Router(routes, redirect_slashes=False, lifespan=lifespan)
+    return ErrorBoundary(Authentication(router, keys), telemetry)
+
+
+class Authentication:
+    """Lets a request through that carries one of the keys, or needs none."""
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._needs_key(scope):
+            scope[SCOPE_KEY].key_name = self._key_name(scope)
+        await self._app(scope, receive, send)
+
+    def _needs_key(self, scope: Scope) -> bool:
+        is_open = scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS"
+        return self._keys.required and not is_open
+
+    def _key_name(self, scope: Scope) -> str:
+        header = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
+        scheme, _, key = header.decode("latin-1").partition(" ")
+        if not header:
+            raise AuthenticationError("No API key was given; send `Authorization: Bearer KEY`.")
+        name = self._keys.name_of(key.strip()) if scheme.lower() == "bearer" else None
+        if name is None:
+            raise AuthenticationError("The API key is not valid.", openai_code="invalid_api_key")
+        return name
+
+
+class ErrorBoundary:
+    """Answers for every exception below it, and counts every request."""
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+        self._app = app
+        self._telemetry = telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = scope[SCOPE_KEY] = Exchange()
+        scope["app"] = self  # makes the router raise its 404 and 405, for us to shape
+        status = 0
+
+        async def watched_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched_send)
+        except ClientLeftError:
+            status = STATUS_CLIENT_LEFT
+        except Exception as error:
+            if status:
+                raise  # half an answer is out: only closing the connection is left
+            await _send_error(error, exchange, receive, watched_send)
+        finally:
+            self._telemetry.count_request(
+                model=exchange.model,
+                route=exchange.route,
+                status=status or STATUS_CLIENT_LEFT,
+                finish_reason=exchange.finish_reason,
+            )
+
+
+async def _send_error(error: Exception, exchange: Exchange, receive: Receive, send: Send) -> None:
+    answer = as_serving_error(error)
+    headers = [*error_headers(error, answer), *exchange.headers]
+    body = orjson.dumps(answer.body())
+    if not isinstance(answer, BodyTooLargeError):
+        await send_json(send, body, status=answer.status, headers=headers)
+        return
+    headers.append((b"connection", b"close"))
+    await send_json(send, body, status=answer.status, headers=headers, is_complete=False)
+    await linger(receive)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

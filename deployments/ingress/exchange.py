@@ -1,0 +1,35 @@
+"""What is known of one HTTP exchange for the metrics and the log, filled in as it goes along."""
+
+import time
+from dataclasses import dataclass, field
+
+from cluster.errors import ServingError
+from cluster.types import FinishReason
+
+SCOPE_KEY = "shoal.exchange"
+REASON_FAILED = "error"
+
+
+@dataclass(slots=True, kw_only=True)
+class Exchange:
+    """`model` and `route` stay "" until they are known to be ours, never a client's invention."""
+
+    started_s: float = field(default_factory=time.perf_counter)
+    key_name: str | None = None  # whose API key it is
+    model: str = ""
+    route: str = ""
+    request_id: str = ""
+    finish_reason: str = ""  # of the choice that ended last
+    failure: ServingError | None = None  # midway, after the status was sent
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [(b"x-request-id", self.request_id.encode())] if self.request_id else []
+
+    def note_finish(self, reason: FinishReason | None) -> None:
+        if reason is not None:
+            self.finish_reason = reason.value
+
+    def note_failure(self, error: ServingError) -> None:
+        self.failure = error
+        self.finish_reason = REASON_FAILED

@@ -1,0 +1,73 @@
+"""The GET routes: models, health, readiness, metrics."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from cluster.errors import ServiceUnavailableError
+from cluster.openai_schema.models import ModelList
+from cluster.telemetry import CONTENT_TYPE, Telemetry
+from deployments.ingress.exchange import SCOPE_KEY
+from deployments.ingress.served_model import ModelDirectory
+
+
+class Models:
+    """`GET …/models`"""
+
+    def __init__(self, models: ModelDirectory) -> None:
+        cards = [model.card for model in models.all()]
+        self._body = ModelList(data=cards).model_dump_json().encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[SCOPE_KEY].route = "/v1/models"
+        await _json(self._body)(scope, receive, send)
+
+
+class OneModel:
+    """`GET …/models/{model_id}`; the id may contain slashes."""
+
+    def __init__(self, models: ModelDirectory) -> None:
+        self._models = models
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[SCOPE_KEY].route = "/v1/models/{model}"
+        model = self._models.find(Request(scope).path_params["model_id"])
+        await _json(model.card.model_dump_json().encode())(scope, receive, send)
+
+
+class Health:
+    """`GET /health`: this process answers."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[SCOPE_KEY].route = "/health"
+        await _json(b'{"status":"ok"}')(scope, receive, send)
+
+
+class Ready:
+    """`GET /ready`: every model has a replica; 503 until then."""
+
+    def __init__(self, models: ModelDirectory) -> None:
+        self._models = models
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[SCOPE_KEY].route = "/ready"
+        missing = [model.name for model in self._models.all() if not model.pool.is_ready()]
+        if missing:
+            raise ServiceUnavailableError(f"No replica yet of: {', '.join(missing)}")
+        await _json(b'{"status":"ready"}')(scope, receive, send)
+
+
+class Metrics:
+    """`GET /metrics`: Prometheus text."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[SCOPE_KEY].route = "/metrics"
+        page = self._telemetry.exposition()
+        await Response(page, headers={"content-type": CONTENT_TYPE})(scope, receive, send)
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
