@@ -1,22 +1,26 @@
 """The `shoal` command: reads arguments, prints results, turns errors into one line and exit 1.
 
-What the commands do is in `cli_chat`, `cli_logs`, `cli_status` and `cli_launch`.
+What the commands do is in `cli_chat`, `cli_launch` and `cli_logs`; what they say in `cli_report`.
 """
 
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Annotated
 
+import orjson
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from cluster.cli_chat import ChatClient, ChatError, ChatOptions, ask_once, converse
+from cluster import cli_launch
+from cluster.cli_chat import ChatClient, ChatOptions, ask_once, converse
+from cluster.cli_error import CommandError
 from cluster.cli_logs import LogFollower, find_logs, last_lines, log_name
-from cluster.cli_target import api_url, find_config, read_api_key
-from cluster.config import ConfigError, ShoalConfig, load_config, shoal_home
+from cluster.cli_report import config_summary, key_note, next_steps, show, status_report
+from cluster.cli_target import api_url, deployed_or_found_config, find_config, read_api_key
+from cluster.config import ConfigError, load_config, shoal_home
 
 app = typer.Typer(
     name="shoal",
@@ -43,18 +47,70 @@ ConfigOption = Annotated[
 ]
 
 
-class CommandError(Exception):
-    """A command cannot do what it was asked; the message is meant for a person."""
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. Errors that a person can act on are one line each and exit status 1."""
     try:
         app(args=arguments)
-    except (ChatError, CommandError, ConfigError) as error:
+    except (CommandError, ConfigError) as error:
         for line in str(error).splitlines():
             _errors().print(f"error: {line}", style="red", markup=False, soft_wrap=True)
         sys.exit(1)
+
+
+@app.command()
+def up(
+    config: ConfigOption = None,
+    *,
+    ask: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Then ask this, show the answer and what to do next."),
+    ] = None,
+) -> None:
+    """Start the cluster on this machine and return when it is ready; it goes on running.
+
+    When it runs already, bring it to this configuration; when it has that too, do nothing.
+    """
+    started_s = time.monotonic()
+
+    def say_with_time(text: str) -> None:
+        _say(f"[{time.monotonic() - started_s:5.1f} s] {text}")
+
+    started = cli_launch.start(find_config(config), say=say_with_time)
+    for line in started.facts:
+        _say(line)
+    took = "already running" if started.was_running else f"{time.monotonic() - started_s:.1f} s"
+    _say(f"ready at {started.url} ({took})")
+    if started.first_key is not None:
+        _say(key_note(started.first_key))
+    if ask is None:
+        return
+    _say(f"\n> {ask}")
+    key = None if started.first_key is None else started.first_key.text
+    with ChatClient(started.url, api_key=key) as client:
+        ask_once(client, ask, options=ChatOptions(), console=_errors())
+    _say("\n" + next_steps(started.url, started.first_key))
+
+
+@app.command()
+def status(
+    *, as_json: Annotated[bool, typer.Option("--json", help="For a program.")] = False
+) -> None:
+    """Show pools, replicas, queues and tokens per second; exit status 1 when nothing runs."""
+    found = cli_launch.look()
+    if as_json:
+        typer.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+    elif found["is_running"]:
+        show(status_report(found))
+    else:
+        _say(f"no cluster runs in {shoal_home()}; `shoal up` starts one")
+    raise typer.Exit(0 if found["is_running"] else 1)
+
+
+@app.command()
+def down() -> None:
+    """Stop every process of the cluster on this machine."""
+    num_processes = cli_launch.stop()
+    _say(f"stopped {num_processes} processes" if num_processes else "nothing was running")
 
 
 @app.command()
@@ -81,7 +137,7 @@ def chat(
     options = ChatOptions(
         model=model, system=system, temperature=temperature, max_tokens=max_tokens
     )
-    address = (url or api_url(load_config(find_config(None)))).rstrip("/")
+    address = (url or api_url(deployed_or_found_config())).rstrip("/")
     with ChatClient(address, api_key=read_api_key()) as client:
         if once is None:
             converse(client, options=options, console=Console())
@@ -126,7 +182,7 @@ def config_check(
 ) -> None:
     """Check a configuration: OK and a summary, or one line per problem and exit status 1."""
     path = find_config(file)
-    _print_summary(path, load_config(path))
+    show([f"OK {path}", *config_summary(load_config(path))])
 
 
 @app.command()
@@ -139,25 +195,10 @@ def _errors() -> Console:
     return Console(stderr=True)
 
 
+def _say(text: str) -> None:
+    """Progress and notes, beside the results on standard output."""
+    typer.echo(text, err=True)
+
+
 def _print_log_line(name: str, line: str) -> None:
     typer.echo(f"{name} | {line}")
-
-
-def _print_summary(path: Path, config: ShoalConfig) -> None:
-    console = Console(highlight=False)
-    console.print(f"[green]OK[/] {path}", soft_wrap=True)
-    table = Table("model", "source", "dtype", "device", "replicas", "context", box=None)
-    for model in config.models:
-        is_default = model.name == config.default_model_name
-        context = model.engine.max_model_len
-        table.add_row(
-            model.name + (" (default)" if is_default else ""),
-            model.source,
-            model.dtype,
-            model.device,
-            str(model.num_replicas),
-            "the checkpoint's" if context is None else f"{context} tokens",
-        )
-    console.print(table)
-    auth = f"{len(config.auth.api_keys)} in this file" if config.auth.required else "not required"
-    console.print(f"API on {api_url(config)}, API keys: {auth}", soft_wrap=True)

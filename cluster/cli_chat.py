@@ -16,6 +16,8 @@ import orjson
 import typer
 from rich.console import Console
 
+from cluster.cli_error import CommandError
+
 Message = dict[str, str]
 Events = Generator[dict[str, Any], None, None]
 
@@ -25,7 +27,7 @@ _TIMEOUT = httpx.Timeout(10.0, read=300.0)  # seconds; a long prompt may wait fo
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-class ChatError(Exception):
+class ChatError(CommandError):
     """No answer, or not all of it; the message is meant for a person."""
 
 

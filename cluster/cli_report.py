@@ -1,0 +1,118 @@
+"""What the commands say about a configuration and a cluster, for a person."""
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from cluster.api_keys import FirstKey, KeySource
+from cluster.cli_target import api_url
+from cluster.config import ShoalConfig
+
+
+def config_summary(config: ShoalConfig) -> list[RenderableType]:
+    """The models as a table, then a line on the API."""
+    table = Table("model", "source", "dtype", "device", "replicas", "context", box=None)
+    for model in config.models:
+        is_default = model.name == config.default_model_name
+        context = model.engine.max_model_len
+        table.add_row(
+            model.name + (" (default)" if is_default else ""),
+            model.source,
+            model.dtype,
+            model.device,
+            str(model.num_replicas),
+            "the checkpoint's" if context is None else f"{context} tokens",
+        )
+    keys = f"the first one and {len(config.auth.api_keys)} of this file"
+    return [table, f"API on {api_url(config)}, keys: {keys if config.auth.required else 'none'}"]
+
+
+def key_note(key: FirstKey) -> str:
+    """Which API key is in force; its text only when it has just been made."""
+    match key.source:
+        case KeySource.CREATED:
+            return f"API key: {key.text}\n(shown this once; kept in {key.path})"
+        case KeySource.FILE:
+            was_open = " (others could read it; now only you)" if key.narrowed_permissions else ""
+            return f"API key: in {key.path}{was_open}"
+        case KeySource.ENVIRONMENT:
+            return "API key: the one in SHOAL_API_KEY"
+
+
+def next_steps(url: str, key: FirstKey | None) -> str:
+    """How to use a cluster that has just answered."""
+    shoal = _program()
+    header = "" if key is None else f'-H "Authorization: Bearer {_key_for_shell(key)}" '
+    return f"""\
+It runs at {url}/v1 and goes on running. What next:
+
+  curl -N {url}/v1/chat/completions {header}\\
+    -H 'Content-Type: application/json' \\
+    -d '{{"messages": [{{"role": "user", "content": "Hello"}}], "stream": true}}'
+
+  from openai import OpenAI
+  client = OpenAI(base_url="{url}/v1", api_key={_key_for_python(key)})
+  model = client.models.list().data[0].id
+  messages = [{{"role": "user", "content": "Hello"}}]
+  answer = client.chat.completions.create(model=model, messages=messages)
+  print(answer.choices[0].message.content)
+
+  {shoal} chat       talk to it in this terminal
+  {shoal} status     pools, replicas, queue, tokens/s
+  {shoal} logs -f    what it writes
+  {shoal} down       stop every process of it"""
+
+
+def status_report(status: dict[str, Any]) -> list[RenderableType]:
+    """A running cluster: one line, and a table of the pools."""
+    table = Table(box=None)
+    for title in ("model", "status", "replicas", "running", "waiting", "KV cache", "tokens/s"):
+        table.add_column(title, justify="left" if title in ("model", "status") else "right")
+    for pool in status["pools"]:
+        states = pool["replica_states"]
+        others = ", ".join(f"{n} {s.lower()}" for s, n in states.items() if s != "RUNNING")
+        table.add_row(
+            pool["model_name"],
+            pool["status"].lower(),
+            str(states.get("RUNNING", 0)) + (f" (+ {others})" if others else ""),
+            str(pool["num_requests_running"]),
+            str(pool["num_requests_waiting"]),
+            f"{pool['kv_cache_usage']:.0%}",
+            f"{pool['tokens_per_s']:.1f}",
+        )
+    messages = [f"{p['model_name']}: {p['message']}" for p in status["pools"] if p["message"]]
+    first = f"{status['status'].lower()} at {status['url']}, {status['num_processes']} processes"
+    return [first, table, *messages]
+
+
+def show(parts: list[RenderableType]) -> None:
+    """To standard output, without markup: names are shown as they are."""
+    console = Console(highlight=False, markup=False)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str))
+
+
+def _program() -> str:
+    """`shoal` as this shell would find it again."""
+    if shutil.which("shoal") is not None:
+        return "shoal"
+    path = Path(sys.argv[0]).absolute()
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _key_for_shell(key: FirstKey) -> str:
+    return "$SHOAL_API_KEY" if key.path is None else f"$(cat {shlex.quote(str(key.path))})"
+
+
+def _key_for_python(key: FirstKey | None) -> str:
+    if key is None:
+        return '"none"'
+    if key.path is None:
+        return 'os.environ["SHOAL_API_KEY"]  # import os'
+    return f'open("{key.path}").read().strip()'
