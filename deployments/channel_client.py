@@ -8,6 +8,7 @@ behind loses its stream and nobody else's. A connection that is lost ends its st
 import asyncio
 import hmac
 import logging
+from typing import cast
 
 from cluster.errors import ClientTooSlowError, ServingError
 from cluster.types import Request, TokenDelta
@@ -175,11 +176,11 @@ class ReplicaConnection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports do not inherit from asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
         set_low_latency(transport)
         hello = wire.ClientHello(wire.PROTOCOL_VERSION, self._nonce)
-        transport.write(wire.encode_frame(hello))
+        self._transport.write(wire.encode_frame(hello))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = True

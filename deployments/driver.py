@@ -12,7 +12,11 @@ from typing import Any
 import msgspec
 import ray
 from ray import serve
-from ray.serve.schema import ApplicationStatusOverview, LoggingConfig
+from ray.serve.schema import (
+    ApplicationStatusOverview,
+    DeploymentStatusOverview,
+    LoggingConfig,
+)
 
 from cluster.config import ShoalConfig, shoal_home
 from deployments.app import APPLICATION_NAME, build_application, deployment_name
@@ -111,8 +115,7 @@ def _phases(config: ShoalConfig, application: ApplicationStatusOverview) -> list
         deployment = application.deployments.get(deployment_name(model.name))
         if deployment is None:
             continue
-        states = {state.value: count for state, count in deployment.replica_states.items()}
-        num_running = states.get("RUNNING", 0)
+        num_running = _replica_states(deployment).get("RUNNING", 0)
         if num_running < model.num_replicas:
             phases.append(f"{model.name}: loading ({num_running} of {model.num_replicas} ready)")
         else:
@@ -147,13 +150,20 @@ def _pool_status(
         model_name=model_name,
         status=str(deployment.status.value),
         message=deployment.message,
-        replica_states={s.value: count for s, count in deployment.replica_states.items()},
+        replica_states=_replica_states(deployment),
         num_requests_running=int(_total(now, "num_requests_running")),
         num_requests_waiting=int(_total(now, "num_requests_waiting")),
         kv_cache_usage=max((replica["kv_cache_usage"] for replica in now), default=0.0),
         # A replica that was replaced meanwhile starts at zero again.
         tokens_per_s=max(num_tokens, 0.0) / elapsed_s,
     )
+
+
+def _replica_states(deployment: DeploymentStatusOverview) -> dict[str, int]:
+    # The keys are an enum in Serve's annotations and plain strings in what it returns.
+    return {
+        getattr(state, "value", state): count for state, count in deployment.replica_states.items()
+    }
 
 
 def _total(stats: list[dict[str, float]], name: str) -> float:

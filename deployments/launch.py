@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -180,7 +181,7 @@ def _drive(
     with errors_path.open("wb") as errors:
         driver = subprocess.Popen(
             [sys.executable, "-m", "deployments.driver", command],
-            env=local_ray.environment(state),
+            env=local_ray.driver_environment(state),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -213,12 +214,11 @@ def _check_port(config: ShoalConfig) -> None:
 
 
 def _wait_until_ready(url: str) -> None:
-    transport = httpx.HTTPTransport(retries=3)
-    deadline = httpx.Timeout(READY_TIMEOUT_S)
-    with httpx.Client(transport=transport, timeout=deadline, trust_env=False) as client:
-        response = client.get(f"{url}/health")
-    if response.status_code != httpx.codes.OK:
-        raise LaunchError(f"{url}/health answers {response.status_code}: {response.text[:300]}")
+    deadline_s = time.monotonic() + READY_TIMEOUT_S
+    while not _is_ready(url):
+        if time.monotonic() > deadline_s:
+            raise LaunchError(f"{url}/ready does not say so within {READY_TIMEOUT_S:g} s")
+        time.sleep(0.1)
 
 
 def _is_ready(url: str) -> bool:

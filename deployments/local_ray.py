@@ -1,8 +1,9 @@
 """A Ray cluster of our own on this machine: its start, its processes, its end.
 
 Everything of it lives under SHOAL_HOME and listens on loopback. Its processes carry a mark in their
-environment (SHOAL_CLUSTER_ID), which alone decides what is stopped: other Ray clusters of the host
-are never touched. Ray itself is not imported here; `driver` talks to the running cluster.
+environment (SHOAL_CLUSTER_ID) and share a session of the operating system; that alone decides what
+is stopped, and other Ray clusters of the host are never touched. Ray itself is not imported here;
+`driver` talks to the running cluster.
 """
 
 import hashlib
@@ -27,14 +28,14 @@ from deployments.cluster_secret import SECRET_FILE_NAME, create_private_text, ne
 CLUSTER_ID_VARIABLE = "SHOAL_CLUSTER_ID"
 OBJECT_STORE_BYTES = 128 * 2**20  # control messages only; Ray's minimum is 75 MiB
 START_TIMEOUT_S = 120.0
-TERMINATE_WAIT_S = 5.0
+TERMINATE_WAIT_S = 3.0
 KILL_WAIT_S = 10.0
 _MAX_FOLDER_BYTES = 40  # Ray's socket names add up to 65 bytes; Unix allows 107
 _OWNER_ONLY = 0o700
 _ESSENTIAL = ("gcs_server", "raylet")
 _PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
-# The same on every process of a cluster, because Serve reads them at import.
+# For every process that Ray starts; Serve reads them at import.
 SERVE_ENVIRONMENT = {
     # The user's code in the replica's own loop: no hop between threads for a pick.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
@@ -53,6 +54,7 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
     cluster_id: str
     ray_address: str
     run_folder: str
+    session_id: int = 0  # of the operating system, which all its processes share
     num_cpus: int  # what Ray was told; a configuration that needs more needs a restart
     http_host: str
     http_port: int
@@ -86,11 +88,11 @@ class LocalRay:
 
     def is_running(self, state: ClusterState) -> bool:
         """Ray's own processes are alive."""
-        names = {process.info["name"] for process in processes_of(state.cluster_id)}
+        names = {process.info["name"] for process in processes_of(state)}
         return all(essential in names for essential in _ESSENTIAL)
 
     def num_processes(self, state: ClusterState) -> int:
-        return len(processes_of(state.cluster_id))
+        return len(processes_of(state))
 
     def start(self, config: ShoalConfig) -> ClusterState:
         """Start Ray and write the state down. On failure nothing is left running.
@@ -114,36 +116,14 @@ class LocalRay:
         )
         self.write_state(state)  # first: whatever happens, `stop` knows what to look for
         try:
-            self._start_head(state)
+            return self._start_head(state)
         except BaseException:
             self.stop()
             raise
-        return state
 
-    def environment(self, state: ClusterState) -> dict[str, str]:
-        """For every process of the cluster: isolated from the Ray settings of whoever calls."""
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            # The API key is not needed there: the configuration carries its digest.
-            if not name.startswith("RAY_") and name not in ("SHOAL_API_KEY", "SHOAL_PORT")
-        }
-        python_path = [str(_PACKAGE_ROOT), *filter(None, [inherited.get("PYTHONPATH")])]
-        return {
-            **inherited,
-            **SERVE_ENVIRONMENT,
-            CLUSTER_ID_VARIABLE: state.cluster_id,
-            "SHOAL_HOME": str(self._home),
-            "SHOAL_RUN_FOLDER": state.run_folder,
-            "PYTHONPATH": os.pathsep.join(python_path),
-            # Ray's switch for single-machine clusters: the node's address is 127.0.0.1, and every
-            # server of Ray binds to it instead of all interfaces.
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self._home / "ray_token"),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ADDRESS": state.ray_address,
-        }
+    def driver_environment(self, state: ClusterState) -> dict[str, str]:
+        """For a process that connects to the cluster."""
+        return {**self._environment(state), "RAY_ADDRESS": state.ray_address}
 
     def stop(self) -> int:
         """Stop every process of the cluster; return how many there were.
@@ -154,12 +134,37 @@ class LocalRay:
         state = self.state()
         if state is None:
             return 0
-        num_stopped = _end(state.cluster_id)
+        num_stopped = _end(state)
         shutil.rmtree(state.run_folder, ignore_errors=True)
         self._state_path.unlink(missing_ok=True)
         return num_stopped
 
-    def _start_head(self, state: ClusterState) -> None:
+    def _environment(self, state: ClusterState) -> dict[str, str]:
+        """Isolated from the Ray settings of whoever calls."""
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            # The API key is not needed there: the configuration carries its digest.
+            if not name.startswith("RAY_") and name not in ("SHOAL_API_KEY", "SHOAL_PORT")
+        }
+        python_path = [str(_PACKAGE_ROOT), *filter(None, [inherited.get("PYTHONPATH")])]
+        return {
+            **inherited,
+            CLUSTER_ID_VARIABLE: state.cluster_id,
+            "SHOAL_HOME": str(self._home),
+            "SHOAL_RUN_FOLDER": state.run_folder,
+            "PYTHONPATH": os.pathsep.join(python_path),
+            # Ray would set it to the replica's reserved CPUs, which are places and not cores.
+            "OMP_NUM_THREADS": inherited.get("OMP_NUM_THREADS", str(os.cpu_count() or 1)),
+            # Ray's switch for single-machine clusters: the node's address is 127.0.0.1, and every
+            # server of Ray binds to it instead of all interfaces.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self._home / "ray_token"),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+
+    def _start_head(self, state: ClusterState) -> ClusterState:
         port = state.ray_address.rpartition(":")[2]
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head"),
@@ -173,24 +178,25 @@ class LocalRay:
             *("--include-dashboard", "false", "--include-log-monitor", "false"),
             *("--no-monitor", "--disable-usage-stats"),
         ]
-        environment = self.environment(state)
-        del environment["RAY_ADDRESS"]  # a head has nobody to connect to
+        starter = subprocess.Popen(
+            command,
+            env={**self._environment(state), **SERVE_ENVIRONMENT},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # its number is the starter's process id
+        )
+        state = msgspec.structs.replace(state, session_id=starter.pid)
+        self.write_state(state)
         try:
-            done = subprocess.run(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=START_TIMEOUT_S,
-                start_new_session=True,
-                check=False,
-            )
+            output, _ = starter.communicate(timeout=START_TIMEOUT_S)
         except subprocess.TimeoutExpired as error:
             raise LaunchError(f"Ray did not start within {START_TIMEOUT_S:g} s") from error
-        if done.returncode != 0:
-            output = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            raise LaunchError("Ray did not start: " + (output[-1] if output else "no output"))
+        if starter.returncode != 0:
+            lines = output.strip().splitlines()
+            raise LaunchError("Ray did not start: " + (lines[-1] if lines else "no output"))
+        return state
 
     def _put_old_logs_aside(self) -> None:
         logs, previous = self._home / "logs", self._home / "logs.previous"
@@ -209,34 +215,41 @@ def needed_cpus(config: ShoalConfig) -> int:
     return max(os.cpu_count() or 1, math.ceil(reserved) + 1)  # one for the ingresses
 
 
-def processes_of(cluster_id: str) -> list[psutil.Process]:
-    """The living processes that carry the cluster's mark, with `info["name"]`."""
+def processes_of(state: ClusterState) -> list[psutil.Process]:
+    """The living processes of the cluster, with `info["name"]`."""
     found = []
     for process in psutil.process_iter(["name"]):
         try:
-            is_ours = process.environ().get(CLUSTER_ID_VARIABLE) == cluster_id
-            if is_ours and process.status() != psutil.STATUS_ZOMBIE:
+            if _belongs_to(process, state) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
+        except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError, PermissionError):
             continue
     return found
 
 
-def _end(cluster_id: str) -> int:
-    processes = processes_of(cluster_id)
+def _belongs_to(process: psutil.Process, state: ClusterState) -> bool:
+    if process.environ().get(CLUSTER_ID_VARIABLE) == state.cluster_id:
+        return True
+    # Ray writes titles ("ray::…") into its processes, some of them over the environment.
+    title = next(iter(process.cmdline()), "")
+    return title.startswith("ray::") and os.getsid(process.pid) == state.session_id
+
+
+def _end(state: ClusterState) -> int:
+    processes = processes_of(state)
     num_found = len(processes)
     for process in processes:
         _signal(process, is_last_word=False)
-    _wait_until_gone(cluster_id, wait_s=TERMINATE_WAIT_S)
+    _wait_until_gone(state, wait_s=TERMINATE_WAIT_S)
     deadline_s = time.monotonic() + KILL_WAIT_S
-    while processes := processes_of(cluster_id):
+    while processes := processes_of(state):
         # Again and again: a process may have started another one meanwhile.
         for process in processes:
             _signal(process, is_last_word=True)
         if time.monotonic() > deadline_s:
             pids = ", ".join(str(process.pid) for process in processes)
             raise LaunchError(f"these processes of the cluster do not end: {pids}")
-        _wait_until_gone(cluster_id, wait_s=0.5)
+        _wait_until_gone(state, wait_s=0.5)
     return num_found
 
 
@@ -250,9 +263,9 @@ def _signal(process: psutil.Process, *, is_last_word: bool) -> None:
         pass
 
 
-def _wait_until_gone(cluster_id: str, *, wait_s: float) -> None:
+def _wait_until_gone(state: ClusterState, *, wait_s: float) -> None:
     deadline_s = time.monotonic() + wait_s
-    while processes_of(cluster_id) and time.monotonic() < deadline_s:
+    while processes_of(state) and time.monotonic() < deadline_s:
         time.sleep(0.05)
 
 
