@@ -125,9 +125,8 @@ class Sampler:
         if method is _Method.TOP_P:
             mass_G1 = _weights(values_GV, ranked_GC[:, :1], knobs).sum(dim=-1, keepdim=True)
         token_ids_G, is_settled_G = _choose_from_ranked(ranked_GC, ids_GC, knobs, mass_G1=mass_G1)
-        outcomes_G = _outcomes(ranked_GC[:, 0])
-        needs_sort_G = (outcomes_G == _Outcome.CHOSEN) & ~is_settled_G
-        return torch.stack([token_ids_G, outcomes_G.masked_fill(needs_sort_G, _Outcome.NEEDS_SORT)])
+        outcomes_G = _outcomes(ranked_GC[:, 0]).masked_fill(~is_settled_G, _Outcome.NEEDS_SORT)
+        return torch.stack([token_ids_G, outcomes_G])
 
 
 def token_logprobs(
@@ -280,8 +279,8 @@ def _weights(values_GN: torch.Tensor, top_G1: torch.Tensor, knobs: _Knobs) -> to
 
 def _invert(cdf_GN: torch.Tensor, total_G1: torch.Tensor, uniform_G1: torch.Tensor) -> torch.Tensor:
     """The first index whose cumulative weight exceeds the drawn share of the total."""
-    # The product is rounded, and must not be rounded up to the total.
-    threshold_G1 = torch.minimum((uniform_G1 * total_G1).to(torch.int64), total_G1 - 1)
+    # At most 1 - 2**-53, so that even the rounded product stays below the total.
+    threshold_G1 = (uniform_G1 * total_G1).to(torch.int64)
     # Rows with NaN have no order: their index means nothing, but has to be one.
     return torch.searchsorted(cdf_GN, threshold_G1, right=True).clamp_(max=cdf_GN.shape[1] - 1)
 

@@ -176,11 +176,12 @@ def test_choices_over_a_large_vocabulary_are_the_same_alone_in_a_batch_and_howev
         SamplingParams(),
         SamplingParams(temperature=0.5),
         SamplingParams(temperature=2.0, top_k=7),
+        SamplingParams(temperature=2.0, top_k=9, top_p=0.9),  # one more than 8 candidates
         SamplingParams(top_p=0.8),
         SamplingParams(min_p=0.1),
         SamplingParams(temperature=1.5, min_p=0.02, top_k=20, top_p=0.9),
     ],
-    ids=["plain", "cold", "top_k", "top_p", "min_p", "all"],
+    ids=["plain", "cold", "top_k", "top_k and top_p", "top_p", "min_p", "all"],
 )
 @pytest.mark.parametrize("num_candidates", [8, 256])
 def test_frequencies_follow_the_distribution(params: SamplingParams, num_candidates: int) -> None:
@@ -233,6 +234,39 @@ def test_top_p_keeps_the_token_that_reaches_the_mass_and_at_least_one() -> None:
     for top_p, expected in ((0.1, {0}), (0.49, {0}), (0.51, {0, 1}), (0.81, {0, 1, 2})):
         rows = [make_row(SamplingParams(top_p=top_p), seed=i) for i in range(200)]
         assert set(Sampler().sample(logits.expand(200, -1), rows)[0]) == expected
+
+
+def test_top_p_and_min_p_include_what_lies_exactly_on_the_threshold() -> None:
+    logits = torch.tensor([0.0, 9.0, 9.0]).expand(50, -1)
+    for params, expected in (
+        (SamplingParams(top_p=0.5, temperature=0.01), {1}),  # one of two reaches the half
+        (SamplingParams(min_p=1.0), {1, 2}),
+    ):
+        rows = [make_row(params, seed=i) for i in range(50)]
+        assert set(Sampler().sample(logits, rows)[0]) == expected
+
+
+def test_the_ends_of_the_unit_interval_choose_tokens_that_have_weight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits = torch.tensor([[-math.inf, 0.0, 0.0, -math.inf]])
+    for uniform, expected in ((0.0, 1), (1.0 - 2.0**-53, 2)):
+        ends = np.array([uniform])
+        monkeypatch.setattr("models.engine.sampler.uniforms", lambda *_, ends=ends: ends)
+        for params in (SamplingParams(), SamplingParams(top_p=0.99), SamplingParams(top_k=3)):
+            assert Sampler().sample(logits, [make_row(params)])[0] == [expected]
+
+
+def test_the_last_number_below_one_chooses_the_last_token_where_totals_exceed_53_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    last = np.array([1.0 - 2.0**-53])
+    monkeypatch.setattr("models.engine.sampler.uniforms", lambda *_: last)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        logits = torch.randn(1, 20_000, generator=generator) / 10
+        logits[0, -1] = -math.inf
+        assert Sampler().sample(logits, [make_row(SamplingParams())])[0] == [19_998]
 
 
 def test_a_bias_of_minus_100_bans_a_token_and_of_plus_100_forces_it() -> None:
