@@ -6,7 +6,7 @@ that cannot be reached are left out for a moment, because Serve learns of a deat
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 
 from cluster.errors import ServiceUnavailableError
 from cluster.types import Request, TokenDelta
@@ -77,7 +77,7 @@ class ChannelPool:
         """What the replicas say of the model; waits for the first of them."""
         return (await self._picker.pick()).facts
 
-    async def generate(self, request: Request) -> AsyncIterator[TokenDelta]:
+    async def generate(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
         """Yield deltas until every sequence has finished. Closing the iterator aborts the request.
 
         Raises:
