@@ -91,12 +91,14 @@ class ChannelServer:
         """Streams that have not ended."""
         return sum(len(connection.streams) for connection in self._connections)
 
+    def report(self, stats: wire.ReplicaStats) -> None:
+        """Tell every client how busy the engine is."""
+        self._notify(stats)
+
     async def drain(self) -> None:
         """Refuse new streams, tell every client, and return when the running ones have ended."""
         self._is_draining = True
-        frame = wire.encode_frame(wire.Draining())
-        for connection in tuple(self._connections):
-            connection.notify(frame)
+        self._notify(wire.Draining())
         await self._idle.wait()
 
     async def stop(self) -> None:
@@ -160,16 +162,19 @@ class ChannelServer:
         while self._with_pending:
             self._with_pending.pop().flush()
 
+    def _notify(self, message: wire.ReplicaStats | wire.Draining) -> None:
+        frame = wire.encode_frame(message)
+        for connection in tuple(self._connections):
+            connection.notify(frame)
+
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            frame = wire.encode_frame(self._read_stats())
+            self.report(self._read_stats())
             silent_before_s = loop.time() - SILENCE_LIMIT_S
             for connection in tuple(self._connections):
                 if connection.last_heard_s < silent_before_s:
                     connection.give_up(f"silent for {SILENCE_LIMIT_S:g} s")
-                else:
-                    connection.notify(frame)
             await asyncio.sleep(STATS_PERIOD_S)
 
 

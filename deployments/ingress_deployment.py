@@ -9,11 +9,15 @@ import sys
 import ray
 from ray.serve.handle import DeploymentHandle
 
-from cluster.config import ShoalConfig, shoal_home
+from cluster.api_keys import ApiKeys
+from cluster.config import ModelConfig, ShoalConfig, shoal_home
+from cluster.model_source import resolve_model_source
+from cluster.telemetry import Telemetry
 from deployments.channel_pool import ChannelPool
 from deployments.cluster_secret import load_cluster_secret
 from deployments.http_listener import HTTPListener, bind_shared
 from deployments.ingress.app import build_asgi_app
+from deployments.ingress.served_model import ServedModel, load_served_model
 from deployments.process_logs import write_to_serve_log
 from deployments.serve_private import (
     ServeReplicaPicker,
@@ -51,12 +55,32 @@ class Ingress:
             )
             for name, handle in handles.items()
         }
-        facts = await asyncio.gather(*(pool.facts() for pool in self._pools.values()))
+        models = await asyncio.gather(*(self._served_model(model) for model in config.models))
         for pool in self._pools.values():
             pool.start()
-        app = build_asgi_app(config, self._pools, facts)
+        app = build_asgi_app(
+            config,
+            {model.name: model for model in models},
+            ApiKeys.from_config(config.auth),
+            Telemetry(),
+        )
         self._listener = HTTPListener(app, listening_socket)
         self._listener.start()
+
+    async def _served_model(self, config: ModelConfig) -> ServedModel:
+        pool = self._pools[config.name]
+        facts = await pool.facts()
+        try:
+            return await asyncio.to_thread(
+                load_served_model,
+                config,
+                resolve_model_source(config.source),
+                pool,
+                max_model_len=facts.max_model_len,
+                vocab_size=facts.vocab_size,
+            )
+        except ValueError as error:
+            raise StartupError(f"{config.name}: {error}") from error
 
     # Called by Serve.
 

@@ -1,0 +1,244 @@
+"""The channel end to end: all of it is real but the engine, which is stepped by hand."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import pytest
+
+from cluster.errors import (
+    ClientTooSlowError,
+    ServiceUnavailableError,
+    TooManyRequestsError,
+)
+from cluster.types import FinishReason, TokenDelta
+from deployments.channel_wire import ReplicaStats
+from tests.deployments.channel_fakes import FakePicker, Replica, pool, replica, request
+
+
+async def collect(stream: AsyncIterator[TokenDelta]) -> list[TokenDelta]:
+    return [delta async for delta in stream]
+
+
+def token_ids(deltas: list[TokenDelta]) -> list[int]:
+    return [token_id for delta in deltas for token_id in delta.token_ids]
+
+
+@pytest.mark.parametrize("node_id", ["node", "elsewhere"], ids=["unix", "tcp"])
+async def test_a_request_gets_its_tokens_in_order_over_either_socket(node_id: str) -> None:
+    async with replica(node_id=node_id) as only, pool(FakePicker(only.endpoint)) as channel_pool:
+        answer = asyncio.create_task(collect(channel_pool.generate(request(max_tokens=3))))
+        await only.engine.until_num_running(1)
+        for _ in range(3):
+            only.engine.step()
+        deltas = await answer
+        assert token_ids(deltas) == [101, 102, 103]
+        assert deltas[-1].finish_reason is FinishReason.LENGTH
+        assert {delta.request_id for delta in deltas} == {"r"}
+        assert only.server.num_streams == 0
+
+
+async def test_a_request_of_several_sequences_ends_with_the_last_of_them() -> None:
+    async with replica() as only, pool(FakePicker(only.endpoint)) as channel_pool:
+        answer = asyncio.create_task(collect(channel_pool.generate(request(max_tokens=2, n=3))))
+        await only.engine.until_num_running(1)
+        only.engine.step()
+        only.engine.step()
+        deltas = await answer
+        for index in range(3):
+            assert token_ids([d for d in deltas if d.index == index]) == [101, 102]
+
+
+async def test_deltas_that_waited_for_the_reader_come_merged() -> None:
+    async with replica() as only, pool(FakePicker(only.endpoint)) as channel_pool:
+        stream = channel_pool.generate(request(max_tokens=10))
+        first = asyncio.ensure_future(anext(stream))
+        await only.engine.until_num_running(1)
+        only.engine.step()
+        assert token_ids([await first]) == [101]
+        for _ in range(9):
+            only.engine.step()
+        await only.engine.until_num_running(0)
+        # The last token has arrived when a second request over the same connection is answered.
+        await answered(channel_pool.generate(request("other", max_tokens=1)), only)
+        merged = await anext(stream)
+        assert merged.token_ids == list(range(102, 111))
+        assert merged.finish_reason is FinishReason.LENGTH
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+
+
+async def test_closing_the_stream_aborts_the_request_and_no_other() -> None:
+    async with replica() as only, pool(FakePicker(only.endpoint)) as channel_pool:
+        async with aclosing(channel_pool.generate(request("left", max_tokens=None))) as stream:
+            first = asyncio.ensure_future(anext(stream))
+            await only.engine.until_num_running(1)
+            other = asyncio.create_task(collect(channel_pool.generate(request("stays"))))
+            await only.engine.until_num_running(2)
+            only.engine.step()
+            await first
+        await only.engine.until_num_running(1)
+        assert [name.partition("@")[0] for name in only.engine.aborted] == ["left"]
+        only.engine.step()
+        only.engine.step()
+        assert token_ids(await other) == [101, 102, 103]
+
+
+async def test_cancelling_before_the_first_token_aborts_too() -> None:
+    async with replica() as only, pool(FakePicker(only.endpoint)) as channel_pool:
+        waiting = asyncio.create_task(collect(channel_pool.generate(request())))
+        await only.engine.until_num_running(1)
+        waiting.cancel()
+        await only.engine.until_num_running(0)
+        assert len(only.engine.aborted) == 1
+
+
+async def test_an_error_of_the_engine_ends_that_stream_as_what_it_is() -> None:
+    async with replica() as only, pool(FakePicker(only.endpoint)) as channel_pool:
+        stream = channel_pool.generate(request(max_tokens=None))
+        first = asyncio.ensure_future(anext(stream))
+        await only.engine.until_num_running(1)
+        only.engine.step()
+        await first
+        [request_id] = only.engine.running
+        only.engine.fail(request_id, TooManyRequestsError("enough", retry_after_s=3.0))
+        with pytest.raises(TooManyRequestsError, match="enough") as caught:
+            await anext(stream)
+        assert caught.value.retry_after_s == 3.0
+
+
+async def test_a_refusal_at_submission_reaches_the_caller() -> None:
+    async with replica() as only, pool(FakePicker(only.endpoint)) as channel_pool:
+        only.engine.refuse_with = ServiceUnavailableError("the queue is full")
+        with pytest.raises(ServiceUnavailableError, match="queue is full"):
+            await anext(channel_pool.generate(request()))
+        assert only.server.num_streams == 0
+
+
+async def test_a_reader_that_stays_behind_loses_its_stream_and_nobody_elses() -> None:
+    picker = FakePicker()
+    async with replica() as only, pool(picker, max_buffered_tokens=20) as channel_pool:
+        picker.offer(only.endpoint)
+        slow = channel_pool.generate(request("slow", max_tokens=None))
+        first = asyncio.ensure_future(anext(slow))
+        await only.engine.until_num_running(1)
+        quick = asyncio.create_task(collect(channel_pool.generate(request("quick", max_tokens=40))))
+        await only.engine.until_num_running(2)
+        for _ in range(40):
+            only.engine.step()
+            await asyncio.sleep(0)
+            if first.done():
+                await asyncio.sleep(0.002)  # let the quick one read
+        await only.engine.until_num_running(0)
+        assert [name.partition("@")[0] for name in only.engine.aborted] == ["slow"]
+        assert token_ids(await quick) == list(range(101, 141))
+        await first
+        with pytest.raises(ClientTooSlowError, match="more than 20 tokens"):
+            await anext(slow)
+
+
+async def test_losing_the_replica_midway_ends_the_stream_with_an_error() -> None:
+    async with replica() as only, pool(FakePicker(only.endpoint)) as channel_pool:
+        stream = channel_pool.generate(request(max_tokens=None))
+        first = asyncio.ensure_future(anext(stream))
+        await only.engine.until_num_running(1)
+        only.engine.step()
+        await first
+        await only.server.stop()
+        with pytest.raises(ServiceUnavailableError, match="lost while it was answering"):
+            await anext(stream)
+        assert not channel_pool.is_ready()
+
+
+async def test_a_request_without_a_token_moves_silently_to_another_replica() -> None:
+    picker = FakePicker()
+    async with replica("a") as dying, replica("b") as living, pool(picker) as channel_pool:
+        picker.offer(dying.endpoint)
+        answer = asyncio.create_task(collect(channel_pool.generate(request())))
+        await dying.engine.until_num_running(1)
+        picker.offer(living.endpoint)  # the dead one goes on being offered
+        await dying.server.stop()
+        await living.engine.until_num_running(1)
+        for _ in range(3):
+            living.engine.step()
+        assert token_ids(await answer) == [101, 102, 103]
+
+
+async def test_a_replica_that_cannot_be_reached_is_not_used_and_the_request_waits() -> None:
+    async with replica("gone") as gone:
+        endpoint = gone.endpoint
+    async with pool(FakePicker(endpoint), replica_wait_s=0.2) as channel_pool:
+        with pytest.raises(ServiceUnavailableError, match=r"within 0\.2 s") as caught:
+            await anext(channel_pool.generate(request()))
+        assert caught.value.retry_after_s is not None
+
+
+async def test_with_no_replica_at_all_a_request_waits_for_the_first() -> None:
+    picker = FakePicker()
+    async with replica() as only, pool(picker) as channel_pool:
+        answer = asyncio.create_task(collect(channel_pool.generate(request())))
+        await asyncio.sleep(0)
+        assert not channel_pool.is_ready()
+        picker.offer(only.endpoint)
+        await only.engine.until_num_running(1)
+        for _ in range(3):
+            only.engine.step()
+        assert len(token_ids(await answer)) == 3
+        assert channel_pool.is_ready()
+
+
+async def test_a_draining_replica_finishes_its_streams_and_gets_no_new_ones() -> None:
+    picker = FakePicker()
+    async with replica("a") as old, replica("b") as new, pool(picker) as channel_pool:
+        picker.offer(old.endpoint)
+        running = asyncio.create_task(collect(channel_pool.generate(request())))
+        await old.engine.until_num_running(1)
+        drained = asyncio.create_task(old.server.drain())
+        picker.offer(new.endpoint)
+        second = asyncio.create_task(collect(channel_pool.generate(request("second"))))
+        await new.engine.until_num_running(1)
+        assert len(old.engine.running) == 1
+        assert not drained.done()
+        for _ in range(3):
+            old.engine.step()
+            new.engine.step()
+        assert token_ids(await running) == token_ids(await second) == [101, 102, 103]
+        await drained
+
+
+async def test_requests_spread_over_the_replicas() -> None:
+    picker = FakePicker()
+    async with replica("a") as a, replica("b") as b, pool(picker) as channel_pool:
+        picker.offer(a.endpoint)
+        picker.offer(b.endpoint)
+        answers = [
+            asyncio.create_task(collect(channel_pool.generate(request(str(number)))))
+            for number in range(10)
+        ]
+        await a.engine.until_num_running(5)
+        await b.engine.until_num_running(5)
+        for _ in range(3):
+            a.engine.step()
+            b.engine.step()
+        await asyncio.gather(*answers)
+
+
+async def test_the_load_reports_of_the_replicas_arrive() -> None:
+    async with replica() as only, pool(FakePicker(only.endpoint)) as channel_pool:
+        async with asyncio.timeout(5):
+            while not channel_pool.is_ready():  # noqa: ASYNC110 - readiness is asked for, not told
+                await asyncio.sleep(0.01)
+        only.server.report(ReplicaStats(num_requests_waiting=7, num_blocks=4, num_free_blocks=3))
+        await answered(channel_pool.generate(request(max_tokens=1)), only)  # arrives after it
+        [(replica_id, stats)] = channel_pool.stats().items()
+        assert replica_id == "a"
+        assert stats.num_requests_waiting == 7
+        assert stats.kv_cache_usage == 0.25
+
+
+async def answered(stream: AsyncIterator[TokenDelta], only: Replica) -> None:
+    """Let the replica answer a request of one token."""
+    answer = asyncio.create_task(collect(stream))
+    await only.engine.until_num_running(1)
+    only.engine.step()
+    await answer
