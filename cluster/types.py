@@ -22,6 +22,24 @@ class FinishReason(StrEnum):
     ERROR = "error"  # the model gave no finite logits; the delta has no token
 
 
+class GrammarKind(StrEnum):
+    """What a `GrammarSpec`'s text is."""
+
+    JSON_SCHEMA = "json_schema"  # a JSON Schema
+    JSON_OBJECT = "json_object"  # no text of meaning: any JSON object
+    REGEX = "regex"  # a regular expression for the whole output
+    CHOICE = "choice"  # a JSON list of strings
+    EBNF = "grammar"  # a client's GBNF or Lark grammar
+    LARK = "lark"  # ours, of llguidance's dialect; may name special tokens (tool calling)
+
+
+class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What the whole output must match. Equal specs share one compiled grammar."""
+
+    kind: GrammarKind
+    text: str
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to choose tokens and when to stop. Values are checked where they enter the system.
 
@@ -46,6 +64,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     logprobs: int | None = None  # None: none; k: the chosen token and the k most likely
     prompt_logprobs: int | None = None  # the same for prompt tokens; switches prefix reuse off
+    grammar: GrammarSpec | None = None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
