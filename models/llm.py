@@ -1,9 +1,9 @@
 """The engine without a server: prompts in, texts out, in this process.
 
-    from models.llm import LLM
-    llm = LLM("path/to/checkpoint")
-    for output in llm.generate(["The capital of France is"], SamplingParams(max_tokens=8)):
-        print(output.continuations[0].text)
+from models.llm import LLM
+llm = LLM("path/to/checkpoint")
+for output in llm.generate(["The capital of France is"], SamplingParams(max_tokens=8)):
+    print(output.continuations[0].text)
 """
 
 import itertools
@@ -83,13 +83,19 @@ class LLM:
                 _record(outputs[delta.request_id], delta)
         for output in outputs.values():
             for continuation in output.continuations:
-                continuation.text = self.tokenizer.decode(continuation.token_ids)
+                continuation.text = self.tokenizer.decode(
+                    continuation.token_ids, skip_special_tokens=True
+                )
         return list(outputs.values())
 
     def _request(
         self, prompt: str | AbstractSequence[int], sampling_params: SamplingParams
     ) -> Request:
-        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        token_ids = (
+            self.tokenizer.encode(prompt, add_special_tokens=True)
+            if isinstance(prompt, str)
+            else list(prompt)
+        )
         return Request(
             request_id=f"offline-{next(self._request_numbers)}",
             prompt_token_ids=token_ids,

@@ -1,6 +1,7 @@
 """Streams of the asyncio face: their order, their end, and what happens when something breaks."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
@@ -20,9 +21,15 @@ from tests.models.engine.kv_simulator import KVSimulator, next_token
 
 
 class BreakableRunner(KVSimulator):
-    """Fails when it meets the token 96."""
+    """Fails when it meets the token 96; does no step while its gate is closed."""
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__(**sizes)
+        self.gate = threading.Event()
+        self.gate.set()
 
     def execute(self, inputs: StepInputs) -> StepOutputs:
+        assert self.gate.wait(timeout=30)
         if 96 in inputs.token_ids:
             raise RuntimeError("the device is gone")
         return super().execute(inputs)
@@ -38,8 +45,12 @@ def request(request_id: str, *, prompt: list[int] | None = None, **params: objec
 
 
 @pytest.fixture
-async def engine() -> AsyncIterator[AsyncEngine]:
-    runner = BreakableRunner(num_blocks=64, block_size=4, max_model_len=128)
+def runner() -> BreakableRunner:
+    return BreakableRunner(num_blocks=64, block_size=4, max_model_len=128)
+
+
+@pytest.fixture
+async def engine(runner: BreakableRunner) -> AsyncIterator[AsyncEngine]:
     engine = AsyncEngine(Engine(runner, EngineConfig(max_num_seqs=8)), max_num_queued_requests=3)
     engine.start()
     yield engine
@@ -125,10 +136,14 @@ async def test_a_failing_step_ends_every_stream_and_refuses_new_ones(engine: Asy
         engine.submit(request("next"), lambda delta: None)
 
 
-async def test_stopping_tells_those_who_wait(engine: AsyncEngine) -> None:
+async def test_stopping_tells_those_who_wait(engine: AsyncEngine, runner: BreakableRunner) -> None:
     stream = engine.generate(request("r", max_tokens=None, prompt=[5] * 60))
     await anext(stream)
-    await engine.stop()
+    runner.gate.clear()
+    stopping = asyncio.create_task(engine.stop())
+    await asyncio.sleep(0)  # it has asked, and waits
+    runner.gate.set()
+    await stopping
     with pytest.raises(ServiceUnavailableError):
         async for _ in stream:
             pass
