@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import ray
 from ray import serve
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import (
     ApplicationStatusOverview,
     DeploymentStatusOverview,
@@ -115,11 +116,13 @@ def _phases(config: ShoalConfig, application: ApplicationStatusOverview) -> list
         deployment = application.deployments.get(deployment_name(model.name))
         if deployment is None:
             continue
-        num_running = _replica_states(deployment).get("RUNNING", 0)
-        if num_running < model.num_replicas:
-            phases.append(f"{model.name}: loading ({num_running} of {model.num_replicas} ready)")
-        else:
+        if deployment.status.value == "HEALTHY":
             phases.append(f"{model.name}: ready")
+        else:
+            states = _replica_states(deployment)
+            num_changing = states.get("STARTING", 0) + states.get("UPDATING", 0)
+            if num_changing:
+                phases.append(f"{model.name}: loading ({num_changing} of {model.num_replicas})")
     return phases
 
 
@@ -131,8 +134,12 @@ def _facts(model_name: str) -> ReplicaFacts:
 
 
 def _replica_stats(model_name: str) -> list[dict[str, float]]:
+    """One entry per running replica; none when the pool has failed."""
     handle = serve.get_deployment_handle(deployment_name(model_name), APPLICATION_NAME)
-    stats: list[dict[str, float]] = handle.broadcast("stats").results(timeout_s=CALL_TIMEOUT_S)
+    try:
+        stats: list[dict[str, float]] = handle.broadcast("stats").results(timeout_s=CALL_TIMEOUT_S)
+    except DeploymentUnavailableError:
+        return []
     return stats
 
 
@@ -149,7 +156,7 @@ def _pool_status(
     return PoolStatus(
         model_name=model_name,
         status=str(deployment.status.value),
-        message=deployment.message,
+        message=find_startup_message(deployment.message) or deployment.message,
         replica_states=_replica_states(deployment),
         num_requests_running=int(_total(now, "num_requests_running")),
         num_requests_waiting=int(_total(now, "num_requests_waiting")),

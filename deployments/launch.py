@@ -28,13 +28,11 @@ from deployments.local_ray import (
     ClusterState,
     LaunchError,
     LocalRay,
-    config_digest,
     needed_cpus,
 )
 from deployments.replica_endpoint import ReplicaFacts
 
 READY_TIMEOUT_S = 60.0
-_LAST_LINES = 15
 
 Say = Callable[[str], None]
 
@@ -67,7 +65,7 @@ def up(config: ShoalConfig, *, say: Say) -> UpResult:
 
     Raises:
         LaunchError: it did not come up; the message is meant for a person, nothing is left running
-            (a cluster that ran before goes on as far as Serve could keep it).
+            (a cluster that ran before goes back to its previous configuration).
         ConfigError: a model's source cannot be found.
     """
     home = shoal_home()
@@ -139,12 +137,18 @@ def _start(local_ray: LocalRay, config: ShoalConfig, say: Say) -> UpResult:
 
 def _update(local_ray: LocalRay, state: ClusterState, config: ShoalConfig, say: Say) -> UpResult:
     url = _url(config.http.host, config.http.port)
-    if state.config_digest == config_digest(config) and _is_ready(url):
+    if state.deployed == config and _is_ready(url):
         return UpResult(url=url, was_running=True, facts=())
     if (config.http.host, config.http.port) != (state.http_host, state.http_port):
         _check_port(config)
     say("the cluster runs; deploying the changed configuration")
-    return _deploy(local_ray, state, config, say)
+    try:
+        return _deploy(local_ray, state, config, say)
+    except LaunchError:
+        if state.deployed is not None:
+            say("it failed; going back to the previous configuration")
+            _deploy(local_ray, state, state.deployed, say)
+        raise
 
 
 def _can_keep(local_ray: LocalRay, state: ClusterState, config: ShoalConfig) -> bool:
@@ -162,7 +166,7 @@ def _deploy(local_ray: LocalRay, state: ClusterState, config: ShoalConfig, say: 
             state,
             http_host=config.http.host,
             http_port=config.http.port,
-            config_digest=config_digest(config),
+            deployed=config,
         )
     )
     return UpResult(url=url, was_running=False, facts=tuple(event.facts))
@@ -199,10 +203,8 @@ def _drive(
                     outcome = event
     if outcome is None:
         lines = errors_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise LaunchError(
-            f"the driver ended with status {driver.returncode}: "
-            + ("\n".join(lines[-_LAST_LINES:]) or "no output")
-        )
+        last_line = lines[-1] if lines else "no output"
+        raise LaunchError(f"the driver failed: {last_line} (more in {errors_path})")
     return outcome
 
 

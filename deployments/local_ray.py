@@ -32,6 +32,7 @@ TERMINATE_WAIT_S = 3.0
 KILL_WAIT_S = 10.0
 _MAX_FOLDER_BYTES = 40  # Ray's socket names add up to 65 bytes; Unix allows 107
 _OWNER_ONLY = 0o700
+_CLIENT_SERVER = "ray.util.client.server"
 _ESSENTIAL = ("gcs_server", "raylet")
 _PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,7 +59,7 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
     num_cpus: int  # what Ray was told; a configuration that needs more needs a restart
     http_host: str
     http_port: int
-    config_digest: str = ""  # of what was deployed successfully; empty before that
+    deployed: ShoalConfig | None = None  # what was deployed successfully
 
 
 class LocalRay:
@@ -75,15 +76,17 @@ class LocalRay:
             LaunchError: the file cannot be understood.
         """
         try:
-            return msgspec.json.decode(self._state_path.read_bytes(), type=ClusterState)
+            return msgspec.json.decode(
+                self._state_path.read_bytes(), type=ClusterState, dec_hook=_decode_config
+            )
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, ValueError) as error:
             raise LaunchError(f"{self._state_path}: cannot be read: {error}") from error
 
     def write_state(self, state: ClusterState) -> None:
         partial = self._state_path.with_suffix(".partial")
-        partial.write_bytes(msgspec.json.encode(state))
+        partial.write_bytes(msgspec.json.encode(state, enc_hook=_encode_config))
         partial.replace(self._state_path)
 
     def is_running(self, state: ClusterState) -> bool:
@@ -196,6 +199,7 @@ class LocalRay:
         if starter.returncode != 0:
             lines = output.strip().splitlines()
             raise LaunchError("Ray did not start: " + (lines[-1] if lines else "no output"))
+        _end_client_server(state)
         return state
 
     def _put_old_logs_aside(self) -> None:
@@ -253,6 +257,13 @@ def _end(state: ClusterState) -> int:
     return num_found
 
 
+def _end_client_server(state: ClusterState) -> None:
+    """Ray's server for remote drivers comes with every head; nothing here needs it."""
+    for process in processes_of(state):
+        if _CLIENT_SERVER in process.cmdline():
+            process.kill()
+
+
 def _signal(process: psutil.Process, *, is_last_word: bool) -> None:
     try:
         if is_last_word:
@@ -293,6 +304,11 @@ def _free_port() -> int:
         return port
 
 
-def config_digest(config: ShoalConfig) -> str:
-    """Equal for configurations that deploy the same."""
-    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
+def _encode_config(value: object) -> object:
+    assert isinstance(value, ShoalConfig)
+    return value.model_dump(mode="json")
+
+
+def _decode_config(kind: type, value: object) -> object:
+    assert kind is ShoalConfig
+    return ShoalConfig.model_validate(value)
