@@ -56,9 +56,13 @@ def parse_request(request_type: type[RequestT], body: object) -> RequestT:
 
 
 def _problem(error: ErrorDetails) -> FieldProblem:
-    kind, given = error["type"], error["input"]
+    kind, context = error["type"], error.get("ctx") or {}
     describe = _MESSAGES.get(kind)
-    message = error["msg"] if describe is None else describe(given, error.get("ctx") or {})
+    # Our own checks (`values.refusal`) bring a finished message, some under pydantic's kinds.
+    if describe is None or "problem" in context:
+        message = error["msg"]
+    else:
+        message = describe(error["input"], context)
     return FieldProblem(loc=_field_path(error), message=message, kind=kind)
 
 
