@@ -1,0 +1,246 @@
+"""A process of its own that tries a grammar first, so that a hostile one hurts nobody else.
+
+    python -m models.grammar_guard FD      (started by `GrammarGuard`, speaks over socket FD)
+
+The child checks the client's text, compiles it and probes the first steps, under an address-space
+limit and on a small stack. The parent waits no longer than the time limit; a child that is late or
+dead is killed, and the next grammar gets a fresh one. What passes comes back as source text that is
+known to compile quickly.
+
+Frames in both directions: 4 bytes of length (big endian), then msgpack.
+"""
+
+import os
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+
+from cluster.types import GrammarSpec
+from models.grammar_error import GrammarError
+from models.grammar_limits import GrammarLimits
+from models.grammar_source import grammar_source, shorten
+from models.grammar_vocabulary import load_vocabulary
+
+START_TIMEOUT_S = 120.0  # imports and a large tokenizer on a loaded machine
+_LENGTH = struct.Struct(">I")
+# Threads of the back end's pool have 2 MiB; what overflows that must overflow here.
+_STACK_BYTES = 2 * 1024 * 1024
+_ROOT = Path(__file__).resolve().parent.parent
+
+Message = TypeVar("Message", bound=msgspec.Struct)
+
+
+class GuardSetup(msgspec.Struct, frozen=True, kw_only=True):
+    """Which vocabulary to compile for, and how much a grammar may cost."""
+
+    tokenizer_file: str
+    vocab_size: int
+    eos_token_ids: list[int]
+    limits: GrammarLimits
+
+
+class GuardVerdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The source text of a grammar that is safe to compile, or why it is refused."""
+
+    source: str = ""
+    refusal: str | None = None
+
+
+class GrammarGuard:
+    """The parent's end. One grammar at a time; `close` when done."""
+
+    def __init__(self, setup: GuardSetup) -> None:
+        """Starts the child and does not wait for it."""
+        self._setup = setup
+        self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_ready = False
+        self._start()
+
+    def examine(self, spec: GrammarSpec) -> str:
+        """Source text that compiles within the limits.
+
+        Raises:
+            GrammarError: the grammar is refused, takes too long or too much memory.
+        """
+        if self._process is None:
+            self._start()
+        self._await_ready()
+        timeout_s = self._setup.limits.compile_timeout_s
+        try:
+            self._send(spec)
+            verdict = self._receive(GuardVerdict, timeout_s)
+        except TimeoutError as error:
+            self.close()
+            raise GrammarError(f"compiling takes longer than {timeout_s:g} s") from error
+        except OSError as error:
+            self.close()
+            raise GrammarError("compiling takes too much memory or is nested too deeply") from error
+        if verdict.refusal is not None:
+            raise GrammarError(verdict.refusal)
+        return verdict.source
+
+    def close(self) -> None:
+        """Kill the child, if there is one. A later `examine` starts another."""
+        process, self._process = self._process, None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    @property
+    def process_id(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    def _start(self) -> None:
+        mine, theirs = socket.socketpair()
+        python_path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+        # One thread is enough for a guard, and each reserves address space.
+        environment = {
+            **os.environ,
+            "PYTHONPATH": python_path,
+            "RAYON_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "models.grammar_guard", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=environment,
+            )
+        self._socket = mine
+        self._is_ready = False
+        self._send(self._setup)
+
+    def _await_ready(self) -> None:
+        if self._is_ready:
+            return
+        try:
+            self._receive(GuardVerdict, START_TIMEOUT_S)
+        except OSError as error:
+            self.close()
+            raise RuntimeError("the grammar guard did not start; see its error output") from error
+        self._is_ready = True
+
+    def _send(self, message: msgspec.Struct) -> None:
+        assert self._socket is not None
+        self._socket.settimeout(self._setup.limits.compile_timeout_s)
+        _send_frame(self._socket, message)
+
+    def _receive(self, kind: type[Message], timeout_s: float) -> Message:
+        assert self._socket is not None
+        return _receive_frame(self._socket, kind, deadline=time.monotonic() + timeout_s)
+
+
+def _send_frame(connection: socket.socket, message: msgspec.Struct) -> None:
+    body = msgspec.msgpack.encode(message)
+    connection.sendall(_LENGTH.pack(len(body)) + body)
+
+
+def _receive_frame(
+    connection: socket.socket, kind: type[Message], *, deadline: float | None
+) -> Message:
+    (length,) = _LENGTH.unpack(_receive_exactly(connection, _LENGTH.size, deadline))
+    return msgspec.msgpack.decode(_receive_exactly(connection, length, deadline), type=kind)
+
+
+def _receive_exactly(connection: socket.socket, count: int, deadline: float | None) -> bytes:
+    parts = bytearray()
+    while len(parts) < count:
+        if deadline is not None:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError("the deadline has passed")
+            connection.settimeout(left_s)
+        part = connection.recv(count - len(parts))
+        if not part:
+            raise ConnectionResetError("the other end is gone")
+        parts += part
+    return bytes(parts)
+
+
+def probe(matcher: LLMatcher, limits: GrammarLimits, vocab_size: int) -> None:
+    """Walk the first steps as a model might and time each.
+
+    Raises:
+        GrammarError: a step takes too long, goes over the counted limits, or nothing is allowed.
+    """
+    row = np.zeros((vocab_size + 31) // 32, dtype=np.int32)
+    chooser = np.random.default_rng(0)
+    for _ in range(limits.probe_steps):
+        started = time.monotonic()
+        matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        allowed = np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little"))
+        if not matcher.is_error() and not allowed.size:
+            raise GrammarError("it leads to a place where no token of this model may follow")
+        is_at_end = matcher.is_stopped()
+        if not is_at_end:
+            matcher.consume_token(int(chooser.choice(allowed)))
+        if matcher.is_error():
+            raise GrammarError(f"too complex to generate from: {shorten(matcher.get_error())}")
+        if time.monotonic() - started > limits.max_probe_step_s:
+            raise GrammarError("too complex to generate from: a step takes too long")
+        if is_at_end:
+            break
+
+
+def _serve(connection: socket.socket) -> None:
+    setup = _receive_frame(connection, GuardSetup, deadline=None)
+    vocabulary = load_vocabulary(
+        Path(setup.tokenizer_file),
+        vocab_size=setup.vocab_size,
+        eos_token_ids=frozenset(setup.eos_token_ids),
+    )
+    _limit_memory(setup.limits.guard_memory_bytes)
+    _send_frame(connection, GuardVerdict())
+    while True:
+        try:
+            spec = _receive_frame(connection, GrammarSpec, deadline=None)
+        except ConnectionResetError:
+            return  # the parent is done with this guard, or gone
+        _send_frame(connection, _examine(spec, setup, vocabulary))
+
+
+def _examine(spec: GrammarSpec, setup: GuardSetup, vocabulary: LLTokenizer) -> GuardVerdict:
+    try:
+        source = grammar_source(spec)
+        probe(setup.limits.new_matcher(vocabulary, source), setup.limits, setup.vocab_size)
+    except GrammarError as error:
+        return GuardVerdict(refusal=str(error))
+    except MemoryError:
+        return GuardVerdict(refusal="compiling takes too much memory")
+    return GuardVerdict(source=source)
+
+
+def _limit_memory(num_bytes: int) -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + num_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main() -> None:
+    """Serve the parent on the socket whose number is the argument."""
+    threading.stack_size(_STACK_BYTES)
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
+        server = threading.Thread(target=_serve, args=(connection,))
+        server.start()
+        server.join()
+
+
+if __name__ == "__main__":
+    main()
