@@ -13,11 +13,12 @@ _POLL_S = 0.25
 
 
 def find_logs(logs_dir: Path, *, component: str | None = None) -> list[Path]:
-    """The log files, sorted; of one component: those whose name contains it."""
+    """The log files, sorted; of one component: those whose name contains it, in any case."""
     found = sorted(path for path in logs_dir.rglob("*.log") if path.is_file())
     if component is None:
         return found
-    return [path for path in found if component in log_name(path, logs_dir)]
+    wanted = component.lower()
+    return [path for path in found if wanted in log_name(path, logs_dir).lower()]
 
 
 def log_name(path: Path, logs_dir: Path) -> str:

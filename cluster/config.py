@@ -164,13 +164,18 @@ def env_port() -> int | None:
 
 
 def shoal_home() -> Path:
-    """Where keys, logs and data live: SHOAL_HOME, or ~/.shoal."""
-    return Path(os.environ.get("SHOAL_HOME") or Path.home() / ".shoal").expanduser()
+    """Where keys, logs and data live: SHOAL_HOME, or ~/.shoal; an absolute path."""
+    return Path(os.environ.get("SHOAL_HOME") or Path.home() / ".shoal").expanduser().absolute()
 
 
 def _readable(error: ValidationError, origin: str) -> str:
+    items = error.errors()
+    places = [item["loc"] for item in items]
     lines = []
-    for item in error.errors():
+    for item in items:
+        loc = item["loc"]
+        if any(place != loc and place[: len(loc)] == loc for place in places if loc):
+            continue  # a list is also called too short when its items are wrong: name the items
         where = ".".join(str(part) for part in item["loc"]) or "top level"
         given = "" if item["type"] in ("missing", "value_error") else f" (given: {item['input']!r})"
         lines.append(f"{origin}: {where}: {item['msg']}{given}")

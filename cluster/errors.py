@@ -1,7 +1,8 @@
 """Errors that a client may see, and the bodies they become on the wire.
 
-Raise a `ServingError` subclass anywhere; the ingress translates it, in one place, into the shape of
-its layer: `detail` for validation (422), `errors` for everything else, each beside OpenAI's `error`.
+Raise a `ServingError` subclass anywhere; the ingress translates it, in one place, into the shape
+of its layer: `detail` for validation (422), `errors` for everything else, each beside OpenAI's
+`error`.
 """
 
 from collections.abc import Sequence

@@ -118,12 +118,12 @@ def test_config_check_says_ok_and_shows_the_models(capsys) -> None:
 
 def test_config_check_has_one_line_for_each_problem(tmp_path, capsys) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_text("models:\n- {name: a, source: demo}\nfoo: 1\nlog_level: LOUD\n")
+    path.write_text("models:\n- {name: a, source: demo, dtype: int3}\nfoo: 1\nlog_level: LOUD\n")
     assert run("config", "check", str(path)) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.strip().splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert all(line.startswith(f"error: {path}: ") for line in lines)
 
 

@@ -14,7 +14,7 @@ def test_logs_are_found_in_folders_and_by_a_part_of_their_name(tmp_path: Path) -
     for name in ("ingress.log", "serve/replica-1.log", "serve/replica-2.log", "notes.txt"):
         (tmp_path / name).touch()
     assert names(tmp_path) == ["ingress", "serve/replica-1", "serve/replica-2"]
-    assert names(tmp_path, "replica-2") == ["serve/replica-2"]
+    assert names(tmp_path, "Replica-2") == ["serve/replica-2"]
     assert names(tmp_path, "nothing") == []
 
 
