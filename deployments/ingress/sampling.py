@@ -77,17 +77,12 @@ def sampling_params(
         frequency_penalty=request.frequency_penalty or 0.0,
         repetition_penalty=request.repetition_penalty or 1.0,
         logit_bias=request.logit_bias or None,
-        seed=_engine_seed(request.seed),
+        seed=None if request.seed == -1 else request.seed,
         stop_token_ids=tuple(request.stop_token_ids or ()),
         ignore_eos=bool(request.ignore_eos),
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     )
-
-
-def _engine_seed(seed: int | None) -> int | None:
-    """The API's seeds are signed, -1 meaning none; the engine's are the same bits, unsigned."""
-    return None if seed is None or seed == -1 else seed % 2**64
 
 
 def _vocabulary_problems(request: GenerationFields, model: ServedModel) -> list[FieldProblem]:
