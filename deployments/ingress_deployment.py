@@ -4,7 +4,6 @@ Serve places, checks, drains and replaces it; HTTP does not pass through Serve.
 """
 
 import asyncio
-import sys
 
 import ray
 from ray.serve.handle import DeploymentHandle
@@ -98,9 +97,3 @@ class Ingress:
         await self._listener.drain()
         for pool in self._pools.values():
             await pool.stop()
-
-    # Called through handles.
-
-    def loaded_modules(self, prefix: str) -> list[str]:
-        """The modules of this process below a package; a test asks for torch."""
-        return [name for name in sys.modules if name.partition(".")[0] == prefix]

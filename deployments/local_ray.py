@@ -30,7 +30,7 @@ OBJECT_STORE_BYTES = 128 * 2**20  # control messages only; Ray's minimum is 75 M
 START_TIMEOUT_S = 120.0
 TERMINATE_WAIT_S = 3.0
 KILL_WAIT_S = 10.0
-_MAX_FOLDER_BYTES = 40  # Ray's socket names add up to 65 bytes; Unix allows 107
+_MAX_FOLDER_BYTES = 40  # Ray's socket names add up to 66 bytes; Unix allows 107
 _OWNER_ONLY = 0o700
 _CLIENT_SERVER = "ray.util.client.server"
 _ESSENTIAL = ("gcs_server", "raylet")
@@ -171,7 +171,8 @@ class LocalRay:
         port = state.ray_address.rpartition(":")[2]
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head"),
-            *("--port", port, "--temp-dir", state.run_folder),
+            # A folder below the private one, because Ray opens its own to everybody.
+            *("--port", port, "--temp-dir", str(Path(state.run_folder) / "r")),
             *("--num-cpus", str(state.num_cpus)),
             *("--object-store-memory", str(OBJECT_STORE_BYTES)),
             *("--ray-client-server-port", str(_free_port())),
