@@ -40,6 +40,17 @@ class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+class BeamParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Beam search as transformers does it: see `models.engine.beam_search`."""
+
+    width: int  # beams kept at each step
+    length_penalty: float = 1.0  # score = sum of logprobs / generated tokens ** length_penalty
+    # True: stop once `width` hypotheses have ended; False: when the best running beam, at its
+    # present length, cannot beat the worst of them.
+    early_stopping: bool = False
+    stop_strings: tuple[str, ...] = ()  # end a hypothesis, as an end-of-sequence token does
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to choose tokens and when to stop. Values are checked where they enter the system.
 
@@ -65,6 +76,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None  # None: none; k: the chosen token and the k most likely
     prompt_logprobs: int | None = None  # the same for prompt tokens; switches prefix reuse off
     grammar: GrammarSpec | None = None
+    beam: BeamParams | None = None  # None: sampling; else n is how many hypotheses are returned
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -87,7 +99,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     logprob: float
     top_token_ids: list[int]
     top_logprobs: list[float]
-    rank: int = 0  # of the chosen token: 1 is the most likely
+    rank: int = 0  # of the chosen token: 1 is the most likely; 0: not known (beam search)
 
 
 class TokenDelta(msgspec.Struct, frozen=True, array_like=True):

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from cluster.types import SamplingParams
+from models.engine.beam_search import num_candidates
 from models.engine.block_manager import BlockCopy
 from models.engine.randomness import derive_seed
 from models.engine.sequence import Sequence
@@ -40,9 +42,9 @@ class Batch:
 
 
 def build_step_inputs(
-    batch: Batch, *, block_size: int, stop_token_ids: frozenset[int]
+    batch: Batch, *, block_size: int, eos_token_ids: frozenset[int]
 ) -> StepInputs:
-    """Integers for the runner. `stop_token_ids` are the model's end-of-sequence tokens.
+    """Integers for the runner. `eos_token_ids` are the model's end-of-sequence tokens.
 
     Sorts `batch.scheduled` so that sequences with one query token come first; outputs refer to
     that order.
@@ -61,8 +63,14 @@ def build_step_inputs(
     for item in batch.scheduled:
         _append_tokens(inputs, item, block_size)
         if item.is_sampled:
-            _append_sampling_rows(inputs, item.sequence, stop_token_ids)
+            _append_sampling_rows(inputs, item.sequence, eos_token_ids)
     return inputs
+
+
+def end_token_ids(params: SamplingParams, eos_token_ids: frozenset[int]) -> frozenset[int]:
+    """The tokens that end a sequence of a request."""
+    eos = frozenset() if params.ignore_eos else eos_token_ids
+    return eos.union(params.stop_token_ids)
 
 
 def prompt_logprobs_row(item: ScheduledSequence, first_index: int) -> PromptLogprobsRow | None:
@@ -100,13 +108,16 @@ def _append_tokens(inputs: StepInputs, item: ScheduledSequence, block_size: int)
 
 
 def _append_sampling_rows(
-    inputs: StepInputs, sequence: Sequence, stop_token_ids: frozenset[int]
+    inputs: StepInputs, sequence: Sequence, eos_token_ids: frozenset[int]
 ) -> None:
     params = sequence.params
     forbidden: tuple[int, ...] = ()
     if len(sequence.output_token_ids) < params.min_tokens:
-        forbidden = tuple(stop_token_ids.union(params.stop_token_ids))
-    for fork in range(sequence.num_slots):
+        forbidden = tuple(eos_token_ids.union(params.stop_token_ids))
+    beam = params.beam
+    num_rows = sequence.num_slots if beam is None else 1
+    ending = end_token_ids(params, eos_token_ids)
+    for fork in range(num_rows):
         inputs.sampling_rows.append(
             SamplingRow(
                 logit_index=len(inputs.token_ids) - 1,
@@ -116,5 +127,6 @@ def _append_sampling_rows(
                 prompt_token_ids=sequence.prompt_token_ids,
                 output_token_ids=sequence.output_token_ids,
                 forbidden_token_ids=forbidden,
+                num_candidates=0 if beam is None else num_candidates(beam, ending),
             )
         )

@@ -8,6 +8,7 @@ from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
 from models.engine.runner import Runner
 from models.engine.synthetic_runner import SyntheticRunner
+from models.tokenizer import Tokenizer
 
 
 def build_engine(config: ModelConfig, checkpoint_dir: Path) -> Engine:
@@ -17,7 +18,10 @@ def build_engine(config: ModelConfig, checkpoint_dir: Path) -> Engine:
         ValueError: in one readable message, the file and what is wrong with it, or what does not
             fit and both numbers.
     """
-    return Engine(_build_runner(config, checkpoint_dir), config.engine)
+    tokenizer = Tokenizer.from_folder(checkpoint_dir)
+    return Engine(
+        _build_runner(config, checkpoint_dir), config.engine, token_bytes=tokenizer.token_bytes
+    )
 
 
 def _build_runner(config: ModelConfig, checkpoint_dir: Path) -> Runner:

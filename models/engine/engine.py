@@ -3,12 +3,13 @@
 import logging
 import secrets
 import time
+from collections.abc import Callable
 
 import msgspec
 
 from cluster.config import EngineConfig
 from cluster.errors import BadRequestError, ValidationError
-from cluster.types import Request, TokenDelta
+from cluster.types import Request, SamplingParams, TokenDelta
 from models.engine.batch import build_step_inputs
 from models.engine.block_manager import BlockManager
 from models.engine.runner import Runner
@@ -44,8 +45,15 @@ class Engine:
     `Scheduler` puts into steps, which a `Runner` computes.
     """
 
-    def __init__(self, runner: Runner, config: EngineConfig) -> None:
-        """
+    def __init__(
+        self,
+        runner: Runner,
+        config: EngineConfig,
+        *,
+        token_bytes: Callable[[int], bytes] | None = None,
+    ) -> None:
+        """`token_bytes` spells tokens; only stop strings in beam search need it.
+
         Raises:
             ValueError: the limits contradict each other.
         """
@@ -67,7 +75,13 @@ class Engine:
                 f"sequence of max_model_len ({runner.max_model_len})"
             )
         self._blocks = BlockManager(runner.num_blocks, runner.block_size)
-        self._scheduler = Scheduler(self._blocks, self._limits, eos_token_ids=runner.eos_token_ids)
+        self._scheduler = Scheduler(
+            self._blocks,
+            self._limits,
+            eos_token_ids=runner.eos_token_ids,
+            token_bytes=token_bytes,
+        )
+        self._can_spell = token_bytes is not None
         self._num_arrivals = 0
         self._num_steps = 0
         self._last_step_at_s = 0.0
@@ -118,12 +132,25 @@ class Engine:
             raise ValidationError.of(
                 "prompt", f"token ids must be 0 to {self.vocab_size - 1}, the model's vocabulary"
             )
-        if request.sampling_params.n > self._limits.max_num_seqs:
+        self._check_width(request.sampling_params)
+
+    def _check_width(self, params: SamplingParams) -> None:
+        """Refuse more sequences than may run at once, and beams that cannot be."""
+        limit = self._limits.max_num_seqs
+        if params.beam is None:
+            if params.n > limit:
+                raise ValidationError.of(
+                    "n", f"n is {params.n}; this engine runs at most {limit} sequences at once"
+                )
+            return
+        if not params.n <= params.beam.width <= limit:
             raise ValidationError.of(
-                "n",
-                f"n is {request.sampling_params.n}; this engine runs at most "
-                f"{self._limits.max_num_seqs} sequences at once",
+                "best_of",
+                f"the beam width is {params.beam.width}; it must be at least n ({params.n}) and "
+                f"at most {limit}, the sequences that this engine runs at once",
             )
+        if params.beam.stop_strings and not self._can_spell:
+            raise ValidationError.of("stop", "this engine has no tokenizer for stop strings")
 
     def abort_request(self, request_id: str) -> None:
         """Forget a request and free its blocks. Unknown and finished ones are no error."""
@@ -135,7 +162,7 @@ class Engine:
         if not batch:
             return []
         inputs = build_step_inputs(
-            batch, block_size=self._blocks.block_size, stop_token_ids=self._runner.eos_token_ids
+            batch, block_size=self._blocks.block_size, eos_token_ids=self._runner.eos_token_ids
         )
         outputs = self._runner.execute(inputs)
         deltas = self._scheduler.update(batch, outputs)

@@ -15,6 +15,7 @@ from models.attention.backend import AttentionBackend
 from models.attention.cpu import CPUAttention
 from models.checkpoint import SUPPORTED_DTYPES, DecoderConfig, read_decoder_config
 from models.decoder import Decoder
+from models.engine.beam_candidates import beam_candidates
 from models.engine.kv_cache import (
     KVCache,
     KVCachePlan,
@@ -23,7 +24,13 @@ from models.engine.kv_cache import (
     plan_kv_cache,
 )
 from models.engine.sampler import NonFiniteLogitsError, Sampler, token_logprobs
-from models.engine.step_inputs import PromptLogprobsRow, SamplingRow, StepInputs, StepOutputs
+from models.engine.step_inputs import (
+    BeamCandidates,
+    PromptLogprobsRow,
+    SamplingRow,
+    StepInputs,
+    StepOutputs,
+)
 from models.layers import can_pack
 from models.weights import init_random_weights, load_weights
 
@@ -140,26 +147,31 @@ class ModelRunner:
             prompt_logprobs = [
                 self._score_prompt(hidden_TM, row) for row in inputs.prompt_logprobs_rows
             ]
-            token_ids, logprobs, failed_rows = self._sample(hidden_TM, inputs.sampling_rows)
+            return self._choose(hidden_TM, inputs.sampling_rows, prompt_logprobs)
+
+    def _choose(
+        self,
+        hidden_TM: torch.Tensor,
+        rows: Sequence[SamplingRow],
+        prompt_logprobs: list[list[TokenLogprobs]],
+    ) -> StepOutputs:
+        """The step's tokens, and the candidates of its beams."""
+        if not rows:
+            return StepOutputs(token_ids=[], logprobs=[], prompt_logprobs=prompt_logprobs)
+        indices_R = torch.tensor([row.logit_index for row in rows], device=self._device)
+        logits_RV = self._decoder.logits(hidden_TM.index_select(0, indices_R))
+        failed_rows: list[int] = []
+        try:
+            token_ids, logprobs = self._sampler.sample(logits_RV, rows)
+        except NonFiniteLogitsError as error:
+            token_ids, logprobs, failed_rows = error.token_ids, error.logprobs, error.row_indices
         return StepOutputs(
             token_ids=token_ids,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
-            failed_rows=failed_rows,
+            failed_rows=frozenset(failed_rows),
+            candidates=_candidates(logits_RV, rows),
         )
-
-    def _sample(
-        self, hidden_TM: torch.Tensor, rows: Sequence[SamplingRow]
-    ) -> tuple[list[int], list[TokenLogprobs | None], frozenset[int]]:
-        if not rows:
-            return [], [], frozenset()
-        indices_R = torch.tensor([row.logit_index for row in rows], device=self._device)
-        logits_RV = self._decoder.logits(hidden_TM.index_select(0, indices_R))
-        try:
-            token_ids, logprobs = self._sampler.sample(logits_RV, rows)
-        except NonFiniteLogitsError as error:
-            return error.token_ids, error.logprobs, frozenset(error.row_indices)
-        return token_ids, logprobs, frozenset()
 
     def _score_prompt(self, hidden_TM: torch.Tensor, row: PromptLogprobsRow) -> list[TokenLogprobs]:
         scored: list[TokenLogprobs] = []
@@ -170,6 +182,14 @@ class ModelRunner:
             logits_NV = self._decoder.logits(hidden_TM[first : first + len(targets)])
             scored += token_logprobs(logits_NV, targets, row.num_top)
         return scored
+
+
+def _candidates(logits_RV: torch.Tensor, rows: Sequence[SamplingRow]) -> dict[int, BeamCandidates]:
+    wanted = [index for index, row in enumerate(rows) if row.num_candidates]
+    if not wanted:
+        return {}
+    found = beam_candidates(logits_RV[wanted], [rows[index] for index in wanted])
+    return dict(zip(wanted, found, strict=True))
 
 
 def _device(name: str) -> torch.device:

@@ -10,13 +10,17 @@ at the place their arrival gives them.
 """
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.types import FinishReason, TokenDelta, TokenLogprobs
-from models.engine.batch import Batch, prompt_logprobs_row
+from models.engine.batch import Batch, end_token_ids, prompt_logprobs_row
+from models.engine.beam_group import BeamGroup
+from models.engine.beam_search import BeamSearch
 from models.engine.block_manager import BlockCopy, BlockManager
 from models.engine.sequence import Sequence, SequenceStatus
-from models.engine.step_inputs import StepOutputs
+from models.engine.step_inputs import BeamCandidates, StepOutputs
+from models.engine.stop_string_tail import StopStringTail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,14 +37,22 @@ class Scheduler:
     """Owns every unfinished sequence. One call of `schedule`, one of `update`, in turn."""
 
     def __init__(
-        self, blocks: BlockManager, limits: SchedulerLimits, *, eos_token_ids: frozenset[int]
+        self,
+        blocks: BlockManager,
+        limits: SchedulerLimits,
+        *,
+        eos_token_ids: frozenset[int],
+        token_bytes: Callable[[int], bytes] | None = None,
     ) -> None:
+        """`token_bytes` spells tokens, for the stop strings of beams."""
         self._blocks = blocks
         self._limits = limits
         self._eos_token_ids = eos_token_ids
         self._running: list[Sequence] = []  # in Sequence.order
         self._waiting: dict[int, list[tuple[tuple[int, int, int], Sequence]]] = {}  # heaps
         self._by_request: dict[str, list[Sequence]] = {}
+        self._beam_groups: dict[str, BeamGroup] = {}
+        self._token_bytes = token_bytes
         # The most important priority that lost blocks in this step: it and those below it may
         # not admit, or the victim would come straight back.
         self._preempted_priority: int | None = None
@@ -74,16 +86,15 @@ class Scheduler:
         """Queue a new request. Its caller has checked that it can fit."""
         assert sequence.request_id not in self._by_request, "request ids are unique"
         self._by_request[sequence.request_id] = [sequence]
+        if sequence.params.beam is not None:
+            self._beam_groups[sequence.request_id] = self._new_beam_group(sequence)
         self._push_waiting(sequence)
 
     def abort(self, request_id: str) -> None:
         """Forget a request and free its blocks; unknown and finished ones are no error."""
+        self._beam_groups.pop(request_id, None)
         for sequence in self._by_request.pop(request_id, []):
-            if sequence.status is SequenceStatus.RUNNING:
-                self._running.remove(sequence)
-            elif sequence.status is SequenceStatus.WAITING:
-                self._remove_waiting(sequence)
-            self._finish(sequence)
+            self._drop(sequence)
 
     def schedule(self) -> Batch:
         """Choose the next step. Blocks are taken here; nothing else about a sequence changes."""
@@ -105,7 +116,10 @@ class Scheduler:
             if prompt_logprobs_row(item, 0) is not None:
                 sequence.prompt_logprobs.extend(next(prompt_logprobs))
             sequence.num_computed_tokens += item.num_new_tokens
-            if is_sampled:
+            if is_sampled and sequence.params.beam is not None:
+                row, (_, logprobs) = next(tokens)
+                deltas += self._report_beam(sequence, outputs.candidates[row], logprobs)
+            elif is_sampled:
                 for fork in self._forks(sequence):
                     row, (token_id, logprobs) = next(tokens)
                     if row in outputs.failed_rows:
@@ -123,7 +137,8 @@ class Scheduler:
         assert sorted(map(id, running)) == sorted(map(id, self._running))
         queued = [seq for heap in self._waiting.values() for _, seq in heap]
         assert sorted(map(id, waiting)) == sorted(map(id, queued))
-        assert not any(seq.block_table for seq in waiting), "a waiting sequence owns blocks"
+        owners = {id(seq) for seq in unfinished if seq.block_table}
+        assert owners == {id(seq) for seq in running}, "only running sequences own blocks"
 
     # -- schedule ------------------------------------------------------------------------------
 
@@ -140,6 +155,8 @@ class Scheduler:
             if sequence.status is not SequenceStatus.RUNNING:
                 continue  # preempted for one before it
             num_new = min(sequence.num_tokens - sequence.num_computed_tokens, batch.token_budget)
+            if num_new == 0:
+                continue  # a beam that waits for the others of its group
             copies = self._extend_or_preempt(sequence, num_new, scheduled)
             if copies is not None:
                 batch.add(sequence, num_new, copies)
@@ -186,7 +203,7 @@ class Scheduler:
             table = self._blocks.try_admit(cached, num_cached + num_new)
             if table is not None:
                 break
-            if not self._preempt_below(batch, sequence.priority):
+            if not self._preempt_below(batch, sequence.priority) and not self._preempt_idle(batch):
                 return False
         self._start(sequence, table, num_cached)
         batch.add(sequence, num_new, [])
@@ -237,16 +254,32 @@ class Scheduler:
         self._preempt(victim)
         return True
 
+    def _preempt_idle(self, batch: Batch) -> bool:
+        """Preempt a beam that waits for its group, if nothing else can run: the one it waits for
+        may be the one that needs the blocks.
+        """
+        if batch:
+            return False
+        for victim in reversed(self._running):
+            if victim.num_computed_tokens == victim.num_tokens:
+                self._preempt(victim)
+                return True
+        return False
+
     def _preempt(self, sequence: Sequence) -> None:
+        is_idle = sequence.num_computed_tokens == sequence.num_tokens
         self._running.remove(sequence)
         self._blocks.release(sequence.block_table)
         sequence.num_computed_tokens = 0
         sequence.num_published_blocks = 0
         if sequence.wants_prompt_logprobs:
             sequence.prompt_logprobs.clear()  # the prompt is computed anew
+        self.num_preemptions += 1
+        if is_idle:
+            sequence.status = SequenceStatus.PARKED
+            return
         sequence.status = SequenceStatus.WAITING
         self._push_waiting(sequence)
-        self.num_preemptions += 1
         floor = self._preempted_priority
         if floor is None or sequence.priority < floor:
             self._preempted_priority = sequence.priority
@@ -305,6 +338,94 @@ class Scheduler:
             self._retire(sequence)
         return delta
 
+    def _new_beam_group(self, sequence: Sequence) -> BeamGroup:
+        params = sequence.params
+        assert params.beam is not None
+        search = BeamSearch(
+            params.beam,
+            end_token_ids=end_token_ids(params, self._eos_token_ids),
+            ends_with_stop_string=StopStringTail(
+                params.beam.stop_strings, self._token_bytes, min_tokens=params.min_tokens
+            ),
+        )
+        return BeamGroup(sequence, search)
+
+    def _report_beam(
+        self, beam: Sequence, candidates: BeamCandidates, logprobs: TokenLogprobs | None
+    ) -> list[TokenDelta]:
+        """Note what a beam learned. The last one of its group moves all of them on."""
+        group = self._beam_groups[beam.request_id]
+        if beam.num_pending_forks:
+            self.num_prompt_tokens += beam.num_prompt_tokens
+            self.num_cached_tokens += beam.num_cached_tokens
+            beam.num_pending_forks = 0
+        group.report(beam, candidates, logprobs)
+        return self._advance_beams(group) if group.is_complete else []
+
+    def _advance_beams(self, group: BeamGroup) -> list[TokenDelta]:
+        previous = group.beams
+        first = previous[0]
+        limit = first.params.max_tokens
+        is_last = (
+            limit is not None and len(first.output_token_ids) + 1 >= limit
+        ) or first.num_tokens + 1 >= self._limits.max_model_len
+        following = group.advance(is_last_position=is_last)
+        for beam in following:
+            if beam.is_fork:
+                self._place_fork(beam.sequence)
+        kept = {id(sequence) for sequence in group.beams}
+        for sequence in previous:
+            if id(sequence) not in kept:
+                self._drop(sequence)
+        for beam in following:
+            beam.sequence.output_token_ids.append(beam.continuation.token_id)
+            beam.sequence.cumulative_logprob = beam.continuation.score
+            if beam.continuation.logprobs is not None:
+                beam.sequence.output_logprobs.append(beam.continuation.logprobs)
+            if beam.sequence.status is SequenceStatus.PARKED:
+                beam.sequence.status = SequenceStatus.WAITING
+                self._push_waiting(beam.sequence)
+        if following:
+            self._by_request[first.request_id] = list(group.beams)
+            return []
+        del self._by_request[first.request_id], self._beam_groups[first.request_id]
+        return self._hypotheses(first, group)
+
+    def _place_fork(self, sequence: Sequence) -> None:
+        """Let a fork run on its parent's blocks; a parked one has none and stays parked."""
+        if sequence.status is SequenceStatus.RUNNING:
+            self._blocks.share(sequence.block_table)
+            self._running.append(sequence)
+            self._running.sort(key=lambda seq: seq.order)
+
+    def _hypotheses(self, first: Sequence, group: BeamGroup) -> list[TokenDelta]:
+        """The n best, each in one delta; the index is the rank."""
+        best = group.search.hypotheses[: first.params.n]
+        self.num_generated_tokens += sum(len(item.output_token_ids) for item in best)
+        deltas = [
+            TokenDelta(
+                request_id=first.request_id,
+                index=index,
+                token_ids=item.output_token_ids,
+                finish_reason=item.finish_reason,
+                stop_token_id=item.stop_token_id,
+                logprobs=item.logprobs if first.params.logprobs is not None else None,
+                num_cached_tokens=first.num_cached_tokens,
+            )
+            for index, item in enumerate(best)
+        ]
+        # A model without finite logits may leave fewer hypotheses than were asked for.
+        deltas += [
+            TokenDelta(
+                request_id=first.request_id,
+                index=index,
+                token_ids=[],
+                finish_reason=FinishReason.ERROR,
+            )
+            for index in range(len(best), first.params.n)
+        ]
+        return deltas
+
     def _fail(self, sequence: Sequence) -> TokenDelta:
         """End a sequence that the model has no next token for."""
         self._retire(sequence)
@@ -337,6 +458,14 @@ class Scheduler:
         group.remove(sequence)
         if not group:
             del self._by_request[sequence.request_id]
+
+    def _drop(self, sequence: Sequence) -> None:
+        """Take a sequence out of wherever it is, and free its blocks."""
+        if sequence.status is SequenceStatus.RUNNING:
+            self._running.remove(sequence)
+        elif sequence.status is SequenceStatus.WAITING:
+            self._remove_waiting(sequence)
+        self._finish(sequence)
 
     def _finish(self, sequence: Sequence) -> None:
         self._blocks.release(sequence.block_table)

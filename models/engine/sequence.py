@@ -10,6 +10,7 @@ from models.engine.randomness import derive_seed
 
 class SequenceStatus(StrEnum):
     WAITING = "waiting"  # owns no blocks
+    PARKED = "parked"  # a preempted beam with nothing to compute until its group advances
     RUNNING = "running"
     FINISHED = "finished"  # owns no blocks
 
@@ -31,6 +32,7 @@ class Sequence:
         "num_computed_tokens",
         "num_pending_forks",
         "num_published_blocks",
+        "output_logprobs",
         "output_token_ids",
         "params",
         "priority",
@@ -55,8 +57,10 @@ class Sequence:
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
         self.num_published_blocks = 0  # leading blocks offered for prefix reuse
-        self.num_pending_forks = request.sampling_params.n - 1
-        self.cumulative_logprob = 0.0
+        beam = self.params.beam
+        self.num_pending_forks = (self.params.n if beam is None else beam.width) - 1
+        self.cumulative_logprob = 0.0  # of the output; of beams, their score
+        self.output_logprobs: list[TokenLogprobs] = []  # of beams, whose deltas come at the end
         self.prompt_logprobs: list[TokenLogprobs] = []  # until the first delta takes them
         self._block_hashes: list[bytes] = []
 
@@ -129,6 +133,7 @@ class Sequence:
         other.num_published_blocks = self.num_published_blocks
         other.num_pending_forks = 0
         other.cumulative_logprob = self.cumulative_logprob
+        other.output_logprobs = list(self.output_logprobs)
         other._block_hashes = list(self._block_hashes)
         return other
 

@@ -21,6 +21,7 @@ class SamplingRow:
     prompt_token_ids: AbstractSequence[int]
     output_token_ids: AbstractSequence[int]
     forbidden_token_ids: tuple[int, ...] = ()  # stop tokens before min_tokens
+    num_candidates: int = 0  # beam search: the best tokens instead of one; 0: off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,17 @@ class StepInputs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BeamCandidates:
+    """The best next tokens of one beam, best first. Their scores are logprobs with logit_bias,
+    penalties and bans applied; without those they are the logprobs.
+    """
+
+    token_ids: list[int]
+    scores: list[float]
+    logprobs: list[float]  # of the raw distribution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutputs:
     """What the step chose."""
 
@@ -57,3 +69,5 @@ class StepOutputs:
     prompt_logprobs: list[list[TokenLogprobs]]  # one list per PromptLogprobsRow
     # Rows (0 … R-1) whose logits were not finite: they have no token, and their sequences end.
     failed_rows: frozenset[int] = frozenset()
+    # By row, for the rows that asked for candidates; what `token_ids` says of them means nothing.
+    candidates: dict[int, BeamCandidates] = field(default_factory=dict)

@@ -111,9 +111,9 @@ def _replica_pids(home: str) -> tuple[int, ...]:
     pids = []
     for process in psutil.process_iter(["cmdline", "environ"]):
         command = " ".join(process.info["cmdline"] or ())
-        if "ServeReplica" in command and "ModelReplica" in command:
-            if (process.info["environ"] or {}).get("SHOAL_HOME") == home:
-                pids.append(process.pid)
+        is_ours = (process.info["environ"] or {}).get("SHOAL_HOME") == home
+        if is_ours and "ServeReplica" in command and "ModelReplica" in command:
+            pids.append(process.pid)
     if not pids:
         raise RuntimeError("no replica of the benchmark's cluster found")
     return tuple(pids)
