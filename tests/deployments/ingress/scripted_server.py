@@ -1,6 +1,7 @@
 """A real server on a free port, with a real tokenizer and a pool whose answers are written down."""
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -193,3 +194,21 @@ async def serving(
     finally:
         server.should_exit = True
         await running
+
+
+async def events_of(response: httpx.Response) -> list[Any]:
+    """The stream's events; the last is "[DONE]" if it was sent."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = [line async for line in response.aiter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    datas = [line.removeprefix("data: ") for line in lines]
+    return [data if data == "[DONE]" else json.loads(data) for data in datas]
+
+
+async def stream(server: Server, path: str, **body: Any) -> list[Any]:
+    async with (
+        server.http() as client,
+        client.stream("POST", path, json={"stream": True, **body}) as response,
+    ):
+        assert response.status_code == 200, await response.aread()
+        return await events_of(response)
