@@ -20,7 +20,6 @@ import httpx
 import msgspec
 
 from cluster.config import ShoalConfig, shoal_home
-from cluster.model_source import resolve_model_source
 from deployments.http_listener import check_port_is_free
 from deployments.launch_events import Event, Failed, Phase, PoolStatus, Ready, decode_event
 from deployments.launch_events import Report as StatusReport
@@ -30,6 +29,7 @@ from deployments.local_ray import (
     LocalRay,
     needed_cpus,
 )
+from deployments.preflight import check_model
 from deployments.replica_endpoint import ReplicaFacts
 
 READY_TIMEOUT_S = 60.0
@@ -66,14 +66,15 @@ def up(config: ShoalConfig, *, say: Say) -> UpResult:
     Raises:
         LaunchError: it did not come up; the message is meant for a person, nothing is left running
             (a cluster that ran before goes back to its previous configuration).
-        ConfigError: a model's source cannot be found.
     """
     home = shoal_home()
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     for model in config.models:
-        if not Path(model.source).is_dir():
-            say(f"{model.name}: looking for {model.source}")
-        resolve_model_source(model.source)
+        say(f"{model.name}: checking {model.source}")
+        try:
+            check_model(model)
+        except ValueError as error:
+            raise LaunchError(f"{model.name}: {error}") from error
     local_ray = LocalRay(home)
     with _only_one_launcher(home):
         state = local_ray.state()

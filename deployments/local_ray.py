@@ -108,7 +108,7 @@ class LocalRay:
         token_path = self._home / "ray_token"
         create_private_text(token_path, new_secret())
         self._put_old_logs_aside()
-        run_folder = _fresh_run_folder(self._home)
+        run_folder = fresh_run_folder(self._home)
         state = ClusterState(
             cluster_id=uuid.uuid4().hex,
             ray_address=f"127.0.0.1:{_free_port()}",
@@ -281,7 +281,7 @@ def _wait_until_gone(state: ClusterState, *, wait_s: float) -> None:
         time.sleep(0.05)
 
 
-def _fresh_run_folder(home: Path) -> Path:
+def fresh_run_folder(home: Path) -> Path:
     """An empty folder for sockets and Ray's session: `<home>/run`, or a short one elsewhere."""
     folder = home / "run"
     if len(os.fsencode(folder)) > _MAX_FOLDER_BYTES:

@@ -11,6 +11,7 @@ import httpx
 import openai
 import psutil
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from cluster.config import AuthConfig
 from deployments import launch
@@ -48,7 +49,7 @@ def wait_for(condition: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
 
 
 def test_starting_tells_what_it_does(cluster: Cluster) -> None:
-    assert cluster.said[0] == "starting Ray on this machine"
+    assert "starting Ray on this machine" in cluster.said
     assert "tiny: ready" in cluster.said
     assert "synthetic: ready" in cluster.said
 
@@ -126,7 +127,7 @@ def test_up_on_a_running_cluster_does_nothing(cluster: Cluster) -> None:
     said: list[str] = []
     result = launch.up(cluster.config, say=said.append)
     assert result.was_running
-    assert said == []
+    assert not any("Ray" in line or "deploy" in line for line in said)
     assert {process.pid for process in processes_of(cluster.state())} == before
 
 
@@ -181,23 +182,25 @@ def test_down_leaves_no_process_and_no_socket_behind(cluster: Cluster) -> None:
         assert probe.connect_ex(("127.0.0.1", cluster.config.http.port)) != 0
 
 
-def test_a_damaged_checkpoint_fails_in_one_message_and_leaves_nothing_running(
+def test_a_start_that_fails_in_the_replica_gives_one_message_and_leaves_nothing_running(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
+    incomplete = tmp_path / "incomplete"
+    incomplete.mkdir()
     for path in tiny_checkpoint.iterdir():
-        (broken / path.name).write_bytes(path.read_bytes())
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
+        (incomplete / path.name).write_bytes(path.read_bytes())
+    # Sound files that do not fit together: only the engine finds out.
+    weights = load_file(tiny_checkpoint / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, incomplete / "model.safetensors")
     monkeypatch.setenv("SHOAL_HOME", str(tmp_path / "home"))
-    config = make_config(port=free_port(), tiny=broken).model_copy(
+    config = make_config(port=free_port(), tiny=incomplete).model_copy(
         update={"auth": AuthConfig(required=False)}
     )
     states = []
     with pytest.raises(LaunchError) as caught:
         launch.up(config, say=lambda _: states.append(LocalRay(tmp_path / "home").state()))
-    assert "model.safetensors" in str(caught.value)
+    assert "model.norm.weight" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "Traceback" not in str(caught.value)
     started = [state for state in states if state is not None]

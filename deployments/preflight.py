@@ -1,0 +1,39 @@
+"""What can be wrong with a model and be found at once, without torch: checked before Ray starts.
+
+The engine checks everything again, and more (names, shapes and types of the weights, memory).
+"""
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from cluster.config import ModelConfig
+from cluster.model_source import resolve_model_source
+from models.checkpoint import read_decoder_config
+from models.tokenizer import Tokenizer
+
+
+def check_model(config: ModelConfig) -> None:
+    """
+    Raises:
+        ValueError: the source is not there, its architecture is unknown, its tokenizer is missing
+            or broken, or a file of weights is missing or truncated; the message names the file.
+    """
+    folder = resolve_model_source(config.source)
+    read_decoder_config(folder)
+    Tokenizer.from_folder(folder)
+    if config.engine.synthetic_step_ms is None:
+        _check_weights(folder)
+
+
+def _check_weights(folder: Path) -> None:
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise ValueError(f"{folder}: no *.safetensors files")
+    for path in paths:
+        try:
+            # Opening compares the header with the file's size.
+            with safe_open(path, framework="numpy"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path}: damaged or not safetensors: {error}") from error
