@@ -14,6 +14,7 @@ from cluster.api_keys import ApiKeys
 from cluster.config import ShoalConfig
 from cluster.errors import AuthenticationError, BodyTooLargeError
 from cluster.telemetry import Telemetry
+from deployments.ingress.chat_generation import ChatGenerations
 from deployments.ingress.chat_routes import ChatCompletions
 from deployments.ingress.completion_routes import Completions
 from deployments.ingress.errors import (
@@ -47,7 +48,8 @@ def build_asgi_app(
         telemetry.model(model.name)  # present from the first scrape on
         telemetry.watch_replicas(model.name, model.pool.stats)
     limit = config.http.max_body_bytes
-    chat = ChatCompletions(directory, prompts, telemetry, max_body_bytes=limit)
+    generations = ChatGenerations(directory, prompts, telemetry)
+    chat = ChatCompletions(generations, max_body_bytes=limit)
     completions = Completions(directory, prompts, telemetry, max_body_bytes=limit)
     one_model, all_models = OneModel(directory), Models(directory)
     routes = [

@@ -1,0 +1,86 @@
+"""From a checked chat request to its running generation, whichever endpoint it came through.
+
+`/chat/completions`, `/responses` and `/messages` differ in how a request is written and how its
+answer is; between the two there is only this.
+"""
+
+from cluster.errors import BadRequestError
+from cluster.openai_schema.chat import ChatCompletionRequest
+from cluster.telemetry import Telemetry
+from cluster.types import Request
+from deployments.ingress.choice import TextRules
+from deployments.ingress.exchange import Exchange
+from deployments.ingress.generation import Generation
+from deployments.ingress.prompts import PromptBuilder, TokenizedPrompt
+from deployments.ingress.sampling import output_limit, sampling_params
+from deployments.ingress.served_model import ModelDirectory, ServedModel
+from deployments.ingress.unavailable import refuse_unavailable_chat
+from models.chat_template import ChatTemplate
+
+
+class ChatGenerations:
+    """Starts chat requests."""
+
+    def __init__(
+        self, models: ModelDirectory, prompts: PromptBuilder, telemetry: Telemetry
+    ) -> None:
+        self._models = models
+        self._prompts = prompts
+        self._telemetry = telemetry
+
+    def find_model(self, name: str | None, exchange: Exchange) -> ServedModel:
+        """See `ModelDirectory.find`; the exchange learns the model's name."""
+        model = self._models.find(name)
+        exchange.model = model.name
+        return model
+
+    async def prompt(self, request: ChatCompletionRequest, model: ServedModel) -> TokenizedPrompt:
+        """What the model would read. Raises as `PromptBuilder.chat` does."""
+        template = _template_of(model)
+        refuse_unavailable_chat(request, template)
+        return await self._prompts.chat(model, template, request)
+
+    async def start(
+        self, request: ChatCompletionRequest, model: ServedModel, exchange: Exchange
+    ) -> Generation:
+        """A generation under `exchange.request_id`; nothing runs before its pieces are asked for.
+
+        Raises:
+            ServingError: the request does not fit the model, or asks for what is not served.
+        """
+        assert exchange.request_id, "the endpoint names its answer first"
+        prompt = await self.prompt(request, model)
+        max_tokens = output_limit(
+            request.token_limit,
+            num_prompt_tokens=len(prompt.token_ids),
+            model=model,
+            prompt_field="messages",
+        )
+        params = sampling_params(
+            request, model, max_tokens=max_tokens, logprobs=request.num_top_logprobs
+        )
+        return Generation(
+            model,
+            [
+                Request(
+                    request_id=exchange.request_id,
+                    prompt_token_ids=prompt.token_ids,
+                    sampling_params=params,
+                )
+            ],
+            TextRules(
+                stop_strings=request.stop or (),
+                min_tokens=params.min_tokens,
+                has_logprobs=params.logprobs is not None,
+            ),
+            metrics=self._telemetry.model(model.name),
+            started_s=exchange.started_s,
+        )
+
+
+def _template_of(model: ServedModel) -> ChatTemplate:
+    if model.chat_template is None:
+        raise BadRequestError(
+            f"{model.name} has no chat template; it serves /v1/completions only.", param="model"
+        )
+    return model.chat_template
