@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cluster.errors import (
@@ -19,8 +20,9 @@ from cluster.errors import (
     ServiceUnavailableError,
     ServingError,
 )
-from cluster.types import Request, TokenDelta
+from cluster.types import GrammarSpec, Request, TokenDelta
 from models.engine.engine import Engine, EngineStats
+from models.grammar import CompiledGrammar
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +30,13 @@ OnDelta = Callable[[TokenDelta | ServingError], None]
 
 _STATS_PERIOD_S = 0.1
 _RETRY_AFTER_S = 1.0
+_NUM_COMPILERS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class _Add:
     request: Request
+    grammar: CompiledGrammar | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class AsyncEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stopped = asyncio.Event()
+        self._compilers = ThreadPoolExecutor(_NUM_COMPILERS, thread_name_prefix="grammar")
         self._failure: BaseException | None = None
         self._stats = engine.stats()
         self._stats_at_s = 0.0
@@ -94,6 +99,8 @@ class AsyncEngine:
             return
         self._commands.put(_Stop())
         await self._stopped.wait()
+        self._compilers.shutdown(wait=False, cancel_futures=True)
+        self._engine.close()
 
     def submit(self, request: Request, on_delta: OnDelta) -> None:
         """Hand a request to the engine. `on_delta` is called in the loop's thread with every delta
@@ -114,7 +121,10 @@ class AsyncEngine:
         self._engine.check_request(request)
         self._streams[request.request_id] = _Stream(on_delta, request.sampling_params.n)
         self._num_queued += 1
-        self._commands.put(_Add(request))
+        if request.sampling_params.grammar is None:
+            self._commands.put(_Add(request, None))
+        else:
+            self._compile_then_add(request, request.sampling_params.grammar)
 
     def abort(self, request_id: str) -> None:
         """Drop a request; no further calls of its `on_delta`. Unknown ids are no error."""
@@ -166,6 +176,28 @@ class AsyncEngine:
             raise ServiceUnavailableError(
                 "this replica's engine is not running", retry_after_s=_RETRY_AFTER_S
             )
+
+    def _compile_then_add(self, request: Request, spec: GrammarSpec) -> None:
+        """The request waits for its grammar outside of the engine, and delays no one there."""
+        assert self._loop is not None
+        stream = self._streams[request.request_id]
+        compiling = self._loop.run_in_executor(self._compilers, self._engine.compile_grammar, spec)
+
+        def done(future: asyncio.Future[CompiledGrammar]) -> None:
+            if future.cancelled() or self._streams.get(request.request_id) is not stream:
+                return  # aborted meanwhile
+            error = future.exception()
+            if error is None:
+                self._commands.put(_Add(request, future.result()))
+            elif isinstance(error, ServingError):
+                self._deliver_error(request.request_id, error)
+            else:
+                logger.error("compiling a grammar failed", exc_info=error)
+                self._deliver_error(
+                    request.request_id, InternalError("the grammar could not be compiled")
+                )
+
+        compiling.add_done_callback(done)
 
     def _deliver(self, deltas: list[TokenDelta]) -> None:
         for delta in deltas:
@@ -238,17 +270,17 @@ class AsyncEngine:
             if isinstance(command, _Abort):
                 self._engine.abort_request(command.request_id)
             else:
-                self._add(command.request)
+                self._add(command)
             is_idle = not self._engine.has_unfinished
             if is_idle:
                 self._publish_stats(time.monotonic())
         return True
 
-    def _add(self, request: Request) -> None:
+    def _add(self, command: _Add) -> None:
         try:
-            self._engine.add_request(request)
+            self._engine.add_request(command.request, command.grammar)
         except ServingError as error:
-            self._post(self._deliver_error, request.request_id, error)
+            self._post(self._deliver_error, command.request.request_id, error)
 
     def _publish_stats(self, now_s: float) -> None:
         self._stats = self._engine.stats()

@@ -1,10 +1,12 @@
 """What the scheduler chose for one step, and its translation into plain integers."""
 
+import itertools
 from dataclasses import dataclass, field
 
 from cluster.types import SamplingParams
 from models.engine.beam_search import num_candidates
 from models.engine.block_manager import BlockCopy
+from models.engine.grammar_masks import GrammarMasks
 from models.engine.randomness import derive_seed
 from models.engine.sequence import Sequence
 from models.engine.step_inputs import PromptLogprobsRow, SamplingRow, StepInputs
@@ -42,7 +44,7 @@ class Batch:
 
 
 def build_step_inputs(
-    batch: Batch, *, block_size: int, eos_token_ids: frozenset[int]
+    batch: Batch, *, block_size: int, eos_token_ids: frozenset[int], masks: GrammarMasks
 ) -> StepInputs:
     """Integers for the runner. `eos_token_ids` are the model's end-of-sequence tokens.
 
@@ -50,6 +52,11 @@ def build_step_inputs(
     that order.
     """
     batch.scheduled.sort(key=lambda item: item.num_new_tokens != 1)
+    matchers = [
+        item.sequence.matcher
+        for item in batch.scheduled
+        if item.is_sampled and item.sequence.matcher is not None
+    ]
     inputs = StepInputs(
         token_ids=[],
         positions=[],
@@ -59,11 +66,14 @@ def build_step_inputs(
         block_tables=[],
         sampling_rows=[],
         block_copies=batch.block_copies,
+        grammar_masks=masks.of(matchers) if matchers else None,
     )
+    mask_rows = itertools.count()
     for item in batch.scheduled:
         _append_tokens(inputs, item, block_size)
         if item.is_sampled:
-            _append_sampling_rows(inputs, item.sequence, eos_token_ids)
+            mask_row = None if item.sequence.matcher is None else next(mask_rows)
+            _append_sampling_rows(inputs, item.sequence, eos_token_ids, mask_row)
     return inputs
 
 
@@ -108,7 +118,10 @@ def _append_tokens(inputs: StepInputs, item: ScheduledSequence, block_size: int)
 
 
 def _append_sampling_rows(
-    inputs: StepInputs, sequence: Sequence, eos_token_ids: frozenset[int]
+    inputs: StepInputs,
+    sequence: Sequence,
+    eos_token_ids: frozenset[int],
+    mask_row: int | None,
 ) -> None:
     params = sequence.params
     forbidden: tuple[int, ...] = ()
@@ -127,6 +140,7 @@ def _append_sampling_rows(
                 prompt_token_ids=sequence.prompt_token_ids,
                 output_token_ids=sequence.output_token_ids,
                 forbidden_token_ids=forbidden,
+                mask_row=mask_row,
                 num_candidates=0 if beam is None else num_candidates(beam, ending),
             )
         )

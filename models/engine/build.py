@@ -8,6 +8,7 @@ from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
 from models.engine.runner import Runner
 from models.engine.synthetic_runner import SyntheticRunner
+from models.grammar import GrammarCompiler
 from models.tokenizer import Tokenizer
 
 
@@ -19,8 +20,16 @@ def build_engine(config: ModelConfig, checkpoint_dir: Path) -> Engine:
             fit and both numbers.
     """
     tokenizer = Tokenizer.from_folder(checkpoint_dir)
+    runner = _build_runner(config, checkpoint_dir)
     return Engine(
-        _build_runner(config, checkpoint_dir), config.engine, token_bytes=tokenizer.token_bytes
+        runner,
+        config.engine,
+        token_bytes=tokenizer.token_bytes,
+        grammar_compiler=GrammarCompiler(
+            checkpoint_dir / "tokenizer.json",
+            vocab_size=runner.vocab_size,
+            eos_token_ids=runner.eos_token_ids,
+        ),
     )
 
 

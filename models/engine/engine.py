@@ -9,12 +9,14 @@ import msgspec
 
 from cluster.config import EngineConfig
 from cluster.errors import BadRequestError, ValidationError
-from cluster.types import Request, SamplingParams, TokenDelta
+from cluster.types import GrammarSpec, Request, SamplingParams, TokenDelta
 from models.engine.batch import build_step_inputs
 from models.engine.block_manager import BlockManager
+from models.engine.grammar_masks import GrammarMasks
 from models.engine.runner import Runner
 from models.engine.scheduler import Scheduler, SchedulerLimits
 from models.engine.sequence import Sequence
+from models.grammar import CompiledGrammar, GrammarCompiler, GrammarError
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +53,10 @@ class Engine:
         config: EngineConfig,
         *,
         token_bytes: Callable[[int], bytes] | None = None,
+        grammar_compiler: GrammarCompiler | None = None,
     ) -> None:
-        """`token_bytes` spells tokens; only stop strings in beam search need it.
+        """`token_bytes` spells tokens, for stop strings in beam search; requests with a grammar
+        need a compiler. Without them such requests are refused.
 
         Raises:
             ValueError: the limits contradict each other.
@@ -82,6 +86,8 @@ class Engine:
             token_bytes=token_bytes,
         )
         self._can_spell = token_bytes is not None
+        self._grammar_compiler = grammar_compiler
+        self._grammar_masks = GrammarMasks(runner.vocab_size)
         self._num_arrivals = 0
         self._num_steps = 0
         self._last_step_at_s = 0.0
@@ -99,8 +105,22 @@ class Engine:
     def has_unfinished(self) -> bool:
         return self._scheduler.has_unfinished
 
-    def add_request(self, request: Request) -> None:
-        """Queue a request for the steps to come.
+    def compile_grammar(self, spec: GrammarSpec) -> CompiledGrammar:
+        """Compile what an output must match: a matter of milliseconds to seconds, so not in the
+        thread that steps. Safe in any thread.
+
+        Raises:
+            ValidationError: it cannot be honoured; the message says where and why.
+        """
+        if self._grammar_compiler is None:
+            raise ValidationError.of("grammar", "this engine has no grammars")
+        try:
+            return self._grammar_compiler.compile(spec)
+        except GrammarError as error:
+            raise ValidationError.of("grammar", str(error), kind="grammar_error") from error
+
+    def add_request(self, request: Request, grammar: CompiledGrammar | None = None) -> None:
+        """Queue a request for the steps to come. Its grammar is compiled here if it was not before.
 
         Raises:
             BadRequestError, ValidationError: it can never be served; nothing was queued.
@@ -108,7 +128,13 @@ class Engine:
         self.check_request(request)
         seed = request.sampling_params.seed
         seed = secrets.randbits(64) if seed is None else seed % 2**64
-        self._scheduler.add(Sequence(request, arrival=self._num_arrivals, seed=seed))
+        spec = request.sampling_params.grammar
+        if spec is not None and grammar is None:
+            grammar = self.compile_grammar(spec)
+        matcher = None if grammar is None else grammar.matcher()
+        self._scheduler.add(
+            Sequence(request, arrival=self._num_arrivals, seed=seed, matcher=matcher)
+        )
         self._num_arrivals += 1
 
     def check_request(self, request: Request) -> None:
@@ -162,7 +188,10 @@ class Engine:
         if not batch:
             return []
         inputs = build_step_inputs(
-            batch, block_size=self._blocks.block_size, eos_token_ids=self._runner.eos_token_ids
+            batch,
+            block_size=self._blocks.block_size,
+            eos_token_ids=self._runner.eos_token_ids,
+            masks=self._grammar_masks,
         )
         outputs = self._runner.execute(inputs)
         deltas = self._scheduler.update(batch, outputs)
@@ -185,6 +214,11 @@ class Engine:
             preemptions_total=scheduler.num_preemptions,
             last_step_at_s=self._last_step_at_s,
         )
+
+    def close(self) -> None:
+        """Stop the processes that guard the compilation of grammars."""
+        if self._grammar_compiler is not None:
+            self._grammar_compiler.close()
 
     def check(self) -> None:
         """Assert the books: owned + free = total blocks. For tests, after any step."""

@@ -4,7 +4,6 @@ Shapes: T = tokens in the step, R = rows that are sampled, N = prompt positions 
 M = model width, V = vocabulary.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +26,6 @@ from models.engine.sampler import NonFiniteLogitsError, Sampler, token_logprobs
 from models.engine.step_inputs import (
     BeamCandidates,
     PromptLogprobsRow,
-    SamplingRow,
     StepInputs,
     StepOutputs,
 )
@@ -147,22 +145,23 @@ class ModelRunner:
             prompt_logprobs = [
                 self._score_prompt(hidden_TM, row) for row in inputs.prompt_logprobs_rows
             ]
-            return self._choose(hidden_TM, inputs.sampling_rows, prompt_logprobs)
+            return self._choose(hidden_TM, inputs, prompt_logprobs)
 
     def _choose(
         self,
         hidden_TM: torch.Tensor,
-        rows: Sequence[SamplingRow],
+        inputs: StepInputs,
         prompt_logprobs: list[list[TokenLogprobs]],
     ) -> StepOutputs:
         """The step's tokens, and the candidates of its beams."""
+        rows = inputs.sampling_rows
         if not rows:
             return StepOutputs(token_ids=[], logprobs=[], prompt_logprobs=prompt_logprobs)
         indices_R = torch.tensor([row.logit_index for row in rows], device=self._device)
         logits_RV = self._decoder.logits(hidden_TM.index_select(0, indices_R))
         failed_rows: list[int] = []
         try:
-            token_ids, logprobs = self._sampler.sample(logits_RV, rows)
+            token_ids, logprobs = self._sampler.sample(logits_RV, rows, inputs.grammar_masks)
         except NonFiniteLogitsError as error:
             token_ids, logprobs, failed_rows = error.token_ids, error.logprobs, error.row_indices
         return StepOutputs(
@@ -170,7 +169,7 @@ class ModelRunner:
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             failed_rows=frozenset(failed_rows),
-            candidates=_candidates(logits_RV, rows),
+            candidates=_candidates(logits_RV, inputs),
         )
 
     def _score_prompt(self, hidden_TM: torch.Tensor, row: PromptLogprobsRow) -> list[TokenLogprobs]:
@@ -184,11 +183,14 @@ class ModelRunner:
         return scored
 
 
-def _candidates(logits_RV: torch.Tensor, rows: Sequence[SamplingRow]) -> dict[int, BeamCandidates]:
+def _candidates(logits_RV: torch.Tensor, inputs: StepInputs) -> dict[int, BeamCandidates]:
+    rows = inputs.sampling_rows
     wanted = [index for index, row in enumerate(rows) if row.num_candidates]
     if not wanted:
         return {}
-    found = beam_candidates(logits_RV[wanted], [rows[index] for index in wanted])
+    found = beam_candidates(
+        logits_RV[wanted], [rows[index] for index in wanted], inputs.grammar_masks
+    )
     return dict(zip(wanted, found, strict=True))
 
 

@@ -15,6 +15,7 @@ from enum import Enum, IntEnum, auto
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cluster.types import SamplingParams, TokenLogprobs
 from models.engine.logit_edits import edit_logits
@@ -60,19 +61,22 @@ class Sampler:
         self._num_candidates = num_candidates
 
     def sample(
-        self, logits_RV: torch.Tensor, rows: AbstractSequence[SamplingRow]
+        self,
+        logits_RV: torch.Tensor,
+        rows: AbstractSequence[SamplingRow],
+        grammar_masks: NDArray[np.int32] | None = None,
     ) -> tuple[list[int], list[TokenLogprobs | None]]:
         """Choose one token per row; row r of the logits belongs to `rows[r]`.
 
-        In this order: logit_bias, penalties, forbidden tokens; temperature, min_p, top_k, top_p,
-        each on what the ones before it left, renormalised. Logprobs are of the raw logits.
+        In this order: logit_bias, penalties, forbidden tokens, grammar; temperature, min_p, top_k,
+        top_p, each on what the ones before it left, renormalised. Logprobs are of the raw logits.
         `logits_RV` has any float dtype and does not change; the arithmetic is float32.
         Raises NonFiniteLogitsError after all other rows have their token.
         """
         assert logits_RV.shape[0] == len(rows), "one row of logits per sampling row"
         if not rows:
             return [], []
-        token_ids, failed_rows = self._choose(edit_logits(logits_RV, rows), rows)
+        token_ids, failed_rows = self._choose(edit_logits(logits_RV, rows, grammar_masks), rows)
         logprobs = _logprobs_of_rows(logits_RV, rows, token_ids)
         if failed_rows:
             raise NonFiniteLogitsError(failed_rows, token_ids, logprobs)

@@ -10,6 +10,7 @@ at the place their arrival gives them.
 """
 
 import heapq
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,9 +19,13 @@ from models.engine.batch import Batch, end_token_ids, prompt_logprobs_row
 from models.engine.beam_group import BeamGroup
 from models.engine.beam_search import BeamSearch
 from models.engine.block_manager import BlockCopy, BlockManager
+from models.engine.deltas import failed_delta, hypothesis_deltas, token_delta
 from models.engine.sequence import Sequence, SequenceStatus
 from models.engine.step_inputs import BeamCandidates, StepOutputs
 from models.engine.stop_string_tail import StopStringTail
+from models.grammar import GrammarStepError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,20 +325,14 @@ class Scheduler:
             self.num_prompt_tokens += sequence.num_prompt_tokens
             self.num_cached_tokens += sequence.num_cached_tokens
         self.num_generated_tokens += 1
+        if not _accepts(sequence, token_id):
+            return self._fail(sequence)
         sequence.output_token_ids.append(token_id)
         if logprobs is not None:
             sequence.cumulative_logprob += logprobs.logprob
         reason, stop_token_id = self._finish_reason(sequence, token_id)
-        delta = TokenDelta(
-            request_id=sequence.request_id,
-            index=sequence.index,
-            token_ids=[token_id],
-            finish_reason=reason,
-            stop_token_id=stop_token_id,
-            logprobs=None if logprobs is None else [logprobs],
-            num_cached_tokens=sequence.num_cached_tokens,
-            prompt_logprobs=sequence.take_prompt_logprobs() if is_first else None,
-        )
+        ending = (reason, stop_token_id)
+        delta = token_delta(sequence, token_id, logprobs, ending, is_first=is_first)
         if reason is not None:
             self._retire(sequence)
         return delta
@@ -378,6 +377,8 @@ class Scheduler:
             if id(sequence) not in kept:
                 self._drop(sequence)
         for beam in following:
+            # A beam whose grammar gives up gets an empty mask, and so no further candidates.
+            _accepts(beam.sequence, beam.continuation.token_id)
             beam.sequence.output_token_ids.append(beam.continuation.token_id)
             beam.sequence.cumulative_logprob = beam.continuation.score
             if beam.continuation.logprobs is not None:
@@ -389,7 +390,9 @@ class Scheduler:
             self._by_request[first.request_id] = list(group.beams)
             return []
         del self._by_request[first.request_id], self._beam_groups[first.request_id]
-        return self._hypotheses(first, group)
+        deltas = hypothesis_deltas(first, group.search.hypotheses)
+        self.num_generated_tokens += sum(len(delta.token_ids) for delta in deltas)
+        return deltas
 
     def _place_fork(self, sequence: Sequence) -> None:
         """Let a fork run on its parent's blocks; a parked one has none and stays parked."""
@@ -398,43 +401,10 @@ class Scheduler:
             self._running.append(sequence)
             self._running.sort(key=lambda seq: seq.order)
 
-    def _hypotheses(self, first: Sequence, group: BeamGroup) -> list[TokenDelta]:
-        """The n best, each in one delta; the index is the rank."""
-        best = group.search.hypotheses[: first.params.n]
-        self.num_generated_tokens += sum(len(item.output_token_ids) for item in best)
-        deltas = [
-            TokenDelta(
-                request_id=first.request_id,
-                index=index,
-                token_ids=item.output_token_ids,
-                finish_reason=item.finish_reason,
-                stop_token_id=item.stop_token_id,
-                logprobs=item.logprobs if first.params.logprobs is not None else None,
-                num_cached_tokens=first.num_cached_tokens,
-            )
-            for index, item in enumerate(best)
-        ]
-        # A model without finite logits may leave fewer hypotheses than were asked for.
-        deltas += [
-            TokenDelta(
-                request_id=first.request_id,
-                index=index,
-                token_ids=[],
-                finish_reason=FinishReason.ERROR,
-            )
-            for index in range(len(best), first.params.n)
-        ]
-        return deltas
-
     def _fail(self, sequence: Sequence) -> TokenDelta:
-        """End a sequence that the model has no next token for."""
+        """End a sequence that has no next token."""
         self._retire(sequence)
-        return TokenDelta(
-            request_id=sequence.request_id,
-            index=sequence.index,
-            token_ids=[],
-            finish_reason=FinishReason.ERROR,
-        )
+        return failed_delta(sequence, sequence.index)
 
     def _finish_reason(
         self, sequence: Sequence, token_id: int
@@ -444,6 +414,8 @@ class Scheduler:
         is_eos = token_id in self._eos_token_ids and not params.ignore_eos
         if is_eos or token_id in params.stop_token_ids:
             return FinishReason.STOP, token_id
+        if sequence.matcher is not None and sequence.matcher.is_finished:
+            return FinishReason.STOP, None
         num_output = len(sequence.output_token_ids)
         is_long = params.max_tokens is not None and num_output >= params.max_tokens
         if is_long or sequence.num_tokens >= self._limits.max_model_len:
@@ -470,3 +442,15 @@ class Scheduler:
     def _finish(self, sequence: Sequence) -> None:
         self._blocks.release(sequence.block_table)
         sequence.status = SequenceStatus.FINISHED
+
+
+def _accepts(sequence: Sequence, token_id: int) -> bool:
+    """Advance the sequence's grammar; False when that went over its limits."""
+    if sequence.matcher is None:
+        return True
+    try:
+        sequence.matcher.accept(token_id)
+    except GrammarStepError as error:
+        logger.warning("request %s: its grammar gave up: %s", sequence.request_id, error)
+        return False
+    return True

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from cluster.types import Request, SamplingParams, TokenLogprobs
 from models.engine.randomness import derive_seed
+from models.grammar import GrammarMatcher
 
 
 class SequenceStatus(StrEnum):
@@ -28,6 +29,7 @@ class Sequence:
         "block_table",
         "cumulative_logprob",
         "index",
+        "matcher",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_pending_forks",
@@ -43,12 +45,20 @@ class Sequence:
         "status",
     )
 
-    def __init__(self, request: Request, *, arrival: int, seed: int) -> None:
+    def __init__(
+        self,
+        request: Request,
+        *,
+        arrival: int,
+        seed: int,
+        matcher: GrammarMatcher | None = None,
+    ) -> None:
         self.request = request
         self.params: SamplingParams = request.sampling_params
         self.priority = request.priority
         self.arrival = arrival
         self.index = 0
+        self.matcher = matcher  # what the output so far lets its grammar allow next
         self.seed = seed
         self.prompt_token_ids = request.prompt_token_ids
         self.output_token_ids: list[int] = []
@@ -123,7 +133,12 @@ class Sequence:
 
     def fork(self, index: int) -> "Sequence":
         """A copy that goes its own way from here. Its caller takes references on the blocks."""
-        other = Sequence(self.request, arrival=self.arrival, seed=derive_seed(self.seed, index))
+        other = Sequence(
+            self.request,
+            arrival=self.arrival,
+            seed=derive_seed(self.seed, index),
+            matcher=None if self.matcher is None else self.matcher.fork(),
+        )
         other.index = index
         other.output_token_ids = list(self.output_token_ids)
         other.status = self.status

@@ -6,6 +6,9 @@ Legend: T = tokens in the step, S = sequences, R = rows that are sampled.
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cluster.types import SamplingParams, TokenLogprobs
 
 
@@ -22,6 +25,7 @@ class SamplingRow:
     output_token_ids: AbstractSequence[int]
     forbidden_token_ids: tuple[int, ...] = ()  # stop tokens before min_tokens
     num_candidates: int = 0  # beam search: the best tokens instead of one; 0: off
+    mask_row: int | None = None  # row of StepInputs.grammar_masks; None: every token is allowed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,8 @@ class StepInputs:
     # Copies of whole blocks (source, destination), done before anything is written.
     block_copies: list[tuple[int, int]] = field(default_factory=list)
     prompt_logprobs_rows: list[PromptLogprobsRow] = field(default_factory=list)
+    # G × ceil(vocabulary / 32) words, bit i of word w for token 32 w + i: what grammars allow.
+    grammar_masks: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,66 @@
+"""What the engine tells of a sequence: `TokenDelta`s."""
+
+from collections.abc import Sequence as AbstractSequence
+
+from cluster.types import FinishReason, TokenDelta, TokenLogprobs
+from models.engine.beam_search import Hypothesis
+from models.engine.sequence import Sequence
+
+
+def token_delta(
+    sequence: Sequence,
+    token_id: int,
+    logprobs: TokenLogprobs | None,
+    ending: tuple[FinishReason | None, int | None],
+    *,
+    is_first: bool,
+) -> TokenDelta:
+    """One more token. `ending`: why the sequence ends with it, and the stop token that did it."""
+    finish_reason, stop_token_id = ending
+    return TokenDelta(
+        request_id=sequence.request_id,
+        index=sequence.index,
+        token_ids=[token_id],
+        finish_reason=finish_reason,
+        stop_token_id=stop_token_id,
+        logprobs=None if logprobs is None else [logprobs],
+        num_cached_tokens=sequence.num_cached_tokens,
+        prompt_logprobs=sequence.take_prompt_logprobs() if is_first else None,
+    )
+
+
+def failed_delta(sequence: Sequence, index: int) -> TokenDelta:
+    """The end of a sequence that has no next token."""
+    return TokenDelta(
+        request_id=sequence.request_id,
+        index=index,
+        token_ids=[],
+        finish_reason=FinishReason.ERROR,
+    )
+
+
+def hypothesis_deltas(
+    first: Sequence, hypotheses: AbstractSequence[Hypothesis]
+) -> list[TokenDelta]:
+    """The n best of a beam search, each whole in one delta; the index is the rank.
+
+    A grammar may allow fewer outputs than n: the last one is then given again. Without any (the
+    model gave no finite logits) every choice ends with an error.
+    """
+    num_wanted = first.params.n
+    best = list(hypotheses[:num_wanted])
+    if not best:
+        return [failed_delta(first, index) for index in range(num_wanted)]
+    best += best[-1:] * (num_wanted - len(best))
+    return [
+        TokenDelta(
+            request_id=first.request_id,
+            index=index,
+            token_ids=hypothesis.output_token_ids,
+            finish_reason=hypothesis.finish_reason,
+            stop_token_id=hypothesis.stop_token_id,
+            logprobs=hypothesis.logprobs if first.params.logprobs is not None else None,
+            num_cached_tokens=first.num_cached_tokens,
+        )
+        for index, hypothesis in enumerate(best)
+    ]
