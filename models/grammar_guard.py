@@ -11,6 +11,7 @@ Frames in both directions: 4 bytes of length (big endian), then msgpack.
 """
 
 import os
+import random
 import resource
 import socket
 import struct
@@ -180,7 +181,7 @@ def probe(matcher: LLMatcher, limits: GrammarLimits, vocab_size: int) -> None:
         GrammarError: a step takes too long, goes over the counted limits, or nothing is allowed.
     """
     row = np.zeros((vocab_size + 31) // 32, dtype=np.int32)
-    chooser = np.random.default_rng(0)
+    chooser = random.Random(0)
     for _ in range(limits.probe_steps):
         started = time.monotonic()
         matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)

@@ -11,6 +11,7 @@ and unknown formats are annotations, as the specification says.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from urllib.parse import unquote
 
@@ -19,6 +20,7 @@ from models.json_schema_one_of import ALL_TYPES, are_exclusive
 from models.json_schema_values import (
     BACK_END_FORMATS,
     FORMAT_PATTERNS,
+    MIN_MAGNITUDE,
     REFUSED_FORMATS,
     check_constant,
     exact_number,
@@ -188,6 +190,7 @@ class _SchemaCheck:
             elif exclusive in node:
                 number = _number(node, exclusive, place)
                 out[exclusive] = inward_bound(number, f"{place}/{exclusive}", is_lower=is_lower)
+        _sharpen_exclusive(out)
         if "multipleOf" in node:
             number = exact_number(_number(node, "multipleOf", place), f"{place}/multipleOf")
             if number <= 0:
@@ -313,15 +316,23 @@ class _SchemaCheck:
 
     def _check_num_properties(self, place: str, out: Schema) -> None:
         """Free-form keys may repeat, and a repeated key counts once: a minimum above 1 would not
-        be kept."""
-        least, required = out.get("minProperties"), out.get("required", [])
+        be kept. With optional properties the back end counts no further than one."""
+        required, properties = out.get("required", []), out.get("properties", {})
         assert isinstance(required, list)
-        if not isinstance(least, int):
-            return
+        assert isinstance(properties, dict)
+        least, most = out.get("minProperties", 0), out.get("maxProperties")
+        assert isinstance(least, int)
         if least <= len(required):
-            del out["minProperties"]
+            out.pop("minProperties", None)
         elif least > len(required) + 1:
             raise _unsupported(place, "minProperties", "above 1 (more than what is required)")
+        if not properties.keys() - set(required):
+            return
+        is_closed = out.get("additionalProperties") is False and "patternProperties" not in out
+        if most is not None and not (is_closed and most == len(required) + 1):
+            raise _unsupported(place, "maxProperties", "beside optional properties")
+        if "minProperties" in out and not is_closed:
+            raise _unsupported(place, "minProperties", "beside optional properties")
 
     def _write_applicators(self, node: Schema, place: str, depth: int, out: Schema) -> None:
         if "enum" in node:
@@ -417,6 +428,29 @@ def _number(node: Schema, keyword: str, place: str) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise GrammarError(f"{place}/{keyword}: must be a number")
     return value
+
+
+def _sharpen_exclusive(out: Schema) -> None:
+    """An exclusive bound becomes the nearest number inside of it.
+
+    Otherwise a long decimal fraction could pass that a client's float64 rounds up to the bound.
+    And the back end lets 0 itself pass an exclusive bound of 0 when the other is below 1.
+    """
+    for direction, inclusive, exclusive, stricter in (
+        (math.inf, "minimum", "exclusiveMinimum", max),
+        (-math.inf, "maximum", "exclusiveMaximum", min),
+    ):
+        if exclusive not in out:
+            continue
+        bound = _number(out, exclusive, "#")
+        if bound != 0 and out.get("type") == "integer":
+            continue  # every integer is exact
+        inside = math.nextafter(bound, direction)
+        inside = inside if bound else math.copysign(MIN_MAGNITUDE, inside)
+        del out[exclusive]
+        out[inclusive] = (
+            stricter(_number(out, inclusive, "#"), inside) if inclusive in out else inside
+        )
 
 
 def _members(node: Schema, keyword: str, place: str) -> dict[str, object]:

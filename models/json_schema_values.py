@@ -12,7 +12,8 @@ from models.grammar_error import GrammarError
 _MAX_EXACT_INTEGER = 2**53
 # The largest float64 below 2**63.
 _MAX_BOUND = 2**63 - 1024
-_MIN_MAGNITUDE = 1e-9
+#: The smallest number above 0 that can be enforced.
+MIN_MAGNITUDE = 1e-9
 
 _YEAR = r"(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
 _LEAP_YEAR = (
@@ -61,10 +62,10 @@ def exact_number(value: int | float, place: str) -> int | float:
             return value
         raise GrammarError(f"{place}: the integer {str(value)[:40]} is too large to be exact")
     _require_finite(value, place)
-    if value != 0 and not _MIN_MAGNITUDE <= abs(value) <= _MAX_EXACT_INTEGER:
+    if value != 0 and not MIN_MAGNITUDE <= abs(value) <= _MAX_EXACT_INTEGER:
         raise GrammarError(
             f"{place}: {value!r} is outside of the numbers that can be enforced "
-            f"({_MIN_MAGNITUDE} to 2**53 in magnitude)"
+            f"({MIN_MAGNITUDE} to 2**53 in magnitude)"
         )
     return value
 
