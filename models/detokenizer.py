@@ -134,7 +134,11 @@ class StopStringChecker:
         self._first_chars = frozenset(pattern[0] for pattern in stop_strings)
         self._matched = [0] * len(self._patterns)  # characters of each pattern seen last
         self._held = ""
-        self.is_stopped = False
+        self.stopped_by: str | None = None  # the stop string that was completed
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.stopped_by is not None
 
     def push(self, text: str) -> str:
         """The text that may be shown now. After a stop nothing may be pushed any more."""
@@ -145,8 +149,8 @@ class StopStringChecker:
         for position, char in enumerate(text, start=len(self._held) + 1):
             stop_length = self._advance(char)
             if stop_length:
-                self.is_stopped = True
                 self._held = ""
+                self.stopped_by = seen[position - stop_length : position]
                 return seen[: position - stop_length]
         num_shown = len(seen) - max(self._matched, default=0)
         self._held = seen[num_shown:]

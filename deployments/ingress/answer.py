@@ -1,14 +1,16 @@
 """How a running generation is written down: the interface of the answer formats.
 
-`chat_answer` and `completion_answer` implement it; `responses` sends what they write.
+One module per endpoint that generates implements it; `responses` sends what they write.
 """
 
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Protocol
 
 import orjson
 
+from cluster.errors import ServingError
 from cluster.openai_schema.usage import Usage
 from deployments.ingress.choice import Piece
 
@@ -30,6 +32,10 @@ class Answer(Protocol):
         """Events after the last piece."""
         ...
 
+    def failure(self, error: ServingError) -> bytes:
+        """The last event of a stream that fails midway."""
+        ...
+
     def add(self, piece: Piece) -> None:
         """Keep a piece for `whole`."""
         ...
@@ -39,14 +45,26 @@ class Answer(Protocol):
         ...
 
 
-def new_id(prefix: str) -> str:
-    return f"{prefix}-{uuid.uuid4().hex}"
+def new_id(prefix: str, *, separator: str = "-") -> str:
+    return f"{prefix}{separator}{uuid.uuid4().hex}"
 
 
 def unix_time() -> int:
     return int(time.time())
 
 
-def event(value: dict[str, object]) -> bytes:
+def event(value: Mapping[str, object]) -> bytes:
     """One server-sent event."""
     return b"data: " + orjson.dumps(value) + b"\n\n"
+
+
+def typed_event(value: Mapping[str, object]) -> bytes:
+    """A server-sent event whose name is its `type`, as the newer APIs send them."""
+    name = value["type"]
+    assert isinstance(name, str)
+    return b"event: " + name.encode() + b"\n" + event(value)
+
+
+def error_event(error: ServingError) -> bytes:
+    """How a stream of completion chunks fails: this event, and no [DONE]."""
+    return event({"error": error.openai_error()})

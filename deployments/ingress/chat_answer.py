@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 import orjson
 
+from cluster.errors import ServingError
 from cluster.openai_schema.chat import (
     AnswerMessage,
     ChatChoice,
@@ -18,7 +19,7 @@ from cluster.openai_schema.chat import (
 )
 from cluster.openai_schema.usage import Usage
 from cluster.types import FinishReason
-from deployments.ingress.answer import DONE, event, unix_time
+from deployments.ingress.answer import DONE, error_event, event, unix_time
 from deployments.ingress.choice import Piece, TokenEntry
 from deployments.ingress.logprobs import chat_logprobs
 from deployments.ingress.served_model import ServedModel
@@ -66,6 +67,9 @@ class ChatAnswer:
         if not self._has_usage:
             return DONE
         return event({**self._head, "choices": [], "usage": usage.model_dump()}) + DONE
+
+    def failure(self, error: ServingError) -> bytes:
+        return error_event(error)
 
     def add(self, piece: Piece) -> None:
         self._texts[piece.choice_index].append(piece.text)

@@ -23,13 +23,28 @@ class TokenEntry(NamedTuple):
     text_offset: int
 
 
+class CallDelta(NamedTuple):
+    """Part of a function call. The first one of a call has its id and name."""
+
+    call_index: int  # 0 for the choice's first call
+    arguments: str  # JSON text; the parts together are the whole
+    call_id: str | None = None
+    name: str | None = None
+
+
 class Piece(NamedTuple):
-    """What a delta added to a choice. Both may be empty, and the reason None: all held back."""
+    """What a delta added to a choice. All may be empty, and the reason None: all held back.
+
+    A piece's parts are to be read in the order of reasoning, text, calls.
+    """
 
     choice_index: int
     text: str
     entries: Sequence[TokenEntry]
     finish_reason: FinishReason | None
+    reasoning: str = ""
+    calls: Sequence[CallDelta] = ()
+    stop_string: str | None = None  # the one that ended the choice, if one did
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +93,13 @@ class Choice:
             self.num_tokens += has_stop_token
             text += self._finish(delta.finish_reason)
         self._num_shown_chars += len(text)
-        return Piece(self.index, text, self._released_entries(), self.finish_reason)
+        return Piece(
+            self.index,
+            text,
+            self._released_entries(),
+            self.finish_reason,
+            stop_string=None if self._checker is None else self._checker.stopped_by,
+        )
 
     def _push_one_by_one(
         self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None

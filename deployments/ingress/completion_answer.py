@@ -5,6 +5,7 @@ from typing import Literal, cast
 
 import orjson
 
+from cluster.errors import ServingError
 from cluster.openai_schema.completions import (
     CompletionRequest,
     LegacyLogprobs,
@@ -13,7 +14,7 @@ from cluster.openai_schema.completions import (
 )
 from cluster.openai_schema.usage import Usage
 from cluster.types import FinishReason
-from deployments.ingress.answer import DONE, event, unix_time
+from deployments.ingress.answer import DONE, error_event, event, unix_time
 from deployments.ingress.choice import Piece
 from deployments.ingress.generation import Generation
 from deployments.ingress.logprobs import joined, legacy_logprobs, legacy_prompt_logprobs
@@ -72,6 +73,9 @@ class CompletionAnswer:
             return DONE
         usage_of_answer = self._visible(usage).model_dump()
         return event({**self._head, "choices": [], "usage": usage_of_answer}) + DONE
+
+    def failure(self, error: ServingError) -> bytes:
+        return error_event(error)
 
     def add(self, piece: Piece) -> None:
         index = piece.choice_index

@@ -6,7 +6,6 @@ Unexpected ones are logged in full under a reference, and the client sees the re
 import logging
 import uuid
 
-import orjson
 from starlette.exceptions import HTTPException
 from starlette.types import Send
 
@@ -33,11 +32,6 @@ def as_serving_error(error: Exception) -> ServingError:
     reference = uuid.uuid4().hex[:12]
     logger.error("unexpected error %s", reference, exc_info=error)
     return InternalError(f"Unexpected error; the server's log has it under {reference}.")
-
-
-def error_event(error: ServingError) -> bytes:
-    """A stream that fails midway ends with this event and without [DONE]."""
-    return b"data: " + orjson.dumps({"error": error.openai_error()}) + b"\n\n"
 
 
 def error_headers(error: Exception, answer: ServingError) -> list[tuple[bytes, bytes]]:

@@ -12,7 +12,7 @@ from starlette.types import Receive, Send
 from cluster.errors import ServingError
 from deployments.ingress.answer import Answer
 from deployments.ingress.choice import Piece
-from deployments.ingress.errors import ClientLeftError, as_serving_error, error_event, send_json
+from deployments.ingress.errors import ClientLeftError, as_serving_error, send_json
 from deployments.ingress.exchange import Exchange
 from deployments.ingress.generation import Generation
 
@@ -81,7 +81,7 @@ async def _events(
         except Exception as error:
             problem: ServingError = as_serving_error(error)
             exchange.note_failure(problem)
-            yield error_event(problem)
+            yield answer.failure(problem)
 
 
 def _written(piece: Piece, generation: Generation, answer: Answer, exchange: Exchange) -> bytes:
