@@ -12,6 +12,10 @@ import msgspec
 PRIORITY_ONLINE = 0
 PRIORITY_BATCH = 100
 
+#: What a replica's `ValidationError` names when it refuses a grammar; the ingress puts the client's
+#: own field in its place.
+GRAMMAR_FIELD = "grammar"
+
 
 class FinishReason(StrEnum):
     """Why a sequence ended, as the engine sees it."""

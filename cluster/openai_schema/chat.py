@@ -2,54 +2,18 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import BaseModel, Field
 
 from cluster.errors import FieldProblem
 from cluster.openai_schema.generation import Count, GenerationFields
 from cluster.openai_schema.messages import AssistantMessage, Message
 from cluster.openai_schema.tools import Tool, ToolChoice
 from cluster.openai_schema.usage import Usage
-from cluster.openai_schema.validation import Fields
 from cluster.openai_schema.values import integer
 
 MAX_TOP_LOGPROBS = 20
 
-
-class TextFormat(Fields):
-    type: Literal["text"]
-
-
-class JSONObjectFormat(Fields):
-    type: Literal["json_object"]
-
-
-class JSONSchema(Fields):
-    name: str
-    description: str | None = None
-    json_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
-    strict: bool | None = None
-
-
-class JSONSchemaFormat(Fields):
-    type: Literal["json_schema"]
-    json_schema: JSONSchema
-
-
-def _format_tag(value: object) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"<{kind}>" if kind in ("text", "json_object", "json_schema") else None
-
-
-ResponseFormat = Annotated[
-    Annotated[TextFormat, Tag("<text>")]
-    | Annotated[JSONObjectFormat, Tag("<json_object>")]
-    | Annotated[JSONSchemaFormat, Tag("<json_schema>")],
-    Discriminator(
-        _format_tag,
-        custom_error_type="format_type",
-        custom_error_message="must be 'text', 'json_object' or 'json_schema'",
-    ),
-]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class ChatCompletionRequest(GenerationFields):
@@ -61,14 +25,11 @@ class ChatCompletionRequest(GenerationFields):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, integer(low=0, high=MAX_TOP_LOGPROBS)] | None = None
-    response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(min_length=1, fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     enable_thinking: bool | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
-        None
-    )
+    reasoning_effort: ReasoningEffort | None = None
     api_key_ref: str | None = None
     region: Literal["USA", "EU", "AUS", "UAE"] | None = None
     mode: Literal["preferred", "strict"] | None = None

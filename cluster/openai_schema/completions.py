@@ -1,6 +1,6 @@
 """`POST /completions`, OpenAI's older interface: plain text or token ids in, text out."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel
 
@@ -61,7 +61,6 @@ class CompletionRequest(GenerationFields):
     logprobs: Annotated[int, integer(low=0, high=MAX_COMPLETION_LOGPROBS)] | None = None
     echo: bool | None = None
     suffix: str | None = None
-    response_format: dict[str, Any] | None = None
 
     def problems(self) -> list[FieldProblem]:
         found = super().problems()

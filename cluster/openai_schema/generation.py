@@ -5,12 +5,14 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from cluster.errors import FieldProblem
+from cluster.openai_schema.guides import GuideFields
 from cluster.openai_schema.validation import Fields
 from cluster.openai_schema.values import INT64_MAX, Checked, integer, real, refusal
 
 MAX_STOP_STRINGS = 4
 MAX_STOP_STRING_CHARS = 1024
 MAX_CHOICES = 128
+MIN_BEAMS = 4  # beams of a request that does not say how many
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIASES = 4096
 
@@ -71,7 +73,7 @@ class StreamOptions(Fields):
     include_obfuscation: bool | None = None
 
 
-class GenerationFields(Fields):
+class GenerationFields(GuideFields):
     """null means "not given" everywhere, as OpenAI's clients use it."""
 
     model: str | None = None  # None: the configured default
@@ -105,12 +107,6 @@ class GenerationFields(Fields):
     length_penalty: Annotated[float, real(low=-10, high=10)] | None = None
     early_stopping: bool | None = None
 
-    guided_json: Any = None
-    guided_regex: str | None = None
-    guided_choice: list[str] | None = None
-    guided_grammar: str | None = None
-    structured_outputs: dict[str, Any] | None = None
-
     # Accepted and without effect, as documented: they describe the caller or the billing.
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -125,6 +121,13 @@ class GenerationFields(Fields):
         return self.n or 1
 
     @property
+    def num_sequences(self) -> int:
+        """How many are generated: samples, of which the best are returned, or beams."""
+        if self.best_of is not None:
+            return self.best_of
+        return max(self.num_choices, MIN_BEAMS) if self.use_beam_search else self.num_choices
+
+    @property
     def wants_usage_chunk(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
@@ -133,13 +136,63 @@ class GenerationFields(Fields):
         found: list[FieldProblem] = []
         if self.stream_options is not None and not self.stream:
             found.append(_problem("stream_options", "is only allowed with stream: true"))
-        if self.best_of is not None and self.best_of < self.num_choices:
-            message = f"must be at least n ({self.num_choices}); given {self.best_of}"
-            found.append(_problem("best_of", message))
-        guides = (self.guided_json, self.guided_regex, self.guided_choice, self.guided_grammar)
-        if sum(guide is not None for guide in guides) > 1:
-            found.append(_problem("guided_json", "only one kind of guided decoding can be used"))
-        return found
+        found += self.guide_problems()
+        if self.guide is not None:
+            found += _guided_problems(self)
+        return found + (_beam_problems(self) if self.use_beam_search else _sample_problems(self))
+
+
+def _guided_problems(request: GenerationFields) -> list[FieldProblem]:
+    """A grammar says where an output ends; these fields say that it must not."""
+    found: list[FieldProblem] = []
+    if request.ignore_eos:
+        found.append(_problem("ignore_eos", "cannot be used with guided decoding"))
+    if request.min_tokens:
+        message = f"must be 0 with guided decoding; given {request.min_tokens}"
+        found.append(_problem("min_tokens", message))
+    return found
+
+
+def _beam_problems(request: GenerationFields) -> list[FieldProblem]:
+    """Beam search draws nothing: fields about drawing must be absent or neutral."""
+    found = _best_of_problems(request)
+    if request.best_of == 1:
+        found.append(_problem("best_of", "must be at least 2 with use_beam_search; given 1"))
+    drawing = (
+        ("temperature", request.temperature, bool(request.temperature), "0"),
+        ("top_p", request.top_p, request.top_p not in (None, 1), "1"),
+        ("top_k", request.top_k, (request.top_k or 0) > 0, "-1 or 0"),
+        ("min_p", request.min_p, bool(request.min_p), "0"),
+    )
+    found += [
+        _problem(name, f"must be {neutral} or absent with use_beam_search; given {value:g}")
+        for name, value, is_wrong, neutral in drawing
+        if is_wrong and value is not None
+    ]
+    return found
+
+
+def _sample_problems(request: GenerationFields) -> list[FieldProblem]:
+    found = _best_of_problems(request)
+    if request.length_penalty not in (None, 1):
+        message = f"must be 1 or absent without use_beam_search; given {request.length_penalty:g}"
+        found.append(_problem("length_penalty", message))
+    if request.early_stopping:
+        found.append(_problem("early_stopping", "needs use_beam_search; given true"))
+    if request.stream and request.num_sequences > request.num_choices:
+        message = (
+            f"must equal n ({request.num_choices}) in a stream, because the best samples are known "
+            f"when all have ended; given {request.best_of}"
+        )
+        found.append(_problem("best_of", message))
+    return found
+
+
+def _best_of_problems(request: GenerationFields) -> list[FieldProblem]:
+    if request.best_of is None or request.best_of >= request.num_choices:
+        return []
+    message = f"must be at least n ({request.num_choices}); given {request.best_of}"
+    return [_problem("best_of", message)]
 
 
 def _problem(name: str, message: str) -> FieldProblem:

@@ -34,11 +34,24 @@ class ChatGenerations:
         exchange.model = model.name
         return model
 
-    async def prompt(self, request: ChatCompletionRequest, model: ServedModel) -> TokenizedPrompt:
+    async def prompt(
+        self,
+        request: ChatCompletionRequest,
+        model: ServedModel,
+        *,
+        add_generation_prompt: bool = True,
+        add_special_tokens: bool = False,
+    ) -> TokenizedPrompt:
         """What the model would read. Raises as `PromptBuilder.chat` does."""
         template = _template_of(model)
         refuse_unavailable_chat(request, template)
-        return await self._prompts.chat(model, template, request)
+        return await self._prompts.chat(
+            model,
+            template,
+            request,
+            add_generation_prompt=add_generation_prompt,
+            add_special_tokens=add_special_tokens,
+        )
 
     async def start(
         self, request: ChatCompletionRequest, model: ServedModel, exchange: Exchange
@@ -71,10 +84,12 @@ class ChatGenerations:
             TextRules(
                 stop_strings=request.stop or (),
                 min_tokens=params.min_tokens,
-                has_logprobs=params.logprobs is not None,
+                has_logprobs=request.num_top_logprobs is not None,
             ),
             metrics=self._telemetry.model(model.name),
             started_s=exchange.started_s,
+            grammar_loc=None if request.guide is None else request.guide.loc,
+            num_returned=request.num_choices,
         )
 
 

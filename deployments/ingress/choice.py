@@ -63,6 +63,7 @@ class Choice:
     def __init__(self, index: int, tokenizer: Tokenizer, rules: TextRules) -> None:
         self.index = index
         self.num_tokens = 0  # generated, stop token and stop string included
+        self.cumulative_logprob = 0.0  # of those tokens, when the engine reports logprobs
         self.finish_reason: FinishReason | None = None
         self.last_token_s: float | None = None  # for whoever measures
         self._rules = rules
@@ -80,6 +81,7 @@ class Choice:
         """
         assert self.finish_reason is None, "a finished choice takes no more tokens"
         _check_alive(delta)
+        num_tokens_before = self.num_tokens
         token_ids: Sequence[int] = delta.token_ids
         has_stop_token = bool(token_ids) and token_ids[-1] == delta.stop_token_id
         if has_stop_token:
@@ -92,6 +94,9 @@ class Choice:
         if self.finish_reason is None and delta.finish_reason is not None:
             self.num_tokens += has_stop_token
             text += self._finish(delta.finish_reason)
+        if delta.logprobs is not None:
+            counted = delta.logprobs[: self.num_tokens - num_tokens_before]
+            self.cumulative_logprob += sum(item.logprob for item in counted)
         self._num_shown_chars += len(text)
         return Piece(
             self.index,

@@ -43,7 +43,7 @@ class CompletionAnswer:
             "created": unix_time(),
             "model": model.name,
         }
-        num_choices = len(generation.choices)
+        num_choices = len(prompts) * request.num_choices
         self._echoes = [self._echo_text(prompt) for prompt in prompts] if request.echo else None
         self._has_begun = [False] * num_choices
         self._texts: list[list[str]] = [[] for _ in range(num_choices)]

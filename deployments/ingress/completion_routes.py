@@ -67,6 +67,8 @@ class Completions:
             ),
             metrics=self._telemetry.model(model.name),
             started_s=exchange.started_s,
+            grammar_loc=None if request.guide is None else request.guide.loc,
+            num_returned=request.num_choices,
         )
         answer = CompletionAnswer(exchange.request_id, model, request, prompts, generation)
         send_answer = send_stream if request.stream else send_whole

@@ -5,13 +5,14 @@ A call with several prompts is several requests whose deltas are merged as they 
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
-from cluster.errors import ServiceUnavailableError
+from cluster.errors import ServiceUnavailableError, ValidationError
 from cluster.openai_schema.usage import Usage
 from cluster.telemetry import ModelMetrics
-from cluster.types import Request, TokenDelta, TokenLogprobs
+from cluster.types import GRAMMAR_FIELD, Request, TokenDelta, TokenLogprobs
 from deployments.ingress.choice import Choice, Piece, TextRules
 from deployments.ingress.model_pool import ModelPool
 from deployments.ingress.served_model import ServedModel
@@ -28,13 +29,22 @@ class Generation:
         *,
         metrics: ModelMetrics,
         started_s: float,
+        grammar_loc: tuple[str, ...] | None = None,
+        num_returned: int | None = None,
     ) -> None:
-        """`started_s`: when the HTTP request came, by `time.perf_counter`."""
+        """
+        Args:
+            started_s: when the HTTP request came, by `time.perf_counter`.
+            grammar_loc: the field of the HTTP request that the requests' grammar comes from.
+            num_returned: how many choices of each request the client gets; None: all of them.
+        """
         self._pool: ModelPool = model.pool
         self._requests = tuple(requests)
         self._metrics = metrics
         self._started_s = started_s
+        self._grammar_loc = grammar_loc
         self._num_per_request = requests[0].sampling_params.n
+        self._num_returned = num_returned or self._num_per_request
         self.choices = tuple(
             Choice(index, model.tokenizer, rules)
             for index in range(len(requests) * self._num_per_request)
@@ -57,6 +67,32 @@ class Generation:
             cached_tokens=sum(cached or 0 for cached in self._num_cached_tokens),
         )
 
+    @property
+    def returns_the_best_only(self) -> bool:
+        """Whether the client gets fewer choices than are generated; see `best`."""
+        return self._num_returned < self._num_per_request
+
+    def best(self, pieces: Iterable[Piece]) -> list[Piece]:
+        """Of the pieces of a finished generation those that are returned, by rank.
+
+        The best choices of a prompt are those with the highest sums of logprobs; choice r of
+        prompt p becomes p · num_returned + r.
+        """
+        assert self.is_finished, "choices are ranked when all are known"
+        renumbered: dict[int, int] = {}
+        for first in range(0, len(self.choices), self._num_per_request):
+            ranked = sorted(
+                self.choices[first : first + self._num_per_request],
+                key=lambda choice: -choice.cumulative_logprob,
+            )
+            for choice in ranked[: self._num_returned]:
+                renumbered[choice.index] = len(renumbered)
+        return [
+            piece._replace(choice_index=renumbered[piece.choice_index])
+            for piece in pieces
+            if piece.choice_index in renumbered
+        ]
+
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """One piece per delta until every choice has ended. Closing it aborts what still runs.
 
@@ -77,10 +113,24 @@ class Generation:
                     yield piece
                     if self._num_unfinished == 0:
                         return
+        except ValidationError as error:
+            raise self._named_after_field(error) from error
         finally:
             elapsed_s = time.perf_counter() - self._started_s
             self._metrics.e2e_request_latency.observe(elapsed_s)
         raise ServiceUnavailableError("The model's answer ended before its end.")
+
+    def _named_after_field(self, error: ValidationError) -> ValidationError:
+        """Replicas refuse `GRAMMAR_FIELD`; the client sent it under another name."""
+        loc = self._grammar_loc
+        if loc is None:
+            return error
+        return ValidationError(
+            [
+                replace(problem, loc=loc) if problem.loc == (GRAMMAR_FIELD,) else problem
+                for problem in error.problems
+            ]
+        )
 
     def _observe(self, position: int, delta: TokenDelta, choice: Choice) -> None:
         now_s = time.perf_counter()

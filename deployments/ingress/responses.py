@@ -1,6 +1,8 @@
 """Sending an answer: streamed as server-sent events, or whole; and noticing that nobody listens.
 
 The first delta is awaited before a response starts, so that errors until then keep their status.
+A stream whose first delta takes long (a queue, a beam search) starts without it, and says from time
+to time that it is alive: proxies and clients close connections on which nothing moves.
 """
 
 import asyncio
@@ -16,6 +18,10 @@ from deployments.ingress.errors import ClientLeftError, as_serving_error, send_j
 from deployments.ingress.exchange import Exchange
 from deployments.ingress.generation import Generation
 
+START_AFTER_S = 10.0  # refusals, of grammars too, come sooner
+KEEP_ALIVE_S = 5.0
+
+_KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which readers of event streams skip
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -46,10 +52,16 @@ async def unless_client_leaves(receive: Receive, work: Coroutine[None, None, Non
 async def send_whole(
     generation: Generation, answer: Answer, send: Send, exchange: Exchange
 ) -> None:
+    drawn: list[Piece] = []
     async with aclosing(generation.pieces()) as pieces:
         async for piece in pieces:
-            answer.add(piece)
             exchange.note_finish(piece.finish_reason)
+            if generation.returns_the_best_only:
+                drawn.append(piece)
+            else:
+                answer.add(piece)
+    for piece in generation.best(drawn) if drawn else ():
+        answer.add(piece)
     await send_json(send, answer.whole(generation.usage), headers=exchange.headers)
 
 
@@ -70,18 +82,44 @@ async def _events(
     generation: Generation, answer: Answer, exchange: Exchange
 ) -> AsyncGenerator[bytes, None]:
     """The stream's bytes, an item per write. Errors after the first item become an event."""
+    has_started = False
+    try:
+        async with aclosing(_written_pieces(generation, answer, exchange)) as written:
+            async for data in written:
+                has_started = True
+                yield data
+    except Exception as error:
+        if not has_started:
+            raise
+        problem: ServingError = as_serving_error(error)
+        exchange.note_failure(problem)
+        yield answer.failure(problem)
+
+
+async def _written_pieces(
+    generation: Generation, answer: Answer, exchange: Exchange
+) -> AsyncGenerator[bytes, None]:
     async with aclosing(generation.pieces()) as pieces:
-        first = await anext(pieces)
-        yield answer.opening() + _written(first, generation, answer, exchange)
+        first = asyncio.ensure_future(anext(pieces))
+        has_opened = False
         try:
-            async for piece in pieces:
-                data = _written(piece, generation, answer, exchange)
-                if data:
-                    yield data
-        except Exception as error:
-            problem: ServingError = as_serving_error(error)
-            exchange.note_failure(problem)
-            yield answer.failure(problem)
+            while not await _ends(first, within_s=KEEP_ALIVE_S if has_opened else START_AFTER_S):
+                yield _KEEP_ALIVE if has_opened else answer.opening() + _KEEP_ALIVE
+                has_opened = True
+        finally:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+        opening = b"" if has_opened else answer.opening()
+        yield opening + _written(first.result(), generation, answer, exchange)
+        async for piece in pieces:
+            data = _written(piece, generation, answer, exchange)
+            if data:
+                yield data
+
+
+async def _ends(future: asyncio.Future[Piece], *, within_s: float) -> bool:
+    done, _ = await asyncio.wait({future}, timeout=within_s)
+    return bool(done)
 
 
 def _written(piece: Piece, generation: Generation, answer: Answer, exchange: Exchange) -> bytes:

@@ -1,14 +1,14 @@
 """Parameters that this server knows but does not serve yet: refused by name, never ignored.
 
-Values that change nothing (`use_beam_search: false`, `best_of` equal to `n`) pass. As a parameter
-comes to life, its line here goes.
+Values that change nothing (`modalities: ["text"]`) pass. As a parameter comes to life, its line
+here goes.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 from cluster.errors import FieldProblem, ValidationError
-from cluster.openai_schema.chat import ChatCompletionRequest, TextFormat
+from cluster.openai_schema.chat import ChatCompletionRequest
 from cluster.openai_schema.completions import CompletionRequest
 from cluster.openai_schema.generation import GenerationFields
 from cluster.openai_schema.values import shown
@@ -23,22 +23,7 @@ def _is_given(value: object) -> bool:
     return value is not None
 
 
-_GENERATION: dict[str, tuple[_Refused, str]] = {
-    "use_beam_search": (bool, "beam search"),
-    "length_penalty": (lambda value: value not in (None, 1.0), "beam search"),
-    "early_stopping": (bool, "beam search"),
-    "guided_json": (_is_given, "guided decoding"),
-    "guided_regex": (_is_given, "guided decoding"),
-    "guided_choice": (_is_given, "guided decoding"),
-    "guided_grammar": (_is_given, "guided decoding"),
-    "structured_outputs": (_is_given, "guided decoding"),
-}
-
 _CHAT: dict[str, tuple[_Refused, str]] = {
-    "response_format": (
-        lambda value: value is not None and not isinstance(value, TextFormat),
-        "structured output",
-    ),
     "api_key_ref": (_is_given, "calling external providers"),
     "modalities": (lambda value: value not in (None, ["text"]), "output other than text"),
     "audio": (_is_given, "audio output"),
@@ -55,10 +40,6 @@ _CHAT: dict[str, tuple[_Refused, str]] = {
 
 _COMPLETION: dict[str, tuple[_Refused, str]] = {
     "suffix": (_is_given, "text after the completion"),
-    "response_format": (
-        lambda value: value is not None and value != {"type": "text"},
-        "structured output",
-    ),
 }
 
 
@@ -67,7 +48,7 @@ def refuse_unavailable_chat(request: ChatCompletionRequest, template: ChatTempla
     Raises:
         ValidationError: naming each parameter that would have no effect.
     """
-    problems = _problems(request, {**_GENERATION, **_CHAT})
+    problems = _problems(request, _CHAT)
     problems += _tool_problems(request)
     if request.enable_thinking is False and "enable_thinking" not in template.variables:
         problems.append(_no_such_switch("enable_thinking"))
@@ -82,7 +63,7 @@ def refuse_unavailable_completion(request: CompletionRequest) -> None:
     Raises:
         ValidationError: naming each parameter that would have no effect.
     """
-    problems = _problems(request, {**_GENERATION, **_COMPLETION})
+    problems = _problems(request, _COMPLETION)
     if problems:
         raise ValidationError(problems)
 
@@ -95,12 +76,6 @@ def _problems(
         for name, (is_refused, what) in table.items()
         if is_refused(value := getattr(request, name))
     ]
-    if request.best_of is not None and request.best_of > request.num_choices:
-        message = (
-            f"more samples than answers are not available yet; must equal n "
-            f"({request.num_choices}), given {request.best_of}"
-        )
-        problems.append(_problem("best_of", message))
     if request.stream_options is not None and request.stream_options.include_obfuscation:
         message = "padding of stream events is not available yet"
         problems.append(
