@@ -25,6 +25,7 @@ class BeamGroup:
         self.beams = [first]
         self._reports: dict[int, BeamReport] = {}  # by the sequence's id()
         self._num_indices = 1
+        self.prompt_logprobs: list[TokenLogprobs] | None = None  # if asked for
 
     @property
     def is_complete(self) -> bool:

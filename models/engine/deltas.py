@@ -40,7 +40,9 @@ def failed_delta(sequence: Sequence, index: int) -> TokenDelta:
 
 
 def hypothesis_deltas(
-    first: Sequence, hypotheses: AbstractSequence[Hypothesis]
+    first: Sequence,
+    hypotheses: AbstractSequence[Hypothesis],
+    prompt_logprobs: list[TokenLogprobs] | None,
 ) -> list[TokenDelta]:
     """The n best of a beam search, each whole in one delta; the index is the rank.
 
@@ -61,6 +63,7 @@ def hypothesis_deltas(
             stop_token_id=hypothesis.stop_token_id,
             logprobs=hypothesis.logprobs if first.params.logprobs is not None else None,
             num_cached_tokens=first.num_cached_tokens,
+            prompt_logprobs=prompt_logprobs if index == 0 else None,
         )
         for index, hypothesis in enumerate(best)
     ]

@@ -358,6 +358,8 @@ class Scheduler:
             self.num_prompt_tokens += beam.num_prompt_tokens
             self.num_cached_tokens += beam.num_cached_tokens
             beam.num_pending_forks = 0
+        if not beam.output_token_ids:
+            group.prompt_logprobs = beam.take_prompt_logprobs()
         group.report(beam, candidates, logprobs)
         return self._advance_beams(group) if group.is_complete else []
 
@@ -390,7 +392,7 @@ class Scheduler:
             self._by_request[first.request_id] = list(group.beams)
             return []
         del self._by_request[first.request_id], self._beam_groups[first.request_id]
-        deltas = hypothesis_deltas(first, group.search.hypotheses)
+        deltas = hypothesis_deltas(first, group.search.hypotheses, group.prompt_logprobs)
         self.num_generated_tokens += sum(len(delta.token_ids) for delta in deltas)
         return deltas
 

@@ -128,6 +128,24 @@ def test_logprobs_of_beams_are_the_models_own(folder: Path) -> None:
             assert entry.top_token_ids == row.topk(2).indices.tolist()
 
 
+def test_the_best_hypothesis_brings_the_prompts_logprobs(folder: Path) -> None:
+    prompt = prompts()[6]
+    params = SamplingParams(
+        n=2, temperature=0.0, max_tokens=4, beam=BeamParams(width=3), prompt_logprobs=1
+    )
+    request = Request(request_id="r", prompt_token_ids=prompt, sampling_params=params)
+    deltas = run(make_engine(folder), [request])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        rows = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    (best,), (second,) = deltas[("r", 0)], deltas[("r", 1)]
+    assert best.prompt_logprobs is not None
+    assert [entry.logprob for entry in best.prompt_logprobs] == pytest.approx(
+        [row[token].item() for row, token in zip(rows, prompt[1:], strict=False)], abs=1e-4
+    )
+    assert second.prompt_logprobs is None
+
+
 def candidates(*pairs: tuple[int, float]) -> BeamCandidates:
     return BeamCandidates(
         token_ids=[token for token, _ in pairs],
