@@ -21,15 +21,17 @@ from tests.models.engine.kv_simulator import KVSimulator, next_token
 
 
 class BreakableRunner(KVSimulator):
-    """Fails when it meets the token 96; does no step while its gate is closed."""
+    """Fails when it meets the token 96; while its gate is closed it does no step but free ones."""
 
     def __init__(self, **sizes: int) -> None:
         super().__init__(**sizes)
         self.gate = threading.Event()
         self.gate.set()
+        self.num_free_steps = 0
 
     def execute(self, inputs: StepInputs) -> StepOutputs:
-        assert self.gate.wait(timeout=30)
+        self.num_free_steps -= 1
+        assert self.num_free_steps >= 0 or self.gate.wait(timeout=30)
         if 96 in inputs.token_ids:
             raise RuntimeError("the device is gone")
         return super().execute(inputs)
@@ -137,9 +139,10 @@ async def test_a_failing_step_ends_every_stream_and_refuses_new_ones(engine: Asy
 
 
 async def test_stopping_tells_those_who_wait(engine: AsyncEngine, runner: BreakableRunner) -> None:
+    runner.gate.clear()
+    runner.num_free_steps = 1
     stream = engine.generate(request("r", max_tokens=None, prompt=[5] * 60))
     await anext(stream)
-    runner.gate.clear()
     stopping = asyncio.create_task(engine.stop())
     await asyncio.sleep(0)  # it has asked, and waits
     runner.gate.set()
