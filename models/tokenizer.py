@@ -108,6 +108,11 @@ class Tokenizer:
         """
         return self._bytes[token_id] if 0 <= token_id < self.vocab_size else b""
 
+    def token(self, token_id: int) -> str:
+        """How the vocabulary spells a token ("Ġthe"); "" for an unused id."""
+        token: str | None = self._backend.id_to_token(token_id)
+        return token or ""
+
     def token_id(self, token: str) -> int | None:
         """The id of a token by its written form."""
         token_id: int | None = self._backend.token_to_id(token)

@@ -74,7 +74,7 @@ def _field_path(error: ErrorDetails) -> tuple[str | int, ...]:
         path.append(last)
     if error["type"] == "message_role":
         path.append("role")
-    if error["type"] in ("part_type", "tool_type", "format_type"):
+    if error["type"] in ("part_type", "tool_type", "format_type", "item_type", "block_type"):
         path.append("type")
     return tuple(path)
 

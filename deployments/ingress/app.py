@@ -28,7 +28,9 @@ from deployments.ingress.exchange import SCOPE_KEY, Exchange
 from deployments.ingress.plain_routes import Health, Metrics, Models, OneModel, Ready
 from deployments.ingress.prompts import PromptBuilder
 from deployments.ingress.request_body import linger
+from deployments.ingress.response_routes import Responses
 from deployments.ingress.served_model import ModelDirectory, ServedModel
+from deployments.ingress.tokenize_routes import Detokenize, Tokenize
 
 #: OpenAI's paths, Telnyx's at the time of the page, Telnyx's now.
 PREFIXES = ("/v1", "/v2/ai", "/v2/ai/openai")
@@ -51,6 +53,9 @@ def build_asgi_app(
     generations = ChatGenerations(directory, prompts, telemetry)
     chat = ChatCompletions(generations, max_body_bytes=limit)
     completions = Completions(directory, prompts, telemetry, max_body_bytes=limit)
+    responses = Responses(generations, max_body_bytes=limit)
+    tokenize = Tokenize(generations, prompts, max_body_bytes=limit)
+    detokenize = Detokenize(generations, prompts, max_body_bytes=limit)
     one_model, all_models = OneModel(directory), Models(directory)
     routes = [
         Route("/health", Health(), methods=["GET"]),
@@ -61,8 +66,15 @@ def build_asgi_app(
         routes += [
             Route(f"{prefix}/chat/completions", chat, methods=["POST"]),
             Route(f"{prefix}/completions", completions, methods=["POST"]),
+            Route(f"{prefix}/responses", responses, methods=["POST"]),
             Route(f"{prefix}/models", all_models, methods=["GET"]),
             Route(f"{prefix}/models/{{model_id:path}}", one_model, methods=["GET"]),
+        ]
+
+    for prefix in ("", *PREFIXES):  # vLLM has them without a version
+        routes += [
+            Route(f"{prefix}/tokenize", tokenize, methods=["POST"]),
+            Route(f"{prefix}/detokenize", detokenize, methods=["POST"]),
         ]
 
     @asynccontextmanager

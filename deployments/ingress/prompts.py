@@ -47,7 +47,13 @@ class PromptBuilder:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def chat(
-        self, model: ServedModel, template: ChatTemplate, request: ChatCompletionRequest
+        self,
+        model: ServedModel,
+        template: ChatTemplate,
+        request: ChatCompletionRequest,
+        *,
+        add_generation_prompt: bool = True,
+        add_special_tokens: bool = False,
     ) -> TokenizedPrompt:
         """The prompt that the chat template makes of the messages.
 
@@ -66,12 +72,17 @@ class PromptBuilder:
 
         def build() -> TokenizedPrompt:
             try:
-                text = template.render(messages, tools=tools or None, variables=variables)
+                text = template.render(
+                    messages,
+                    tools=tools or None,
+                    add_generation_prompt=add_generation_prompt,
+                    variables=variables,
+                )
             except RenderError as error:
                 raise BadRequestError(
                     f"The model's chat template refuses these messages: {error}", param="messages"
                 ) from error
-            token_ids = model.tokenizer.encode(text, add_special_tokens=False)
+            token_ids = model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
             return TokenizedPrompt(text=text, token_ids=token_ids)
 
         num_chars = sum(len(message.get("content", "")) for message in messages)
@@ -90,6 +101,18 @@ class PromptBuilder:
             return [_tokenized(model, prompt, position) for position, prompt in enumerate(prompts)]
 
         return await self._run(build, sum(len(prompt) for prompt in prompts))
+
+    async def tokens(self, model: ServedModel, text: str, *, add_special_tokens: bool) -> list[int]:
+        """A text's tokens; it may be empty."""
+        return await self._run(
+            lambda: model.tokenizer.encode(text, add_special_tokens=add_special_tokens), len(text)
+        )
+
+    async def text(self, model: ServedModel, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones written out."""
+        return await self._run(
+            lambda: model.tokenizer.decode(token_ids, skip_special_tokens=False), len(token_ids)
+        )
 
     async def _run(self, build: Callable[[], ResultT], num_chars: int) -> ResultT:
         if num_chars < LONG_TEXT_CHARS:

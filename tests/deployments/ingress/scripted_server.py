@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import uvicorn
 from openai import AsyncOpenAI
+from starlette.types import ASGIApp
 
 from cluster.api_keys import ApiKeys, hash_key
 from cluster.config import ShoalConfig, parse_config
@@ -30,7 +31,8 @@ CONTEXT = 256
 TEMPLATE = """{{ bos_token }}{% for message in messages %}
 {% if message.content == 'refuse me' %}{{ raise_exception('not this one') }}{% endif %}
 <{{ message.role }}>{{ message.content }}{{ eos_token }}
-{% endfor %}{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}<assistant>"""
+{% endfor %}{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}
+{%- if add_generation_prompt %}<assistant>{% endif %}"""
 
 ScriptItem = TokenDelta | Exception | asyncio.Event
 Script = Callable[[Request], Iterator[ScriptItem]]
@@ -180,6 +182,15 @@ async def serving(
     telemetry = Telemetry()
     keys = keys or ApiKeys.from_config(config.auth)
     app = build_asgi_app(config, {model.name: model}, keys, telemetry)
+    async with listening(app) as port:
+        started = Server(port=port, pool=pool, tokenizer=model.tokenizer, telemetry=telemetry)
+        started.says("ok")
+        yield started
+
+
+@asynccontextmanager
+async def listening(app: ASGIApp) -> AsyncIterator[int]:
+    """Serve an app on a free port."""
     listener = socket.create_server(("127.0.0.1", 0))
     uvicorn_config = uvicorn.Config(
         app, log_level="warning", http="httptools", lifespan="on", timeout_graceful_shutdown=1
@@ -187,10 +198,7 @@ async def serving(
     server = uvicorn.Server(uvicorn_config)
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        port = listener.getsockname()[1]
-        started = Server(port=port, pool=pool, tokenizer=model.tokenizer, telemetry=telemetry)
-        started.says("ok")
-        yield started
+        yield listener.getsockname()[1]
     finally:
         server.should_exit = True
         await running
