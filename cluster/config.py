@@ -72,6 +72,9 @@ class ModelConfig(Section):
     num_cpus: Annotated[float, Field(ge=0)] = 1.0  # reserved on Ray per replica
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     chat_template: str | None = None  # a file; None: the checkpoint's own
+    # How the model writes function calls, and thoughts; "auto": as its chat template shows.
+    tool_parser: Literal["auto", "none", "llama3_json", "hermes", "mistral"] = "auto"
+    reasoning_parser: Literal["auto", "none", "think"] = "auto"
     defaults: ChatDefaults = ChatDefaults()
     engine: EngineConfig = EngineConfig()
 

@@ -48,11 +48,18 @@ class ChatTemplate:
         environment = _environment()
         tokens = dict(special_tokens or {})
         self._special_tokens = {k: v for k, v in tokens.items() if k in SPECIAL_TOKEN_NAMES}
+        #: The template's text, and that of the one for requests with tools.
+        self.sources = (source, *filter(None, (tool_use_source,)))
         try:
             self._template = environment.from_string(source)
             self._tool_use_template = environment.from_string(tool_use_source or source)
             self.variables = frozenset(
                 jinja2.meta.find_undeclared_variables(environment.parse(source))
+            )
+            #: Whether the model is told about tools.
+            self.knows_tools = any(
+                "tools" in jinja2.meta.find_undeclared_variables(environment.parse(text))
+                for text in self.sources
             )
         except jinja2.TemplateSyntaxError as error:
             raise ChatTemplateError(f"line {error.lineno}: {error.message}") from error

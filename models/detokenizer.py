@@ -13,16 +13,27 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Detokenizer:
-    """Decodes one sequence, special tokens left out.
+    """Decodes one sequence, special tokens left out (but those asked for).
 
     The pieces together equal `tokenizer.decode(all_ids, skip_special_tokens=True)`, with one
     improvement for sentencepiece vocabularies: in a run of byte tokens with a mistake in it the
     right characters are kept, where the whole-sequence decoder gives up the run.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, continues_text: bool = False) -> None:
-        """`continues_text`: the tokens follow a text, so that a first space belongs to them."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        continues_text: bool = False,
+        shown_special_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        """
+        Args:
+            continues_text: the tokens follow a text, so that a first space belongs to them.
+            shown_special_ids: special tokens whose written form is part of the text.
+        """
         self._tokenizer = tokenizer
+        self._shown_specials = {i: tokenizer.token_bytes(i).decode() for i in shown_special_ids}
         self._whole_texts = tokenizer.whole_texts
         style = tokenizer.style
         self._leading_space = LeadingSpace.KEEP if continues_text else style.leading_space
@@ -36,6 +47,8 @@ class Detokenizer:
         for token_id in token_ids:
             # An id outside the tokenizer (a padded embedding row) has no text.
             text = texts[token_id] if token_id < len(texts) else ""
+            if not text and self._shown_specials:
+                text = self._shown_specials.get(token_id, text)
             if text is None or (self._is_inside_character and text):
                 text = self._push_partial(token_id, text)
             if text and self._leading_space is not LeadingSpace.KEEP:
