@@ -15,7 +15,7 @@ class GrammarLimits(msgspec.Struct, frozen=True, kw_only=True):
     guard_memory_bytes: int = 1024**3  # that the guard may take beyond its tokenizer
     num_guards: int = 2  # a slow grammar holds up others only when there are this many
     max_probe_step_s: float = 0.5  # one step while probing
-    probe_steps: int = 24
+    probe_steps: int = 12
     cache_entries: int = 256
     cache_bytes: int = 64 * 1024 * 1024  # of source text; compiled, it is a few times that
 

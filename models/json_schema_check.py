@@ -11,7 +11,6 @@ and unknown formats are annotations, as the specification says.
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from urllib.parse import unquote
 
@@ -20,11 +19,11 @@ from models.json_schema_one_of import ALL_TYPES, are_exclusive
 from models.json_schema_values import (
     BACK_END_FORMATS,
     FORMAT_PATTERNS,
-    MIN_MAGNITUDE,
     REFUSED_FORMATS,
     check_constant,
     exact_number,
     inward_bound,
+    next_inside,
     pointer_part,
 )
 from models.regex_dialect import RegexError, literal_regex, translate_regex
@@ -190,7 +189,7 @@ class _SchemaCheck:
             elif exclusive in node:
                 number = _number(node, exclusive, place)
                 out[exclusive] = inward_bound(number, f"{place}/{exclusive}", is_lower=is_lower)
-        _sharpen_exclusive(out)
+        _include_bounds(out)
         if "multipleOf" in node:
             number = exact_number(_number(node, "multipleOf", place), f"{place}/multipleOf")
             if number <= 0:
@@ -430,27 +429,22 @@ def _number(node: Schema, keyword: str, place: str) -> int | float:
     return value
 
 
-def _sharpen_exclusive(out: Schema) -> None:
-    """An exclusive bound becomes the nearest number inside of it.
-
-    Otherwise a long decimal fraction could pass that a client's float64 rounds up to the bound.
-    And the back end lets 0 itself pass an exclusive bound of 0 when the other is below 1.
-    """
-    for direction, inclusive, exclusive, stricter in (
-        (math.inf, "minimum", "exclusiveMinimum", max),
-        (-math.inf, "maximum", "exclusiveMaximum", min),
+def _include_bounds(out: Schema) -> None:
+    """Replace exclusive bounds by inclusive ones; of integers, which are exact, only those of 0."""
+    for inclusive, exclusive, is_lower in (
+        ("minimum", "exclusiveMinimum", True),
+        ("maximum", "exclusiveMaximum", False),
     ):
         if exclusive not in out:
             continue
         bound = _number(out, exclusive, "#")
         if bound != 0 and out.get("type") == "integer":
-            continue  # every integer is exact
-        inside = math.nextafter(bound, direction)
-        inside = inside if bound else math.copysign(MIN_MAGNITUDE, inside)
+            continue
+        bounds = [next_inside(bound, is_lower=is_lower)]
+        if inclusive in out:
+            bounds.append(_number(out, inclusive, "#"))
         del out[exclusive]
-        out[inclusive] = (
-            stricter(_number(out, inclusive, "#"), inside) if inclusive in out else inside
-        )
+        out[inclusive] = max(bounds) if is_lower else min(bounds)
 
 
 def _members(node: Schema, keyword: str, place: str) -> dict[str, object]:

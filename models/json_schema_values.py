@@ -5,6 +5,7 @@ Knows nothing of the shape of a schema; `models.json_schema_check` walks that.
 
 import math
 from collections.abc import Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 from models.grammar_error import GrammarError
 
@@ -14,6 +15,10 @@ _MAX_EXACT_INTEGER = 2**53
 _MAX_BOUND = 2**63 - 1024
 #: The smallest number above 0 that can be enforced.
 MIN_MAGNITUDE = 1e-9
+
+# The back end reads a fraction exactly up to 15 digits, and may be one unit off beyond.
+_MAX_EXACT_DIGITS = 15
+_BOUND_DIGITS = 13
 
 _YEAR = r"(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
 _LEAP_YEAR = (
@@ -67,6 +72,8 @@ def exact_number(value: int | float, place: str) -> int | float:
             f"{place}: {value!r} is outside of the numbers that can be enforced "
             f"({MIN_MAGNITUDE} to 2**53 in magnitude)"
         )
+    if len(Decimal(repr(value)).as_tuple().digits) > _MAX_EXACT_DIGITS:
+        raise GrammarError(f"{place}: {value!r} has more than {_MAX_EXACT_DIGITS} digits")
     return value
 
 
@@ -78,13 +85,34 @@ def inward_bound(value: int | float, place: str, *, is_lower: bool) -> int | flo
     """
     if isinstance(value, float):
         _require_finite(value, place)
-        if value.is_integer():
-            value = int(value)
-        else:
-            return exact_number(value, place)
+        if not value.is_integer():
+            return exact_number(_rounded_inward(value, is_lower=is_lower), place)
+        value = int(value)
     if is_lower:
         return -_bound_from_above(-value, place)
     return _bound_from_above(value, place)
+
+
+def next_inside(bound: int | float, *, is_lower: bool) -> int | float:
+    """The inclusive bound in place of an exclusive one, closer to it than a part in 10**12.
+
+    An exclusive one would let a long fraction pass that a client's float64 rounds to the bound,
+    and the back end lets 0 itself pass an exclusive 0 when the other bound is below 1.
+    """
+    if bound == 0:
+        return MIN_MAGNITUDE if is_lower else -MIN_MAGNITUDE
+    exact = Decimal(repr(bound))
+    step = Decimal((0, (1,), exact.adjusted() - (_BOUND_DIGITS - 1)))
+    inside = exact + step if is_lower else exact - step
+    return int(inside) if inside == int(inside) else float(inside)
+
+
+def _rounded_inward(value: float, *, is_lower: bool) -> float:
+    exact = Decimal(repr(value))
+    if len(exact.as_tuple().digits) <= _BOUND_DIGITS:
+        return value
+    unit = Decimal((0, (1,), exact.adjusted() - (_BOUND_DIGITS - 1)))
+    return float(exact.quantize(unit, rounding=ROUND_CEILING if is_lower else ROUND_FLOOR))
 
 
 def _bound_from_above(value: int, place: str) -> int:

@@ -136,6 +136,7 @@ def check(schema: object) -> object:
         ({"multipleOf": 0}, "#/multipleOf"),
         ({"minLength": -1}, "#/minLength"),
         ({"const": 2**53 + 1}, "#/const"),
+        ({"const": 0.12345678901234567}, "#/const.*digits"),
         ({"enum": []}, "#/enum"),
         ({"enum": [{"a": [1e300]}]}, "#/enum/0/a/0"),
         ({"type": "text"}, "#/type"),
@@ -181,7 +182,12 @@ def test_bounds_beyond_64_bits_move_inward() -> None:
 
 def test_exclusive_bounds_become_the_nearest_number_inside() -> None:
     assert check({"type": "number", "exclusiveMinimum": 0}) == {"type": "number", "minimum": 1e-9}
-    assert check({"exclusiveMaximum": 1.5}) == {"maximum": 1.4999999999999998}
+    assert check({"exclusiveMaximum": 1.5}) == {"maximum": 1.499999999999}
+
+
+def test_long_fractions_are_rounded_inward() -> None:
+    bounds = {"minimum": 0.030000000000000002, "maximum": 1.9999999999999998}
+    assert check(bounds) == {"minimum": 0.03000000000001, "maximum": 1.999999999999}
 
 
 def test_draft_4_and_7_mean_what_they_meant() -> None:
