@@ -1,0 +1,216 @@
+"""Train the demo model: Muon for its matrices, AdamW for the rest, rows that grow with progress."""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from models.demo.batches import Rows, batches, training_examples
+from models.demo.tokenizer import BEGIN, END_OF_TURN, MAX_POSITIONS, PAD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """What decides the result: the same values on the same device train the same model."""
+
+    seed: int = 0
+    steps: int = 6000
+    minutes: float = 70.0
+    peak_lr: float = 3e-3
+    embedding_lr: float = 3e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 12
+    decay_share: float = 0.6
+    autocast: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A part of the curriculum, until `until` of the training is done."""
+
+    until: float
+    longest: int
+    copy_share: float
+    max_length: float
+
+
+BATCH_TOKENS = 3072
+POOL = 16  # batches drawn together
+CURRICULUM = (
+    Stage(until=0.06, longest=320, copy_share=0.2, max_length=0.4),
+    Stage(until=0.30, longest=448, copy_share=0.06, max_length=0.6),
+    Stage(until=0.85, longest=768, copy_share=0.02, max_length=1.2),
+    Stage(until=1.01, longest=1536, copy_share=0.02, max_length=3.5),
+)
+
+
+def model_config(vocab_size: int, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """The architecture: four million parameters, as many layers as copying needs and a few more."""
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=5,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=32,
+        max_position_embeddings=MAX_POSITIONS,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.convert_tokens_to_ids(BEGIN),
+        eos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TURN),
+        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        attn_implementation="sdpa",
+    )
+
+
+def weighted_loss(model: LlamaForCausalLM, rows: Rows) -> torch.Tensor:
+    """Mean cross-entropy of the next token; only tokens with a weight are scored at all."""
+    weights = rows.weights_RL[:, 1:].reshape(-1)
+    kept = weights.nonzero().squeeze(1)
+    hidden_RLD = model.model(input_ids=rows.ids_RL, use_cache=False).last_hidden_state[:, :-1]
+    logits_KV = model.lm_head(hidden_RLD.reshape(-1, hidden_RLD.shape[-1])[kept])
+    losses = F.cross_entropy(
+        logits_KV.float(), rows.ids_RL[:, 1:].reshape(-1)[kept], reduction="none"
+    )
+    return (losses * weights[kept]).sum() / weights.sum()
+
+
+class Trainer:
+    """The state of one training, saved in one file and resumed from it."""
+
+    def __init__(
+        self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, config: TrainingConfig
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config
+        self.step = 0
+        self.elapsed_s = 0.0
+        self.num_tokens = 0
+        self._pool: list[Rows] = []
+        matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+        vectors = [p for p in model.parameters() if p.ndim == 1]
+        self.optimizers: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.Muon(
+                matrices,
+                lr=config.peak_lr,
+                weight_decay=config.weight_decay,
+                momentum=0.95,
+                ns_steps=4,
+                adjust_lr_fn="match_rms_adamw",
+            ),
+            torch.optim.AdamW(
+                [model.get_input_embeddings().weight, *vectors],
+                lr=config.embedding_lr,
+                betas=(0.9, 0.95),
+                weight_decay=0.0,
+            ),
+        )
+
+    @property
+    def progress(self) -> float:
+        """From 0 to 1: the share of the steps done, or of the minutes where those run out first."""
+        return max(self.step / self.config.steps, self.elapsed_s / (60 * self.config.minutes))
+
+    @property
+    def is_done(self) -> bool:
+        return self.progress >= 1.0
+
+    def train_step(self) -> float:
+        """One batch: compute the loss, update the weights, return the loss."""
+        started = time.monotonic()
+        rows = self._batch()
+        self._set_learning_rates()
+        device = self.model.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.config.autocast):
+            loss = weighted_loss(self.model, rows)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.num_tokens += rows.num_tokens
+        self.elapsed_s += time.monotonic() - started
+        return loss.item()
+
+    def _batch(self) -> Rows:
+        """The next batch; a pool of a few is drawn at once so that each has one length."""
+        if not self._pool:
+            self._pool = self._draw_pool()
+        return self._pool.pop().to(self.model.device)
+
+    def _draw_pool(self) -> list[Rows]:
+        stage = next(stage for stage in CURRICULUM if self.progress < stage.until)
+        seed = self.config.seed * 1_000_003 + self.step
+        examples = training_examples(
+            self.tokenizer,
+            seed,
+            copy_share=stage.copy_share,
+            max_length=stage.max_length,
+            num_tokens=POOL * BATCH_TOKENS,
+            longest=stage.longest,
+        )
+        pool = batches(examples, num_tokens=BATCH_TOKENS, pad=self.tokenizer.pad_token_id)
+        random.Random(seed).shuffle(pool)
+        return pool
+
+    def _set_learning_rates(self) -> None:
+        """Warm up, hold, and fall in a straight line to zero."""
+        warm = min(1.0, (self.step + 1) / self.config.warmup_steps)
+        fall = min(1.0, (1.0 - self.progress) / self.config.decay_share)
+        rates = (self.config.peak_lr, self.config.embedding_lr)
+        for optimizer, rate in zip(self.optimizers, rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * warm * max(fall, 0.01)
+
+    def save(self, path: Path) -> None:
+        """Write the state in one atomic replacement."""
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+            "num_tokens": self.num_tokens,
+            "config": asdict(self.config),
+        }
+        part = path.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on where `save` left off; the steps and minutes asked for may differ."""
+        state = torch.load(path, map_location=self.model.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step = state["step"]
+        self.elapsed_s = state["elapsed_s"]
+        self.num_tokens = state["num_tokens"]
+
+
+def train(
+    trainer: Trainer,
+    *,
+    on_step: Callable[[float], None],
+    on_pause: Callable[[], None],
+    pause_s: float,
+) -> None:
+    """Train until done; call `on_pause` every `pause_s` seconds and once at the end."""
+    trainer.model.train()
+    last_pause = time.monotonic()
+    while not trainer.is_done:
+        on_step(trainer.train_step())
+        if time.monotonic() - last_pause > pause_s:
+            on_pause()
+            trainer.model.train()
+            last_pause = time.monotonic()
+    on_pause()
