@@ -19,7 +19,8 @@ class StepAttention(Protocol):
         """Store the step's keys and values in the layer's cache, then attend over each context.
 
         Queries and keys are already rotated. Causal; a layer with a sliding window sees only that
-        many last tokens, its own included. Returns a contiguous [T, H, D].
+        many last tokens, its own included. Rows beyond the step's tokens are padding: they are not
+        stored, and come back as zeros. Returns a contiguous [T, H, D].
         """
         ...
 

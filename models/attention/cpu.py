@@ -238,14 +238,16 @@ class CPUStepAttention:
     ) -> torch.Tensor:
         cache_B2KSD = self._kv_cache.layer(layer_index)
         head_dim = q_THD.shape[-1]
+        num_kv_heads = k_TKD.shape[1]
+        num_tokens = len(self._key_rows) // num_kv_heads
         slots = cache_B2KSD.view(-1, head_dim)
-        slots.index_copy_(0, self._key_rows, k_TKD.reshape(-1, head_dim))
-        slots.index_copy_(0, self._value_rows, v_TKD.reshape(-1, head_dim))
+        slots.index_copy_(0, self._key_rows, k_TKD[:num_tokens].reshape(-1, head_dim))
+        slots.index_copy_(0, self._value_rows, v_TKD[:num_tokens].reshape(-1, head_dim))
 
         plan = self._plans[self._layer_windows[layer_index]]
-        num_kv_heads = k_TKD.shape[1]
         q_TKGD = q_THD.view(len(q_THD), num_kv_heads, -1, head_dim)
         out_TKGD = torch.empty(q_TKGD.shape, dtype=q_THD.dtype, device=q_THD.device)
+        out_TKGD[num_tokens:] = 0
         block_rows = cache_B2KSD.view(-1, cache_B2KSD.shape[3] * head_dim)
         for group in plan.decode_groups:
             _attend_decode(group, q_TKGD, block_rows, out_TKGD)

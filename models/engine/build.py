@@ -25,11 +25,18 @@ def build_engine(config: ModelConfig, checkpoint_dir: Path) -> Engine:
         runner,
         config.engine,
         token_bytes=tokenizer.token_bytes,
-        grammar_compiler=GrammarCompiler(
-            checkpoint_dir / "tokenizer.json",
-            vocab_size=runner.vocab_size,
-            eos_token_ids=runner.eos_token_ids,
-        ),
+        grammar_compiler=_build_grammar_compiler(runner, checkpoint_dir),
+    )
+
+
+def _build_grammar_compiler(runner: Runner, checkpoint_dir: Path) -> GrammarCompiler | None:
+    """None for a model that never ends a sequence: a grammar would have no way out."""
+    if not runner.eos_token_ids:
+        return None
+    return GrammarCompiler(
+        checkpoint_dir / "tokenizer.json",
+        vocab_size=runner.vocab_size,
+        eos_token_ids=runner.eos_token_ids,
     )
 
 

@@ -113,7 +113,9 @@ class Engine:
             ValidationError: it cannot be honoured; the message says where and why.
         """
         if self._grammar_compiler is None:
-            raise ValidationError.of("grammar", "this engine has no grammars")
+            raise ValidationError.of(
+                "grammar", "this model has no end-of-sequence token, so its output cannot be guided"
+            )
         try:
             return self._grammar_compiler.compile(spec)
         except GrammarError as error:

@@ -3,8 +3,6 @@
 import os
 import signal
 import socket
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -16,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from cluster.config import AuthConfig
 from deployments import launch
 from deployments.local_ray import LaunchError, LocalRay, processes_of
+from tests.integration.cluster_probe import client_of, gauge, processes_titled, wait_for
 from tests.integration.conftest import Cluster, free_port, make_config
 
 pytestmark = pytest.mark.cluster
@@ -23,29 +22,6 @@ pytestmark = pytest.mark.cluster
 MESSAGES: list[openai.types.chat.ChatCompletionMessageParam] = [
     {"role": "user", "content": "words"}
 ]
-
-
-def client_of(cluster: Cluster) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{cluster.url}/v1", api_key=cluster.api_key, max_retries=0)
-
-
-def processes_titled(cluster: Cluster, part: str) -> list[psutil.Process]:
-    return [p for p in processes_of(cluster.state()) if part in " ".join(p.cmdline())]
-
-
-def gauge(cluster: Cluster, name: str, model: str) -> float:
-    """The sum over replicas of one of the gauges that the replicas report every second."""
-    lines = httpx.get(f"{cluster.url}/metrics").text.splitlines()
-    found = [line for line in lines if line.startswith(f"shoal:{name}{{") and f'"{model}"' in line]
-    assert found, f"no gauge {name} of {model}"
-    return sum(float(line.rpartition(" ")[2]) for line in found)
-
-
-def wait_for(condition: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_starting_tells_what_it_does(cluster: Cluster) -> None:

@@ -6,7 +6,7 @@ import torch
 from cluster.config import EngineConfig
 from cluster.types import SamplingParams
 from models.engine import model_runner
-from models.engine.model_runner import ModelRunner
+from models.engine.model_runner import ModelRunner, padded_size
 from models.engine.runner import Runner
 from models.engine.step_inputs import PromptLogprobsRow, SamplingRow, StepInputs, StepOutputs
 from tests.models.conftest import MakeCheckpoint
@@ -232,3 +232,11 @@ def test_threads_are_set_as_configured(checkpoint: Path) -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_steps_are_padded_to_few_sizes_with_little_waste() -> None:
+    sizes = {count: padded_size(count) for count in range(1, 2049)}
+    assert all(size >= count for count, size in sizes.items())
+    assert all(size - count <= min(63, max(1, count // 2)) for count, size in sizes.items())
+    assert sizes[1] == 1
+    assert len(set(sizes.values())) < 60
