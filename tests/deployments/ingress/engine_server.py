@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import tokenizers
 import torch
 import transformers
 from openai import AsyncOpenAI
@@ -22,17 +23,20 @@ from models.engine.build import build_engine
 from models.tokenizer import Tokenizer
 from tests.deployments.ingress.scripted_server import KEY, configuration, listening
 
-CONTEXT = 256
-# Several, so that sequences of a model that knows nothing end before their limit.
-END_TOKENS = [1, 60, 77, 90, 120, 150]
+CONTEXT = 512
+NUM_END_TOKENS = 12  # so that sequences of a model that knows nothing end before their limit
 
 
 def make_model(tokenizer_folder: Path, folder: Path) -> None:
-    """Random weights for a tokenizer."""
+    """Random weights for a tokenizer, which gets more tokens that end a sequence."""
     shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_special_tokens([f"<|end{number}|>" for number in range(NUM_END_TOKENS)])
+    backend.save(str(folder / "tokenizer.json"))
+    vocab_size = backend.get_vocab_size()
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=Tokenizer.from_folder(folder).vocab_size,
+        vocab_size=vocab_size,
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,
@@ -40,7 +44,7 @@ def make_model(tokenizer_folder: Path, folder: Path) -> None:
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT,
         bos_token_id=0,
-        eos_token_id=END_TOKENS,
+        eos_token_id=list(range(vocab_size - NUM_END_TOKENS, vocab_size)),
         initializer_range=0.12,
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
@@ -75,6 +79,11 @@ class EngineServer:
     model: Any  # transformers' own, on the same weights
 
     @property
+    def end_tokens(self) -> list[int]:
+        ids: list[int] = self.model.config.eos_token_id
+        return ids
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
@@ -86,9 +95,7 @@ class EngineServer:
         return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60)
 
     def text(self, token_ids: list[int]) -> str:
-        """What a client sees of a sequence: nothing of the token that ended it."""
-        if token_ids[-1] in END_TOKENS:
-            token_ids = token_ids[:-1]
+        """What a client sees of a sequence."""
         return self.tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def logprobs(self, token_ids: list[int]) -> torch.Tensor:

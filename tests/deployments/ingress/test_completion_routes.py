@@ -8,7 +8,7 @@ import pytest
 
 from cluster.errors import ServiceUnavailableError
 from cluster.types import FinishReason, Request
-from tests.deployments.ingress.scripted_server import Server, stream
+from tests.deployments.ingress.scripted_server import Server, deltas, stream
 
 CHAT_PATHS = ["/v1", "/v2/ai", "/v2/ai/openai"]
 MODEL = "shoal/scripted"
@@ -97,3 +97,50 @@ async def test_one_failing_prompt_fails_the_call_and_frees_the_others(server: Se
         answer = await client.post("/v1/completions", json={"prompt": ["a", "b", "c"]})
     assert answer.status_code == 503
     assert server.pool.num_open == 0
+
+
+async def test_the_best_samples_of_every_prompt_are_returned_by_rank(server: Server) -> None:
+    # A sample's logprob is the sum of its tokens' negative ids.
+    texts = ["aaa", "b", "cccc", "dd"]
+
+    def script(request: Request) -> Iterator[Any]:
+        for index, text in enumerate(texts):
+            yield from deltas(request, server.encode(text), index=index)
+
+    server.pool.script = script
+    answer: Any = await server.openai().completions.create(
+        model=MODEL, prompt=["x", "y"], n=2, best_of=4, logprobs=1
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert [choice.text for choice in answer.choices] == ["b", "dd"] * 2
+    assert ["".join(choice.logprobs.tokens) for choice in answer.choices] == ["b", "dd"] * 2
+    num_tokens = sum(len(server.encode(text)) + 1 for text in texts)
+    assert answer.usage.completion_tokens == 2 * num_tokens
+    assert answer.usage.prompt_tokens == 2 * 2
+
+
+async def test_tokens_after_a_stop_string_do_not_lower_a_samples_rank(server: Server) -> None:
+    texts = ["a!zzzzzzzz", "bbbb"]
+
+    def script(request: Request) -> Iterator[Any]:
+        for index, text in enumerate(texts):
+            ids = server.encode(text)
+            yield from deltas(request, ids, index=index, group=50, finish=FinishReason.LENGTH)
+
+    server.pool.script = script
+    answer: Any = await server.openai().completions.create(
+        model=MODEL, prompt="x", best_of=2, stop="!"
+    )
+    counted, other, whole = (sum(server.encode(text)) for text in ("a!", "bbbb", texts[0]))
+    assert counted < other < whole
+    assert [choice.text for choice in answer.choices] == ["a"]
+
+
+async def test_best_of_equal_to_n_changes_nothing_and_streams(server: Server) -> None:
+    server.says("hello")
+    events = await stream(server, "/v1/completions", prompt="x", n=2, best_of=2)
+    texts = ["", ""]
+    for event in events[:-1]:
+        texts[event["choices"][0]["index"]] += event["choices"][0]["text"]
+    assert texts == ["hello", "hello"]
+    assert server.pool.requests[0].sampling_params.logprobs is None

@@ -14,7 +14,6 @@ import torch
 from transformers import GenerationConfig
 
 from tests.deployments.ingress.engine_server import (
-    END_TOKENS,
     EngineServer,
     make_model,
     serving_engine,
@@ -48,7 +47,7 @@ def transformers_beams(
         num_beams=num_beams,
         num_return_sequences=n,
         do_sample=False,
-        eos_token_id=END_TOKENS,
+        eos_token_id=server.end_tokens,
         pad_token_id=0,
         **how,
     )
@@ -59,7 +58,7 @@ def transformers_beams(
         input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config
     )
     for output in outputs[:, len(prompt) :].tolist():
-        ends = [position + 1 for position, token in enumerate(output) if token in END_TOKENS]
+        ends = [position + 1 for position, token in enumerate(output) if token in server.end_tokens]
         found.append(output[: ends[0] if ends else len(output)])
     return found
 
@@ -82,7 +81,7 @@ async def test_beams_over_http_equal_transformers(
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     assert [c.message.content for c in answer.choices] == [server.text(ids) for ids in expected]
     assert [choice.finish_reason for choice in answer.choices] == [
-        "stop" if ids[-1] in END_TOKENS else "length" for ids in expected
+        "stop" if ids[-1] in server.end_tokens else "length" for ids in expected
     ]
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == len(prompt)
@@ -129,6 +128,8 @@ async def test_stop_strings_end_beams(server: EngineServer) -> None:
         "use_beam_search": True,
         "n": 4,
         "max_tokens": MAX_TOKENS,
+        "length_penalty": 0,
+        "early_stopping": True,
     }
     async with server.http() as client:
         free = (await client.post("/v1/chat/completions", json=body)).json()
@@ -198,7 +199,7 @@ async def test_best_of_returns_the_samples_with_the_best_logprobs(
 def assert_chat_logprobs(
     server: EngineServer, content: list[Any], prompt: list[int], output: list[int], num_top: int
 ) -> None:
-    shown = output[:-1] if output[-1] in END_TOKENS else output
+    shown = output[:-1] if output[-1] in server.end_tokens else output
     rows = server.logprobs(prompt + output)[len(prompt) - 1 :]
     assert len(content) == len(shown) > 0
     for entry, token_id, row in zip(content, shown, rows, strict=False):
@@ -216,7 +217,7 @@ def assert_chat_logprobs(
 @pytest.mark.parametrize(
     "how",
     [
-        {"temperature": 1.5, "top_p": 0.9, "presence_penalty": 1, "logit_bias": {"70": 5}},
+        {"temperature": 1.5, "top_p": 0.9, "logit_bias": {"70": 5}, "min_tokens": 4},
         {"use_beam_search": True, "best_of": 5},
         {"temperature": 1, "guided_regex": "[a-z ]{5,40}"},
     ],
@@ -282,7 +283,7 @@ async def test_completions_logprobs_score_prompt_and_output(
         for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
     }
     prompt, output = server.chosen(0)
-    shown = output[:-1] if output[-1] in END_TOKENS else output
+    shown = output[:-1] if output[-1] in server.end_tokens else output
     assert text == prompt_text + server.text(output)
     assert logprobs["token_logprobs"][0] is None
     assert logprobs["top_logprobs"][0] is None
@@ -365,8 +366,10 @@ async def test_guided_outputs_match_sampled_and_searched_in_chat_and_completions
 ) -> None:
     # A free object has no end of its own that random weights would find.
     brace = {str(server.tokenizer.encode("}", add_special_tokens=False)[0]): 20}
+    sampled = {"temperature": 1.2, "n": 3, "seed": 1}
+    searched = {"use_beam_search": True, "n": 2, "length_penalty": 0, "early_stopping": True}
     async with server.http() as client:
-        for how in ({"temperature": 1.2, "n": 3, "seed": 1}, {"use_beam_search": True, "n": 2}):
+        for how in (sampled, searched):
             body = {"max_tokens": 200, "logit_bias": brace, **fields, **how}
             chat = await client.post("/v1/chat/completions", json={"messages": USER, **body})
             plain = await client.post("/v1/completions", json={"prompt": "x", **body})

@@ -11,6 +11,7 @@ import pytest
 
 from cluster.errors import ServiceUnavailableError, TooManyRequestsError
 from cluster.types import FinishReason, Request
+from deployments.ingress import responses
 from tests.deployments.ingress.scripted_server import Server, deltas, stream
 
 CHAT_PATHS = ["/v1", "/v2/ai", "/v2/ai/openai"]
@@ -127,5 +128,90 @@ async def test_a_slow_reader_holds_back_its_own_stream_only(server: Server) -> N
     total = num_repeats * len(server.encode("hello there world "))
     assert 0 < server.pool.num_yielded < total
     writer.close()
+    async with asyncio.timeout(5):
+        await server.pool.all_closed.wait()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responses, "START_AFTER_S", 0.02)
+    monkeypatch.setattr(responses, "KEEP_ALIVE_S", 0.02)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_late_stream_starts_without_its_first_token_and_says_that_it_is_alive(
+    server: Server,
+) -> None:
+    may_answer = asyncio.Event()
+
+    def script(request: Request) -> Iterator[Any]:
+        yield may_answer
+        yield from deltas(request, server.encode("hello"), finish=FinishReason.LENGTH)
+
+    server.pool.script = script
+    lines = []
+    async with (
+        server.http() as client,
+        client.stream(
+            "POST", "/v1/chat/completions", json={"messages": USER, "stream": True}
+        ) as response,
+    ):
+        assert response.status_code == 200
+        async for line in response.aiter_lines():
+            lines += [line] if line else []
+            if lines.count(": keep-alive") == 3:
+                may_answer.set()
+    comments = [line for line in lines if line.startswith(":")]
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert lines[0].startswith("data: ")
+    assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert len(comments) >= 3
+    assert [event["choices"][0]["delta"].get("role") for event in events].count("assistant") == 1
+    text = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+    assert (text, lines[-1]) == ("hello", "data: [DONE]")
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_the_sdk_reads_over_keep_alives(server: Server, path: str) -> None:
+    starts = asyncio.Event()
+
+    def script(request: Request) -> Iterator[Any]:
+        yield starts
+        yield from deltas(request, server.encode("hello"), finish=FinishReason.LENGTH)
+
+    server.pool.script = script
+    asyncio.get_running_loop().call_later(0.1, starts.set)
+    client = server.openai()
+    answer: Any
+    if path == "/v1/completions":
+        answer = await client.completions.create(model=MODEL, prompt="x", stream=True)
+        text = "".join([chunk.choices[0].text async for chunk in answer])
+    else:
+        answer = await client.chat.completions.create(model=MODEL, messages=USER, stream=True)
+        text = "".join([chunk.choices[0].delta.content or "" async for chunk in answer])
+    assert text == "hello"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_an_error_after_a_late_start_is_an_event(server: Server) -> None:
+    fails = asyncio.Event()
+
+    def script(_: Request) -> Iterator[Any]:
+        yield fails
+        yield TooManyRequestsError("queue full")
+
+    server.pool.script = script
+    asyncio.get_running_loop().call_later(0.1, fails.set)
+    answer = await server.openai().chat.completions.create(model=MODEL, messages=USER, stream=True)
+    with pytest.raises(openai.APIError, match="queue full"):
+        async for _ in answer:
+            pass
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_client_that_leaves_a_late_stream_aborts_its_request(server: Server) -> None:
+    server.pool.script = lambda _: iter([asyncio.Event()])
+    await hang_up_after(server, 12, stream=True)
     async with asyncio.timeout(5):
         await server.pool.all_closed.wait()

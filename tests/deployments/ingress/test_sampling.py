@@ -10,7 +10,7 @@ from cluster.config import ModelConfig
 from cluster.errors import BadRequestError
 from cluster.openai_schema.chat import ChatCompletionRequest
 from cluster.openai_schema.validation import parse_request
-from cluster.types import SamplingParams
+from cluster.types import BeamParams, GrammarKind, GrammarSpec, SamplingParams
 from deployments.ingress.sampling import output_limit, sampling_params
 from deployments.ingress.served_model import ServedModel, load_served_model
 from tests.deployments.ingress.scripted_server import ScriptedPool
@@ -84,3 +84,45 @@ def test_off_values_are_off(model: ServedModel) -> None:
     assert params(model, seed=0).seed == 0
     assert params(model, seed=-2).seed == -2
     assert params(model, logit_bias={}).logit_bias is None
+
+
+def test_beams_are_four_and_draw_nothing_unless_the_request_says_otherwise(
+    model: ServedModel,
+) -> None:
+    configured = with_defaults(model, temperature=0.5, top_p=0.8)
+    found = params(configured, use_beam_search=True)
+    assert (found.beam, found.n) == (BeamParams(width=4), 1)
+    assert (found.temperature, found.top_p) == (0, 1)
+    found = params(
+        model,
+        use_beam_search=True,
+        n=6,
+        temperature=0,
+        top_p=1,
+        top_k=-1,
+        min_p=0,
+        length_penalty=0.5,
+        early_stopping=True,
+        stop="x",
+        seed=3,
+    )
+    assert found.beam == BeamParams(
+        width=6, length_penalty=0.5, early_stopping=True, stop_strings=("x",)
+    )
+    assert (found.n, params(model, use_beam_search=True, n=2, best_of=3).beam) == (
+        6,
+        BeamParams(width=3),
+    )
+
+
+def test_samples_to_choose_from_are_drawn_with_logprobs(model: ServedModel) -> None:
+    found = params(model, n=2, best_of=5)
+    assert (found.n, found.logprobs, found.beam) == (5, 0, None)
+    same = params(model, n=2, best_of=2)
+    assert (same.n, same.logprobs) == (2, None)
+
+
+def test_a_grammar_is_part_of_the_params(model: ServedModel) -> None:
+    spec = GrammarSpec(kind=GrammarKind.REGEX, text="a+")
+    assert params(model, guided_regex="a+").grammar == spec
+    assert params(model).grammar is None
