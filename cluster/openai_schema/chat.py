@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from cluster.errors import FieldProblem
 from cluster.openai_schema.generation import Count, GenerationFields
 from cluster.openai_schema.messages import AssistantMessage, Message
-from cluster.openai_schema.tools import Tool, ToolChoice
+from cluster.openai_schema.tools import MAX_TOOLS, NamedToolChoice, Tool, ToolChoice, tool_problems
 from cluster.openai_schema.usage import Usage
 from cluster.openai_schema.values import integer
 
@@ -25,7 +25,9 @@ class ChatCompletionRequest(GenerationFields):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, integer(low=0, high=MAX_TOP_LOGPROBS)] | None = None
-    tools: Annotated[list[Tool], Field(min_length=1, fail_fast=True)] | None = None
+    tools: (
+        Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)] | None
+    ) = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     enable_thinking: bool | None = None
@@ -54,6 +56,17 @@ class ChatCompletionRequest(GenerationFields):
         """None: no logprobs at all."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    @property
+    def may_call_functions(self) -> bool:
+        return self.tool_choice != "none" and any(
+            tool.type == "function" for tool in self.tools or ()
+        )
+
+    @property
+    def names_function(self) -> bool:
+        """Whether the answer must be a call of one particular function."""
+        return isinstance(self.tool_choice, NamedToolChoice)
+
     def problems(self) -> list[FieldProblem]:
         found = super().problems()
         if None not in (self.max_tokens, self.max_completion_tokens) and (
@@ -69,6 +82,8 @@ class ChatCompletionRequest(GenerationFields):
             found.append(FieldProblem(loc=("top_logprobs",), message=message))
         if self.tool_choice not in (None, "none") and not self.tools:
             found.append(FieldProblem(loc=("tool_choice",), message="needs tools"))
+        if self.tools:
+            found.extend(tool_problems(self.tools, self.tool_choice))
         found.extend(self._message_problems())
         return found
 
@@ -83,6 +98,10 @@ class ChatCompletionRequest(GenerationFields):
             and message.content is None
             and not message.tool_calls
         ][:1]
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class TopLogprob(BaseModel):
@@ -100,17 +119,32 @@ class ChoiceLogprobs(BaseModel):
     refusal: None = None
 
 
+class AnswerCalledFunction(BaseModel):
+    name: str
+    arguments: str  # JSON text
+
+
+class AnswerToolCall(BaseModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: AnswerCalledFunction
+
+
 class AnswerMessage(BaseModel):
+    """`tool_calls` and `reasoning_content` are left out where there are none."""
+
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
+    reasoning_content: Annotated[str | None, Field(exclude_if=_is_none)] = None
+    tool_calls: Annotated[list[AnswerToolCall] | None, Field(exclude_if=_is_none)] = None
 
 
 class ChatChoice(BaseModel):
     index: int
     message: AnswerMessage
     logprobs: ChoiceLogprobs | None = None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class ChatCompletion(BaseModel):

@@ -4,6 +4,8 @@
 answer is; between the two there is only this.
 """
 
+import msgspec
+
 from cluster.errors import BadRequestError
 from cluster.openai_schema.chat import ChatCompletionRequest
 from cluster.telemetry import Telemetry
@@ -11,6 +13,7 @@ from cluster.types import Request
 from deployments.ingress.choice import TextRules
 from deployments.ingress.exchange import Exchange
 from deployments.ingress.generation import Generation
+from deployments.ingress.output_plan import plan_output
 from deployments.ingress.prompts import PromptBuilder, TokenizedPrompt
 from deployments.ingress.sampling import output_limit, sampling_params
 from deployments.ingress.served_model import ModelDirectory, ServedModel
@@ -69,9 +72,11 @@ class ChatGenerations:
             model=model,
             prompt_field="messages",
         )
+        plan = plan_output(request, model, prompt)
         params = sampling_params(
             request, model, max_tokens=max_tokens, logprobs=request.num_top_logprobs
         )
+        params = msgspec.structs.replace(params, grammar=plan.grammar)
         return Generation(
             model,
             [
@@ -85,10 +90,12 @@ class ChatGenerations:
                 stop_strings=request.stop or (),
                 min_tokens=params.min_tokens,
                 has_logprobs=request.num_top_logprobs is not None,
+                output=plan.rules,
+                shown_special_ids=plan.shown_special_ids,
             ),
             metrics=self._telemetry.model(model.name),
             started_s=exchange.started_s,
-            grammar_loc=None if request.guide is None else request.guide.loc,
+            grammar_loc=plan.grammar_loc,
             num_returned=request.num_choices,
         )
 

@@ -13,6 +13,8 @@ from cluster.errors import InternalError, ServiceUnavailableError
 from cluster.types import FinishReason, TokenDelta, TokenLogprobs
 from models.detokenizer import Detokenizer, StopStringChecker
 from models.tokenizer import Tokenizer
+from models.tool_parsing.message_parts import CallDelta, MessageParts
+from models.tool_parsing.output_parser import OutputParser, OutputRules
 
 
 class TokenEntry(NamedTuple):
@@ -21,15 +23,6 @@ class TokenEntry(NamedTuple):
     token_id: int
     logprobs: TokenLogprobs
     text_offset: int
-
-
-class CallDelta(NamedTuple):
-    """Part of a function call. The first one of a call has its id and name."""
-
-    call_index: int  # 0 for the choice's first call
-    arguments: str  # JSON text; the parts together are the whole
-    call_id: str | None = None
-    name: str | None = None
 
 
 class Piece(NamedTuple):
@@ -55,6 +48,8 @@ class TextRules:
     min_tokens: int = 0  # stop strings count only in text after this many tokens
     has_logprobs: bool = False
     continues_text: bool = False  # the text goes on after the prompt's, space included
+    output: OutputRules | None = None  # None: all text is content
+    shown_special_ids: frozenset[int] = frozenset()  # what `output` wants to see as text
 
 
 class Choice:
@@ -67,7 +62,12 @@ class Choice:
         self.finish_reason: FinishReason | None = None
         self.last_token_s: float | None = None  # for whoever measures
         self._rules = rules
-        self._detokenizer = Detokenizer(tokenizer, continues_text=rules.continues_text)
+        self._detokenizer = Detokenizer(
+            tokenizer,
+            continues_text=rules.continues_text,
+            shown_special_ids=rules.shown_special_ids,
+        )
+        self._parser = OutputParser(rules.output) if rules.output is not None else None
         self._checker = StopStringChecker(rules.stop_strings) if rules.stop_strings else None
         self._entries: deque[TokenEntry] = deque()
         self._num_decoded_chars = 0
@@ -98,11 +98,14 @@ class Choice:
             counted = delta.logprobs[: self.num_tokens - num_tokens_before]
             self.cumulative_logprob += sum(item.logprob for item in counted)
         self._num_shown_chars += len(text)
+        parts = self._parts(text)
         return Piece(
             self.index,
-            text,
+            parts.content,
             self._released_entries(),
             self.finish_reason,
+            reasoning=parts.reasoning,
+            calls=parts.calls,
             stop_string=None if self._checker is None else self._checker.stopped_by,
         )
 
@@ -130,6 +133,17 @@ class Choice:
         if self._checker.is_stopped:
             self.finish_reason = FinishReason.STOP
         return text
+
+    def _parts(self, text: str) -> MessageParts:
+        """What the next text is. The choice may end with its last call."""
+        if self._parser is None:
+            return MessageParts(text)
+        parts = self._parser.push(text)
+        if self._parser.is_full:
+            self.finish_reason = FinishReason.STOP
+        if self.finish_reason is None:
+            return parts
+        return parts.followed_by(self._parser.finish())
 
     def _finish(self, reason: FinishReason) -> str:
         """The rest of the text. It may still complete a stop string."""

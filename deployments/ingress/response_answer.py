@@ -22,7 +22,7 @@ from cluster.openai_schema.response_request import JSONSchemaTextFormat, Respons
 from cluster.openai_schema.usage import Usage
 from cluster.types import FinishReason
 from deployments.ingress.answer import typed_event, unix_time
-from deployments.ingress.choice import CallDelta, Piece
+from deployments.ingress.choice import Piece
 from deployments.ingress.logprobs import chat_logprobs
 from deployments.ingress.response_output import (
     Event,
@@ -32,6 +32,7 @@ from deployments.ingress.response_output import (
     GrowingReasoning,
 )
 from deployments.ingress.served_model import ServedModel
+from models.tool_parsing.message_parts import CallDelta
 
 OutputItem = OutputMessage | OutputCall | OutputReasoning
 

@@ -15,6 +15,8 @@ from cluster.openai_schema.models import ModelObject, parameters_text, tier_of
 from deployments.ingress.model_pool import ModelPool
 from models.chat_template import ChatTemplate, ChatTemplateError
 from models.tokenizer import Tokenizer
+from models.tool_parsers import find_call_format, has_thinking
+from models.tool_parsing.call_format import CallFormat
 
 OWNER = "shoal"
 
@@ -28,6 +30,8 @@ class ServedModel:
     vocab_size: int  # ids that the model can produce
     pool: ModelPool
     card: ModelObject
+    call_format: CallFormat | None = None  # None: the model calls no functions
+    has_thinking: bool = False  # outputs may start with thoughts
 
     @property
     def name(self) -> str:
@@ -57,6 +61,10 @@ def load_served_model(
         if override is not None or _has_template(folder):
             raise
         chat_template = None
+    call_format, thinks = None, False
+    if chat_template is not None:
+        call_format = find_call_format(chat_template, tokenizer, configured=config.tool_parser)
+        thinks = has_thinking(chat_template, configured=config.reasoning_parser)
     return ServedModel(
         config=config,
         tokenizer=tokenizer,
@@ -65,6 +73,8 @@ def load_served_model(
         vocab_size=vocab_size or tokenizer.vocab_size,
         pool=pool,
         card=_card(config.name, folder, max_model_len),
+        call_format=call_format,
+        has_thinking=thinks,
     )
 
 

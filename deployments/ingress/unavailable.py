@@ -85,15 +85,10 @@ def _problems(
 
 
 def _tool_problems(request: ChatCompletionRequest) -> list[FieldProblem]:
-    """Without parsing of calls a tool would only be half there. `none` asks for no calls."""
-    tools = request.tools or []
-    for position, tool in enumerate(tools):
+    for position, tool in enumerate(request.tools or ()):
         if tool.type == "retrieval":
             message = "retrieval is not available yet"
             return [FieldProblem(loc=("tools", position), message=message, kind=KIND)]
-    if tools and request.tool_choice != "none":
-        message = 'function calling is not available yet; only tool_choice "none" is'
-        return [_problem("tools" if request.tool_choice is None else "tool_choice", message)]
     return []
 
 

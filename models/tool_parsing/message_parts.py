@@ -20,6 +20,13 @@ class MessageParts(NamedTuple):
     reasoning: str = ""
     calls: tuple[CallDelta, ...] = ()
 
+    def followed_by(self, other: "MessageParts") -> "MessageParts":
+        return MessageParts(
+            self.content + other.content,
+            self.reasoning + other.reasoning,
+            self.calls + other.calls,
+        )
+
 
 class PartsWriter:
     """Where readers put what they read."""

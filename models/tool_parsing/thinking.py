@@ -12,6 +12,7 @@ from models.tool_parsing.message_parts import PartsWriter
 from models.tool_parsing.text_feed import SPACE, Reading, TextFeed, read_until
 
 OPENING, CLOSING = "<think>", "</think>"
+CLOSING_PATTERN = r"<\/think>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +40,18 @@ class Thinking:
         yield from feed.take_space()
 
     def rules(self, tokenizer: Tokenizer) -> str:
-        """Lark rules where `thinking` is what `read` reads; not empty if it is open."""
+        """Lark rules where `thinking` is what `read` reads, and `unfinished_thoughts` thoughts that
+        never end, if they are open."""
         opening, closing = (lark.marker(tokenizer, tag) for tag in (OPENING, CLOSING))
         start = "" if self.is_open else f"{opening} "
         if lark.is_special(tokenizer, CLOSING):
             thoughts = [f"thoughts: THOUGHT? {closing}", f"THOUGHT: /{lark.SOMETHING}/"]
         else:
-            thoughts = [f"thoughts[suffix={closing}]: /{lark.ANYTHING}/"]
+            unclosed = f"/{lark.SOMETHING}/ & ~/{lark.ANYTHING}{CLOSING_PATTERN}{lark.ANYTHING}/"
+            thoughts = [f"thoughts[suffix={closing}]: /{lark.ANYTHING}/", f"THOUGHT: {unclosed}"]
         return lark.lines(
             f"thinking: {start}thoughts THINKING_END?",
             *thoughts,
+            "unfinished_thoughts: THOUGHT",
             r"THINKING_END: /\n{1,4}/",
         )

@@ -12,9 +12,10 @@ from cluster.openai_schema.response_request import ResponseRequest
 from cluster.openai_schema.usage import Usage
 from cluster.openai_schema.validation import parse_request
 from cluster.types import FinishReason
-from deployments.ingress.choice import CallDelta, Piece
+from deployments.ingress.choice import Piece
 from deployments.ingress.response_answer import ResponseAnswer
 from deployments.ingress.served_model import ServedModel, load_served_model
+from models.tool_parsing.message_parts import CallDelta
 from tests.deployments.ingress.scripted_server import ScriptedPool, configuration
 
 USAGE = Usage.of(prompt_tokens=3, completion_tokens=9, cached_tokens=0)
