@@ -21,7 +21,17 @@ PACKAGES = ("cluster", "models", "deployments")
 MAX_LINES = 500
 FORBIDDEN_STEMS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "misc"}
 
-HTTP = {"starlette", "fastapi", "uvicorn", "httpx", "aiohttp", "requests", "openai", "telnyx"}
+HTTP = {
+    "starlette",
+    "fastapi",
+    "uvicorn",
+    "httpx",
+    "aiohttp",
+    "requests",
+    "openai",
+    "telnyx",
+    "anthropic",
+}
 
 # What the modules below a path may not import. First-party names may be dotted.
 FORBIDDEN = {

@@ -72,7 +72,7 @@ def _field_path(error: ErrorDetails) -> tuple[str | int, ...]:
     path: list[str | int] = [part for part in parents if not _is_tag(part)]
     if error["type"] == "extra_forbidden" or not _is_tag(last):
         path.append(last)
-    if error["type"] == "message_role":
+    if error["type"] in ("message_role", "turn_role"):
         path.append("role")
     if error["type"] in ("part_type", "tool_type", "format_type", "item_type", "block_type"):
         path.append("type")

@@ -10,6 +10,7 @@ import orjson
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.anthropic_schema.message import error_body, status_of
 from cluster.api_keys import ApiKeys
 from cluster.config import ShoalConfig
 from cluster.errors import AuthenticationError, BodyTooLargeError
@@ -25,6 +26,12 @@ from deployments.ingress.errors import (
     send_json,
 )
 from deployments.ingress.exchange import SCOPE_KEY, Exchange
+from deployments.ingress.message_routes import (
+    ANTHROPIC_PREFIXES,
+    CountTokens,
+    Messages,
+    speaks_anthropic,
+)
 from deployments.ingress.plain_routes import Health, Metrics, Models, OneModel, Ready
 from deployments.ingress.prompts import PromptBuilder
 from deployments.ingress.request_body import linger
@@ -71,6 +78,13 @@ def build_asgi_app(
             Route(f"{prefix}/models/{{model_id:path}}", one_model, methods=["GET"]),
         ]
 
+    messages = Messages(generations, max_body_bytes=limit)
+    count_tokens = CountTokens(generations, max_body_bytes=limit)
+    for prefix in ANTHROPIC_PREFIXES:
+        routes += [
+            Route(f"{prefix}/messages", messages, methods=["POST"]),
+            Route(f"{prefix}/messages/count_tokens", count_tokens, methods=["POST"]),
+        ]
     for prefix in ("", *PREFIXES):  # vLLM has them without a version
         routes += [
             Route(f"{prefix}/tokenize", tokenize, methods=["POST"]),
@@ -105,14 +119,26 @@ class Authentication:
         return self._keys.required and not is_open
 
     def _key_name(self, scope: Scope) -> str:
-        header = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
-        scheme, _, key = header.decode("latin-1").partition(" ")
-        if not header:
+        keys = _presented_keys(scope)
+        if not keys:
             raise AuthenticationError("No API key was given; send `Authorization: Bearer KEY`.")
-        name = self._keys.name_of(key.strip()) if scheme.lower() == "bearer" else None
+        names = [self._keys.name_of(key) for key in keys]
+        name = next((name for name in names if name is not None), None)
         if name is None:
             raise AuthenticationError("The API key is not valid.", openai_code="invalid_api_key")
         return name
+
+
+def _presented_keys(scope: Scope) -> list[str]:
+    """The bearer token ("" for another scheme) and, on Anthropic's paths, the `x-api-key`."""
+    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    keys = []
+    if authorization := headers.get(b"authorization"):
+        scheme, _, key = authorization.partition(" ")
+        keys.append(key.strip() if scheme.lower() == "bearer" else "")
+    if scope[SCOPE_KEY].is_anthropic and (key := headers.get(b"x-api-key")):
+        keys.append(key.strip())
+    return keys
 
 
 class ErrorBoundary:
@@ -126,7 +152,8 @@ class ErrorBoundary:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = scope[SCOPE_KEY] = Exchange()
+        exchange = Exchange(is_anthropic=speaks_anthropic(scope["path"]))
+        scope[SCOPE_KEY] = exchange
         scope["app"] = self  # makes the router raise its 404 and 405, for us to shape
         status = 0
 
@@ -156,11 +183,14 @@ class ErrorBoundary:
 async def _send_error(error: Exception, exchange: Exchange, receive: Receive, send: Send) -> None:
     answer = as_serving_error(error)
     headers = [*error_headers(error, answer), *exchange.headers]
-    body = orjson.dumps(answer.body())
+    status, body = answer.status, orjson.dumps(answer.body())
+    if exchange.is_anthropic:
+        status = status_of(answer)
+        body = error_body(answer, exchange.request_id).model_dump_json().encode()
     if not isinstance(answer, BodyTooLargeError):
-        await send_json(send, body, status=answer.status, headers=headers)
+        await send_json(send, body, status=status, headers=headers)
         return
     headers.append((b"connection", b"close"))
-    await send_json(send, body, status=answer.status, headers=headers, is_complete=False)
+    await send_json(send, body, status=status, headers=headers, is_complete=False)
     await linger(receive)
     await send({"type": "http.response.body", "body": b"", "more_body": False})

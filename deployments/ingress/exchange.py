@@ -19,12 +19,14 @@ class Exchange:
     model: str = ""
     route: str = ""
     request_id: str = ""
+    is_anthropic: bool = False  # whose headers and errors the path speaks
     finish_reason: str = ""  # of the choice that ended last
     failure: ServingError | None = None  # midway, after the status was sent
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        return [(b"x-request-id", self.request_id.encode())] if self.request_id else []
+        name = b"request-id" if self.is_anthropic else b"x-request-id"
+        return [(name, self.request_id.encode())] if self.request_id else []
 
     def note_finish(self, reason: FinishReason | None) -> None:
         if reason is not None:
