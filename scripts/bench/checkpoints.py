@@ -1,16 +1,26 @@
 """Random-weight checkpoints of known shapes, made once and kept: speed does not depend on values.
 
-The tokenizer is the demo model's, whatever the vocabulary: benchmarks send token ids.
+The tokenizer is a real byte-level BPE of the shape's size, trained on the Python library's sources.
 """
 
-import shutil
+import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from cluster.config import shoal_home
-from cluster.model_source import DEMO_SOURCE, resolve_model_source
+
+MAX_VOCABULARY = 49_152
+MAX_FILES = 3_000
+CHAT_TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {
@@ -64,8 +74,31 @@ def checkpoint(shape: str, dtype: str) -> Path:
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=1)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
-    for name in ("tokenizer_config.json", "chat_template.jinja", "tokenizer.json"):
-        source = resolve_model_source(DEMO_SOURCE) / name
-        if source.exists():
-            shutil.copy(source, folder / name)
+    train_tokenizer(min(SHAPES[shape]["vocab_size"], MAX_VOCABULARY)).save_pretrained(folder)
     return folder
+
+
+def train_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE as Llama 3's, on some tens of megabytes of sources and texts."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|begin_of_text|>", "<|eot_id|>"],
+        show_progress=True,
+    )
+    backend.train_from_iterator(_corpus(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _corpus() -> Iterator[str]:
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(library.rglob("*.py"))[:MAX_FILES]:
+        yield path.read_text(encoding="utf-8", errors="ignore")
