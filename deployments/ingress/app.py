@@ -15,6 +15,7 @@ from cluster.api_keys import ApiKeys
 from cluster.config import ShoalConfig
 from cluster.errors import AuthenticationError, BodyTooLargeError
 from cluster.telemetry import Telemetry
+from deployments.ingress import operations
 from deployments.ingress.chat_generation import ChatGenerations
 from deployments.ingress.chat_routes import ChatCompletions
 from deployments.ingress.completion_routes import Completions
@@ -26,22 +27,14 @@ from deployments.ingress.errors import (
     send_json,
 )
 from deployments.ingress.exchange import SCOPE_KEY, Exchange
-from deployments.ingress.message_routes import (
-    ANTHROPIC_PREFIXES,
-    CountTokens,
-    Messages,
-    speaks_anthropic,
-)
+from deployments.ingress.message_routes import CountTokens, Messages, speaks_anthropic
+from deployments.ingress.openapi import OpenAPIDocument
 from deployments.ingress.plain_routes import Health, Metrics, Models, OneModel, Ready
 from deployments.ingress.prompts import PromptBuilder
 from deployments.ingress.request_body import linger
 from deployments.ingress.response_routes import Responses
 from deployments.ingress.served_model import ModelDirectory, ServedModel
 from deployments.ingress.tokenize_routes import Detokenize, Tokenize
-
-#: OpenAI's paths, Telnyx's at the time of the page, Telnyx's now.
-PREFIXES = ("/v1", "/v2/ai", "/v2/ai/openai")
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 
 
 def build_asgi_app(
@@ -56,40 +49,14 @@ def build_asgi_app(
     for model in models.values():
         telemetry.model(model.name)  # present from the first scrape on
         telemetry.watch_replicas(model.name, model.pool.stats)
-    limit = config.http.max_body_bytes
-    generations = ChatGenerations(directory, prompts, telemetry)
-    chat = ChatCompletions(generations, max_body_bytes=limit)
-    completions = Completions(directory, prompts, telemetry, max_body_bytes=limit)
-    responses = Responses(generations, max_body_bytes=limit)
-    tokenize = Tokenize(generations, prompts, max_body_bytes=limit)
-    detokenize = Detokenize(generations, prompts, max_body_bytes=limit)
-    one_model, all_models = OneModel(directory), Models(directory)
+    endpoints = _endpoints(directory, prompts, telemetry, limit=config.http.max_body_bytes)
     routes = [
-        Route("/health", Health(), methods=["GET"]),
-        Route("/ready", Ready(directory), methods=["GET"]),
-        Route("/metrics", Metrics(telemetry), methods=["GET"]),
+        Route(path, endpoints[operation], methods=[operation.method])
+        for operation in operations.OPERATIONS
+        for path in operation.paths
     ]
-    for prefix in PREFIXES:
-        routes += [
-            Route(f"{prefix}/chat/completions", chat, methods=["POST"]),
-            Route(f"{prefix}/completions", completions, methods=["POST"]),
-            Route(f"{prefix}/responses", responses, methods=["POST"]),
-            Route(f"{prefix}/models", all_models, methods=["GET"]),
-            Route(f"{prefix}/models/{{model_id:path}}", one_model, methods=["GET"]),
-        ]
-
-    messages = Messages(generations, max_body_bytes=limit)
-    count_tokens = CountTokens(generations, max_body_bytes=limit)
-    for prefix in ANTHROPIC_PREFIXES:
-        routes += [
-            Route(f"{prefix}/messages", messages, methods=["POST"]),
-            Route(f"{prefix}/messages/count_tokens", count_tokens, methods=["POST"]),
-        ]
-    for prefix in ("", *PREFIXES):  # vLLM has them without a version
-        routes += [
-            Route(f"{prefix}/tokenize", tokenize, methods=["POST"]),
-            Route(f"{prefix}/detokenize", detokenize, methods=["POST"]),
-        ]
+    document = OpenAPIDocument(is_key_required=keys.required)
+    routes.append(Route(operations.OPENAPI_PATH, document, methods=["GET"]))
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
@@ -100,6 +67,27 @@ def build_asgi_app(
 
     router = Router(routes, redirect_slashes=False, lifespan=lifespan)
     return ErrorBoundary(Authentication(router, keys), telemetry)
+
+
+def _endpoints(
+    directory: ModelDirectory, prompts: PromptBuilder, telemetry: Telemetry, *, limit: int
+) -> dict[operations.Operation, ASGIApp]:
+    """What serves each operation. `limit`: the largest body, in bytes."""
+    generations = ChatGenerations(directory, prompts, telemetry)
+    return {
+        operations.CHAT: ChatCompletions(generations, max_body_bytes=limit),
+        operations.COMPLETIONS: Completions(directory, prompts, telemetry, max_body_bytes=limit),
+        operations.RESPONSES: Responses(generations, max_body_bytes=limit),
+        operations.MESSAGES: Messages(generations, max_body_bytes=limit),
+        operations.COUNT_TOKENS: CountTokens(generations, max_body_bytes=limit),
+        operations.TOKENIZE: Tokenize(generations, prompts, max_body_bytes=limit),
+        operations.DETOKENIZE: Detokenize(generations, prompts, max_body_bytes=limit),
+        operations.MODELS: Models(directory),
+        operations.ONE_MODEL: OneModel(directory),
+        operations.HEALTH: Health(),
+        operations.READY: Ready(directory),
+        operations.METRICS: Metrics(telemetry),
+    }
 
 
 class Authentication:
@@ -115,7 +103,7 @@ class Authentication:
         await self._app(scope, receive, send)
 
     def _needs_key(self, scope: Scope) -> bool:
-        is_open = scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS"
+        is_open = scope["path"] in operations.OPEN_PATHS or scope["method"] == "OPTIONS"
         return self._keys.required and not is_open
 
     def _key_name(self, scope: Scope) -> str:

@@ -21,7 +21,6 @@ from deployments.ingress.served_model import ServedModel
 
 ROUTE = "/v1/messages"
 COUNT_ROUTE = "/v1/messages/count_tokens"
-ANTHROPIC_PREFIXES = ("/v1", "/v2/ai/anthropic/v1")
 # The newer one refuses sampling fields; here they work under both.
 VERSIONS = (b"2023-06-01", b"2026-10-21")
 
