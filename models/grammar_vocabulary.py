@@ -22,16 +22,19 @@ class _Vocabulary(TokenizerWrapper):
         self.eos_token_id = eos_token_ids[0]
         # b"" for ids above the tokenizer's: a token without bytes is never allowed.
         self.tokens = [tokenizer.token_bytes(token_id) for token_id in range(vocab_size)]
-        self.special_token_ids = sorted({*tokenizer.special_ids, *eos_token_ids})
+        self._special_ids = frozenset({*tokenizer.special_ids, *eos_token_ids})
+        self.special_token_ids = sorted(self._special_ids)
 
     def __call__(self, text: str) -> list[int]:
         """Tokens of a text in the middle of an output: where the grammar leaves no choice of text,
         the mask allows only this spelling of it. Their bytes must be just the text's."""
         token_ids = self._tokenizer.encode(text, add_special_tokens=False)
-        if b"".join(self.tokens[token_id] for token_id in token_ids) == text.encode():
+        is_exact = b"".join(self.tokens[token_id] for token_id in token_ids) == text.encode()
+        if is_exact and self._special_ids.isdisjoint(token_ids):
             return token_ids
         assert self.greedy is not None, "nothing is encoded while the vocabulary is built"
-        return self.greedy(text)  # a normalizer changed the text
+        # A normalizer changed the text, or a token ends the sequence that is also a piece of text.
+        return self.greedy(text)
 
 
 def load_vocabulary(

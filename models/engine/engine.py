@@ -9,7 +9,7 @@ import msgspec
 
 from cluster.config import EngineConfig
 from cluster.errors import BadRequestError, ValidationError
-from cluster.types import GrammarSpec, Request, SamplingParams, TokenDelta
+from cluster.types import GRAMMAR_FIELD, GrammarSpec, Request, SamplingParams, TokenDelta
 from models.engine.batch import build_step_inputs
 from models.engine.block_manager import BlockManager
 from models.engine.grammar_masks import GrammarMasks
@@ -114,12 +114,13 @@ class Engine:
         """
         if self._grammar_compiler is None:
             raise ValidationError.of(
-                "grammar", "this model has no end-of-sequence token, so its output cannot be guided"
+                GRAMMAR_FIELD,
+                "this model has no end-of-sequence token, so its output cannot be guided",
             )
         try:
             return self._grammar_compiler.compile(spec)
         except GrammarError as error:
-            raise ValidationError.of("grammar", str(error), kind="grammar_error") from error
+            raise ValidationError.of(GRAMMAR_FIELD, str(error), kind="grammar_error") from error
 
     def add_request(self, request: Request, grammar: CompiledGrammar | None = None) -> None:
         """Queue a request for the steps to come. Its grammar is compiled here if it was not before.

@@ -29,6 +29,7 @@ from tests.models.grammar_walk import (
     Rig,
     allowed_tokens,
     byte_level_tokenizer,
+    load_tokenizer,
     sentencepiece_tokenizer,
 )
 
@@ -149,6 +150,20 @@ def test_end_of_sequence_is_allowed_exactly_where_the_grammar_may_end(rig: Rig) 
     assert set(allowed_tokens(matcher, rig.vocab_size)) == EOS_TOKEN_IDS
     matcher.accept(max(EOS_TOKEN_IDS))
     assert matcher.is_finished
+
+
+def test_text_is_not_spelled_with_a_token_that_ends_the_sequence(tmp_path: Path) -> None:
+    path = byte_level_tokenizer(tmp_path / "tokenizer.json")
+    tokenizer = load_tokenizer(path)
+    (end,) = tokenizer.encode(" the", add_special_tokens=False)
+    with GrammarCompiler(path, vocab_size=545, eos_token_ids=frozenset({end})) as compiler:
+        spec = GrammarSpec(kind=GrammarKind.CHOICE, text='["over the moon"]')
+        matcher = compiler.compile(spec).matcher()
+        spelled = b""
+        while (allowed := allowed_tokens(matcher, 545)) != [end]:
+            matcher.accept(allowed[-1])
+            spelled += tokenizer.token_bytes(allowed[-1])
+    assert spelled == b"over the moon"
 
 
 def test_special_and_padding_tokens_are_never_allowed_in_text(rig: Rig) -> None:
