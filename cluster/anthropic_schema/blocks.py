@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from cluster.openai_schema.tools import FunctionName
 from cluster.openai_schema.validation import Fields
+from cluster.openai_schema.values import JSONObject
 
 MEDIA_BLOCKS = ("image", "document", "search_result", "container_upload")
 
@@ -91,7 +92,7 @@ class ToolUseBlock(Fields):
     type: Literal["tool_use"]
     id: str
     name: FunctionName
-    input: dict[str, Any]
+    input: JSONObject
     caller: Caller | None = None
     cache_control: CacheControl | None = None
 

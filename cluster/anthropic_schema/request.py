@@ -1,6 +1,6 @@
 """`POST /messages` and `/messages/count_tokens` of Anthropic's API: the requests."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -10,7 +10,7 @@ from cluster.openai_schema.generation import MAX_STOP_STRING_CHARS, Count
 from cluster.openai_schema.guides import SchemaText
 from cluster.openai_schema.tools import FunctionName
 from cluster.openai_schema.validation import Fields
-from cluster.openai_schema.values import integer, real
+from cluster.openai_schema.values import JSONObject, integer, real
 
 MAX_STOP_SEQUENCES = 64
 
@@ -19,7 +19,7 @@ class InputTool(Fields):
     """A function of the client. Anthropic's own tools do not run here."""
 
     name: FunctionName
-    input_schema: dict[str, Any]
+    input_schema: JSONObject
     description: str | None = None
     type: Literal["custom"] | None = None
     strict: bool | None = None

@@ -14,9 +14,9 @@ from cluster.openai_schema.chat import MAX_TOP_LOGPROBS, ReasoningEffort
 from cluster.openai_schema.generation import Count
 from cluster.openai_schema.guides import JSONObjectFormat, JSONSchema, TextFormat
 from cluster.openai_schema.response_items import InputItem
-from cluster.openai_schema.tools import FunctionName, RetrievalTool
+from cluster.openai_schema.tools import MAX_TOOLS, FunctionName, RetrievalTool
 from cluster.openai_schema.validation import Fields
-from cluster.openai_schema.values import integer, real, shown
+from cluster.openai_schema.values import JSONObject, integer, real, shown
 
 INCLUDE_LOGPROBS = "message.output_text.logprobs"
 KIND = "not_available"
@@ -62,7 +62,7 @@ class FlatFunctionTool(Fields):
     type: Literal["function"]
     name: FunctionName
     description: str | None = None
-    parameters: dict[str, Any] | None = None  # a JSON Schema
+    parameters: JSONObject | None = None  # a JSON Schema
     strict: bool | None = None
 
 
@@ -86,13 +86,25 @@ class FlatNamedToolChoice(Fields):
     name: FunctionName
 
 
+class FlatAllowedTools(Fields):
+    """Some of the tools only."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[FlatNamedToolChoice], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
 def _choice_tag(value: object) -> str:
-    return "<mode>" if isinstance(value, str) else "<named>"
+    if isinstance(value, str):
+        return "<mode>"
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "<allowed>" if kind == "allowed_tools" else "<named>"
 
 
 FlatToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<mode>")]
-    | Annotated[FlatNamedToolChoice, Tag("<named>")],
+    | Annotated[FlatNamedToolChoice, Tag("<named>")]
+    | Annotated[FlatAllowedTools, Tag("<allowed>")],
     Discriminator(_choice_tag),
 ]
 

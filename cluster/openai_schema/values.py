@@ -7,6 +7,7 @@ message says what is allowed and what was given.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import orjson
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -14,6 +15,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 INT64_MAX = 2**63 - 1
 _SHOWN_CHARS = 60
+_ENVELOPE_LEVELS = 16  # more than any answer puts around a value that it gives back
 
 
 def shown(value: object) -> str:
@@ -55,6 +57,19 @@ class Checked:
         return dict(self.json_schema)
 
 
+def _json_object(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise refusal("must be an object", value, kind="dict_type")
+    enveloped: object = value
+    for _ in range(_ENVELOPE_LEVELS):
+        enveloped = [enveloped]
+    try:
+        orjson.dumps(enveloped)
+    except orjson.JSONEncodeError:  # the only reason left: a few hundred levels
+        raise refusal("must be nested less deeply", value) from None
+    return value
+
+
 def real(*, low: float, high: float, is_low_open: bool = False) -> Checked:
     """A finite number in [low, high], or in (low, high]."""
     allowed = f"must be a number in {'(' if is_low_open else '['}{low:g}, {high:g}]"
@@ -88,3 +103,7 @@ def integer(*, low: int, high: int = INT64_MAX) -> Checked:
         return value
 
     return Checked(check, {"type": "integer", "minimum": low, "maximum": high})
+
+
+#: An object of the client's own that can be written as JSON again, also inside an answer.
+JSONObject = Annotated[dict[str, Any], Checked(_json_object, {"type": "object"})]

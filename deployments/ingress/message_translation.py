@@ -65,7 +65,7 @@ def chat_of_message(request: CountTokensRequest) -> tuple[ChatCompletionRequest,
         ValidationError: parts that a text model cannot read, or fields that contradict each other.
     """
     conversation = _Conversation()
-    if request.system is not None:
+    if request.system:
         conversation.add_system(request.system, ("system",))
     for position, turn in enumerate(request.messages):
         conversation.add_turn(turn, ("messages", position))
@@ -81,7 +81,11 @@ def chat_of_message(request: CountTokensRequest) -> tuple[ChatCompletionRequest,
     if isinstance(request, MessageRequest) and request.stop_sequences:
         # Past the check of chat requests: this endpoint allows more of them.
         chat = chat.model_copy(update={"stop": tuple(request.stop_sequences)})
-    names = FieldNames(renamed=_RENAMED, messages=conversation.locs)
+    names = FieldNames(
+        renamed=_RENAMED,
+        messages=conversation.locs,
+        of_functions={"parameters": "input_schema"},
+    )
     with names.in_errors():
         problems = chat.problems()
         if problems:
@@ -111,8 +115,7 @@ class _Conversation:
     def add_system(self, content: str | Sequence[TextBlock], loc: FieldPath) -> None:
         self.end_turn()
         text = content if isinstance(content, str) else "\n".join(part.text for part in content)
-        if text:
-            self._append(SystemMessage(role="system", content=text), loc)
+        self._append(SystemMessage(role="system", content=text), loc)
 
     def add_turn(self, turn: Turn, loc: FieldPath) -> None:
         if isinstance(turn, SystemTurn):

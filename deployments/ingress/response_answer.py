@@ -85,7 +85,7 @@ class ResponseAnswer:
 
     def whole(self, usage: Usage) -> bytes:
         self._close_last()
-        return self._response(self._end_status, usage=usage).model_dump_json().encode()
+        return orjson.dumps(self._response(self._end_status, usage=usage).model_dump())
 
     @property
     def _end_status(self) -> Literal["completed", "incomplete"]:
@@ -191,5 +191,5 @@ def _echo(request: ResponseRequest, model: ServedModel) -> dict[str, Any]:
 def _format_echo(chosen: TextFormat | JSONObjectFormat | JSONSchemaTextFormat) -> dict[str, Any]:
     written = chosen.model_dump(by_alias=True, exclude_none=True)
     if isinstance(chosen, JSONSchemaTextFormat):
-        written["schema"] = orjson.loads(chosen.json_schema)
+        written["schema"] = orjson.Fragment(chosen.json_schema)
     return written

@@ -27,6 +27,7 @@ from cluster.openai_schema.response_items import (
     ReasoningItem,
 )
 from cluster.openai_schema.response_request import (
+    FlatAllowedTools,
     FlatFunctionTool,
     FlatNamedToolChoice,
     FlatTool,
@@ -35,6 +36,9 @@ from cluster.openai_schema.response_request import (
     ResponseRequest,
 )
 from cluster.openai_schema.tools import (
+    AllowedFunction,
+    AllowedTools,
+    AllowedToolsChoice,
     FunctionDefinition,
     FunctionTool,
     NamedFunction,
@@ -205,6 +209,14 @@ def _tool(tool: FlatTool) -> Tool:
 def _tool_choice(choice: FlatToolChoice | None, tools: Sequence[FlatTool]) -> ToolChoice | None:
     if isinstance(choice, FlatNamedToolChoice):
         return NamedToolChoice(type="function", function=NamedFunction(name=choice.name))
+    if isinstance(choice, FlatAllowedTools):
+        allowed = [
+            AllowedFunction(type="function", function=NamedFunction(name=tool.name))
+            for tool in choice.tools
+        ]
+        return AllowedToolsChoice(
+            type="allowed_tools", allowed_tools=AllowedTools(mode=choice.mode, tools=allowed)
+        )
     if not tools and choice in ("auto", "none"):
         return None  # no calls either way; SDKs send it with an empty list
     return choice

@@ -1,7 +1,8 @@
 """`/v1/messages` over HTTP, read with Anthropic's own SDK."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -11,7 +12,14 @@ from pydantic import BaseModel
 
 from cluster.errors import ServiceUnavailableError, TooManyRequestsError
 from cluster.types import FinishReason, GrammarKind, Request
-from tests.deployments.ingress.scripted_server import KEY, MODEL, Server, deltas
+from tests.deployments.ingress.scripted_server import (
+    KEY,
+    MODEL,
+    Server,
+    configuration,
+    deltas,
+    serving,
+)
 
 BASES = ["", "/v2/ai/anthropic"]
 SAMPLING = ("temperature", "top_p", "top_k")
@@ -252,3 +260,87 @@ async def test_what_cannot_be_done_is_refused_by_name(server: Server) -> None:
             assert answer.status_code == 400, (fields, answer.text)
             assert message.startswith(start), (fields, message)
     assert server.pool.requests == []
+
+
+async def test_system_texts_may_be_empty(server: Server) -> None:
+    answer = await create(server, system="")
+    assert answer.stop_reason == "end_turn"
+    counted = await client_of(server).messages.count_tokens(
+        model=MODEL, messages=[{"role": "system", "content": []}]
+    )
+    assert counted.input_tokens == len(server.encode("<|bos|><system><|eos|>\n<assistant>"))
+
+
+WEATHER: Any = {
+    "name": "get_weather",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
+}
+CALL = '{"name": "get_weather", "parameters": {"city": "Oslo"}}'
+
+
+@pytest.fixture
+async def caller(checkpoint: Path) -> AsyncIterator[Server]:
+    """A server whose model writes calls as Llama 3 does."""
+    config = configuration()
+    model = config.models[0].model_copy(update={"tool_parser": "llama3_json"})
+    async with serving(checkpoint, config.model_copy(update={"models": (model,)})) as running:
+        running.says(CALL)
+        yield running
+
+
+async def test_a_call_is_a_block_and_its_result_goes_back(caller: Server) -> None:
+    answer = await create(caller, tools=[WEATHER])
+    (block,) = answer.content
+    assert (block.type, block.name, block.input) == ("tool_use", "get_weather", {"city": "Oslo"})
+    assert answer.stop_reason == "tool_use"
+    caller.says("22 degrees")
+    result = {"type": "tool_result", "tool_use_id": block.id, "content": "22"}
+    turns: list[Any] = [
+        *USER,
+        {"role": "assistant", "content": answer.content},
+        {"role": "user", "content": [result]},
+    ]
+    final = await create(caller, messages=turns, tools=[WEATHER])
+    assert final.content[0].text == "22 degrees"
+    assert "<tool>22" in prompt_of(caller)
+
+
+async def test_the_input_of_a_call_is_streamed(caller: Server) -> None:
+    client = client_of(caller)
+    async with client.messages.stream(
+        model=MODEL, max_tokens=99, messages=USER, tools=[WEATHER], tool_choice={"type": "any"}
+    ) as stream:
+        events = [event async for event in stream]
+        final = await stream.get_final_message()
+    parts = [event for event in events if event.type == "input_json"]
+    assert len(parts) > 1
+    assert final.content[0].input == {"city": "Oslo"}  # type: ignore[union-attr]
+    assert final.stop_reason == "tool_use"
+
+
+async def test_every_way_to_choose_a_tool_is_understood(caller: Server) -> None:
+    named = {"type": "tool", "name": "get_weather"}
+    for choice in ({"type": "any", "disable_parallel_tool_use": True}, named):
+        answer = await create(caller, tools=[WEATHER], tool_choice=choice)
+        assert [block.type for block in answer.content] == ["tool_use"]
+        assert caller.pool.requests[-1].sampling_params.grammar is not None
+    answer = await create(caller, tools=[WEATHER], tool_choice={"type": "none"})
+    assert answer.content[0].text == CALL
+
+
+async def test_a_schema_that_cannot_be_enforced_is_named_where_the_client_wrote_it(
+    caller: Server,
+) -> None:
+    tool = {"name": "f", "input_schema": {"type": "object", "properties": {"a": {"not": {}}}}}
+    with pytest.raises(anthropic.BadRequestError, match=r"tools\.0\.input_schema"):
+        await create(caller, tools=[tool], tool_choice={"type": "any"})
+
+
+async def test_input_that_is_nested_too_deeply_is_refused(server: Server) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(300):
+        deep = {"a": deep}
+    call = {"type": "tool_use", "id": "c", "name": "f", "input": deep}
+    turns: list[Any] = [*USER, {"role": "assistant", "content": [call]}, *USER]
+    with pytest.raises(anthropic.BadRequestError, match="nested less deeply"):
+        await create(server, messages=turns)

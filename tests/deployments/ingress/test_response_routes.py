@@ -1,7 +1,8 @@
 """`/responses` over HTTP, read with OpenAI's own SDK."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 
 from cluster.errors import ServiceUnavailableError
 from cluster.types import FinishReason, GrammarKind, Request
-from tests.deployments.ingress.scripted_server import MODEL, Server, deltas
+from tests.deployments.ingress.scripted_server import MODEL, Server, configuration, deltas, serving
 
 PATHS = ["/v1", "/v2/ai", "/v2/ai/openai"]
 
@@ -259,3 +260,71 @@ async def test_responses_are_not_stored(server: Server) -> None:
     answer = await create(server, input="a", store=True)
     with pytest.raises(openai.NotFoundError):
         await server.openai().responses.retrieve(answer.id)
+
+
+WEATHER: Any = {
+    "type": "function",
+    "name": "get_weather",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    "strict": False,
+}
+CALL = '{"name": "get_weather", "parameters": {"city": "Oslo"}}'
+
+
+@pytest.fixture
+async def caller(checkpoint: Path) -> AsyncIterator[Server]:
+    """A server whose model writes calls as Llama 3 does."""
+    config = configuration()
+    model = config.models[0].model_copy(update={"tool_parser": "llama3_json"})
+    async with serving(checkpoint, config.model_copy(update={"models": (model,)})) as running:
+        running.says(CALL)
+        yield running
+
+
+async def test_a_function_call_is_an_item_and_its_output_goes_back(caller: Server) -> None:
+    question: Any = {"role": "user", "content": "weather?"}
+    answer = await create(caller, input=[question], tools=[WEATHER])
+    (call,) = answer.output
+    assert call.type == "function_call"
+    assert (call.name, json.loads(call.arguments)) == ("get_weather", {"city": "Oslo"})
+    assert answer.tools[0].name == "get_weather"  # type: ignore[union-attr]
+    caller.says("22 degrees")
+    result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "22"}
+    final = await create(caller, input=[question, call, result], tools=[WEATHER])
+    assert final.output_text == "22 degrees"
+    assert "<tool>22" in prompt_of(caller)
+
+
+async def test_the_arguments_of_a_call_are_streamed(caller: Server) -> None:
+    events = await events_of(caller, input="weather?", tools=[WEATHER], tool_choice="required")
+    parts = [event.delta for event in events if event.type.endswith("arguments.delta")]
+    (done,) = [event for event in events if event.type.endswith("arguments.done")]
+    assert len(parts) > 1
+    assert "".join(parts) == done.arguments == events[-1].response.output[0].arguments
+    assert caller.pool.requests[-1].sampling_params.grammar is not None
+
+
+async def test_every_way_to_choose_a_tool_is_understood(caller: Server) -> None:
+    named = {"type": "function", "name": "get_weather"}
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [named]}
+    for choice in ("required", named, allowed):
+        answer = await create(caller, input="a", tools=[WEATHER], tool_choice=choice)
+        assert [item.type for item in answer.output] == ["function_call"]
+        assert caller.pool.requests[-1].sampling_params.grammar is not None
+    answer = await create(caller, input="a", tools=[WEATHER], tool_choice="none")
+    assert answer.output_text == CALL
+
+
+async def test_a_schema_that_cannot_be_enforced_is_named_where_the_client_wrote_it(
+    caller: Server,
+) -> None:
+    tool = {**WEATHER, "parameters": {"type": "object", "properties": {"a": {"not": {}}}}}
+    deep: dict[str, Any] = {}
+    for _ in range(300):
+        deep = {"a": deep}
+    async with caller.http() as client:
+        for bad in (tool, {**WEATHER, "parameters": deep}):
+            body = {"input": "a", "tools": [bad], "tool_choice": "required"}
+            answer = await client.post("/v1/responses", json=body)
+            assert answer.status_code == 422
+            assert answer.json()["error"]["param"] == "tools.0.parameters"

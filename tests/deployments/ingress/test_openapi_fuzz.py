@@ -1,0 +1,99 @@
+"""Requests made up from the published description: right ones and wrong ones.
+
+Whatever comes, the server answers in time, with a status that is documented for the operation and
+a body that is as documented, and refuses what the description does not allow. Of the many paths
+of an operation one is tried, since one endpoint serves them all.
+"""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import schemathesis
+from schemathesis import Case, GenerationMode, checks
+from schemathesis.specs.openapi import checks as openapi_checks
+
+from deployments.ingress import operations
+from deployments.ingress.openapi import openapi_document
+from tests.deployments.ingress.scripted_server import KEY, Server, configuration, serving
+
+CHECKS = [
+    checks.not_a_server_error,
+    openapi_checks.status_code_conformance,
+    openapi_checks.content_type_conformance,
+    openapi_checks.response_headers_conformance,
+    openapi_checks.response_schema_conformance,
+    openapi_checks.negative_data_rejection,
+    openapi_checks.ignored_auth,
+    openapi_checks.unsupported_method,
+]
+NAMES = {operation.name: operation for operation in operations.OPERATIONS}
+MODES = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
+TIMEOUT_S = 10
+
+
+@pytest.fixture(scope="module")
+def running(checkpoint: Path) -> Iterator[Server]:
+    """The server, on a loop of its own: schemathesis calls it from ordinary functions."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    context = serving(checkpoint, configuration(max_body_bytes=1_000_000))
+    try:
+        yield asyncio.run_coroutine_threadsafe(context.__aenter__(), loop).result()
+    finally:
+        end = context.__aexit__(None, None, None)
+        asyncio.run_coroutine_threadsafe(end, loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def fuzz(server: Server, name: str, mode: GenerationMode, num_cases: int) -> int:
+    """How many cases were sent."""
+    operation = NAMES[name]
+    path = operation.paths[0].replace(":path}", "}")
+    schema = schemathesis.openapi.from_dict(openapi_document(is_key_required=True))
+    num_sent = 0
+
+    @hypothesis.settings(
+        max_examples=num_cases,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        phases=[hypothesis.Phase.generate],
+    )
+    @hypothesis.given(case=schema[path][operation.method].as_strategy(generation_mode=mode))
+    def check(case: Case) -> None:
+        nonlocal num_sent
+        num_sent += 1
+        if mode is GenerationMode.POSITIVE and isinstance(case.body, dict):
+            case.body.pop("model", None)  # else hardly any would get further than to a 404
+        headers = {"Authorization": f"Bearer {KEY}"}
+        answer = case.call(base_url=server.url, headers=headers, timeout=TIMEOUT_S)
+        case.validate_response(answer, checks=CHECKS, headers=headers)
+
+    check()
+    return num_sent
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", NAMES)
+def test_made_up_requests_are_answered_as_documented(
+    running: Server, name: str, mode: GenerationMode
+) -> None:
+    if mode is GenerationMode.NEGATIVE and not (NAMES[name].requests or NAMES[name].is_anthropic):
+        pytest.skip("nothing can be wrong with a request without fields")
+    assert fuzz(running, name, mode, 12) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_thousand_made_up_requests_are_answered_as_documented(running: Server) -> None:
+    names = [name for name, operation in NAMES.items() if operation.requests]
+    num_sent = sum(fuzz(running, name, mode, 160) for name in names for mode in MODES)
+    assert num_sent >= 2000
