@@ -107,6 +107,7 @@ def _call_rules(calls: _Calls) -> CallRules:
         call_format=calls.call_format,
         names=frozenset(function.name for function in calls.functions),
         max_calls=1 if calls.is_one else None,
+        has_content=not calls.is_forced,
     )
 
 

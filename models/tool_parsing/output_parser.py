@@ -16,6 +16,7 @@ class CallRules:
     call_format: CallFormat
     names: Set[str]  # the functions; a call of another one is content
     max_calls: int | None = None  # None: any number
+    has_content: bool = True  # else text beside calls is the beginning of one that was cut off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class OutputParser:
             _no_call_id if calls is None else calls.call_format.new_call_id,
             max_calls=None if calls is None else calls.max_calls,
         )
+        self._has_content = calls is None or calls.has_content
         self._reading = self._read(rules)
         self._is_at_end = False
 
@@ -47,22 +49,21 @@ class OutputParser:
     def push(self, text: str) -> MessageParts:
         """The parts that this text completes."""
         self._feed.rest += text
-        self._advance()
-        return self._parts.drain()
+        return self._advance()
 
     def finish(self) -> MessageParts:
         """The parts that were held back until the end of the text."""
         self._feed.is_ended = True
-        self._advance()
-        return self._parts.drain()
+        return self._advance()
 
-    def _advance(self) -> None:
-        if self._is_at_end:
-            return
-        try:
-            next(self._reading)
-        except StopIteration:
-            self._is_at_end = True
+    def _advance(self) -> MessageParts:
+        if not self._is_at_end:
+            try:
+                next(self._reading)
+            except StopIteration:
+                self._is_at_end = True
+        parts = self._parts.drain()
+        return parts if self._has_content else parts._replace(content="")
 
     def _read(self, rules: OutputRules) -> Reading[None]:
         feed, parts = self._feed, self._parts

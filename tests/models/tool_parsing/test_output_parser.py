@@ -286,6 +286,13 @@ def test_with_one_call_allowed_the_output_is_full_after_it(
     assert parse([text], formats[name], max_calls=1) == ("", "", [("f", "{}")])
 
 
+def test_a_forced_call_that_is_cut_off_is_no_content(formats: dict[str, CallFormat]) -> None:
+    calls = CallRules(call_format=formats["llama3_json"], names=NAMES, has_content=False)
+    parser = OutputParser(OutputRules(calls=calls))
+    assert parser.push('{"name": "f", "parameters": {}}; {"na').content == ""
+    assert parser.finish() == ("", "", ())
+
+
 def test_endless_white_space_is_not_hoarded(formats: dict[str, CallFormat]) -> None:
     calls = CallRules(call_format=formats["llama3_json"], names=NAMES)
     parser = OutputParser(OutputRules(calls=calls))
