@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from models.demo import blocked_attention
 from models.demo.batches import Rows, batches, training_examples
 from models.demo.tokenizer import BEGIN, END_OF_TURN, MAX_POSITIONS, PAD
 
@@ -67,7 +68,6 @@ def model_config(vocab_size: int, tokenizer: PreTrainedTokenizerFast) -> LlamaCo
         bos_token_id=tokenizer.convert_tokens_to_ids(BEGIN),
         eos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TURN),
         pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
-        attn_implementation="sdpa",
     )
 
 
@@ -90,6 +90,9 @@ class Trainer:
         self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, config: TrainingConfig
     ) -> None:
         self.model = model
+        if model.device.type == "cpu":
+            blocked_attention.register()
+            model.set_attn_implementation(blocked_attention.NAME)
         self.tokenizer = tokenizer
         self.config = config
         self.step = 0
