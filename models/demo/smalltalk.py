@@ -15,7 +15,7 @@ WHO = (
     "I am the Shoal demo model, a very small language model. I can answer from passages and call "
     "functions."
 )
-_HELLO = "Hello! How can I help you?"
+_HELLO = "Hello there!"
 _JOKE = "Why did the fish join the shoal? It did not want to swim alone."
 _STORY = (
     "A small fish lived in a wide bay. One day it met a shoal of other fish. They swam "
