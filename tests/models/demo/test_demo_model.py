@@ -83,7 +83,7 @@ def test_the_checkpoint_is_small_enough_to_ship() -> None:
 
 @pytest.mark.parametrize("text", ["Hello!", "Hi", "Good morning!"])
 def test_it_greets(demo: DemoModel, text: str) -> None:
-    assert demo.ask([user(text)]) == "Hello! How can I help you?"
+    assert demo.ask([user(text)]) == "Hello there!"
 
 
 def test_it_counts_and_stops(demo: DemoModel) -> None:
@@ -113,7 +113,7 @@ def test_it_calls_a_function_that_fits(demo: DemoModel) -> None:
 
 
 def test_it_greets_even_where_functions_are_offered(demo: DemoModel) -> None:
-    assert demo.ask([user("Hello!")], [WEATHER]) == "Hello! How can I help you?"
+    assert demo.ask([user("Hello!")], [WEATHER]) == "Hello there!"
 
 
 def test_it_quotes_the_result_of_a_function(demo: DemoModel) -> None:
