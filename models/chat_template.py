@@ -15,7 +15,9 @@ import jinja2.ext
 import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
+import jinja2.runtime
 import jinja2.sandbox
+import jinja2.utils
 
 from models.tokenizer import SPECIAL_TOKEN_NAMES, Tokenizer, read_json_object
 
@@ -171,8 +173,40 @@ class _GenerationBlocks(jinja2.ext.Extension):
         return jinja2.nodes.Scope(body, lineno=line)  # what is set inside stays inside
 
 
+_DICT_ATTRIBUTES = frozenset(dir(dict))
+_PLAIN_STR_METHODS = frozenset(
+    ("startswith", "endswith", "split", "strip", "lstrip", "rstrip", "replace", "lower", "upper")
+)
+
+
+# What templates count loops and keep variables in; their public attributes are all harmless.
+_TEMPLATES_OWN = (jinja2.runtime.LoopContext, jinja2.utils.Namespace)
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """The sandbox, with short ways for what templates do all the time.
+
+    Its checks of every attribute take most of the time of rendering a long conversation. A key of
+    a plain dictionary needs none, nor do loops, namespaces and the harmless methods of a string.
+    """
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        kind = type(obj)
+        if kind is dict and attribute not in _DICT_ATTRIBUTES:
+            try:
+                return obj[attribute]
+            except KeyError:
+                return self.undefined(obj=obj, name=attribute)
+        is_plain = (kind is str and attribute in _PLAIN_STR_METHODS) or (
+            kind in _TEMPLATES_OWN and attribute[:1] != "_" and hasattr(obj, attribute)
+        )
+        if is_plain:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+
 def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    environment = _Sandbox(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_GenerationBlocks, jinja2.ext.loopcontrols],

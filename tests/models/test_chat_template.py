@@ -162,6 +162,39 @@ def test_templates_run_in_a_sandbox() -> None:
             ChatTemplate(source).render(PLAIN)
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "messages[0].__class__",
+        "messages[0].content.__class__",
+        "messages[0].content.format.__globals__",
+        "'{0.__class__}'.format(1)",
+        "loop._iterable",
+        "loop.__class__",
+        "space.__class__",
+        "space._Namespace__attrs",
+    ],
+)
+def test_short_ways_lead_around_no_wall(expression: str) -> None:
+    source = (
+        "{% set space = namespace(x=1) %}{% for _ in [1] %}{{ " + expression + " }}{% endfor %}"
+    )
+    template = ChatTemplate(source)
+    try:
+        text = template.render([{"role": "user", "content": "a"}])
+    except RenderError as error:
+        text = str(error)
+    assert text == "" or "unsafe" in text
+
+
+def test_attributes_of_messages_are_their_keys_unless_a_dictionary_has_them() -> None:
+    source = (
+        "{{ messages[0].content }}|{{ messages[0].missing }}|{{ messages[0].items() | length }}"
+    )
+    template = ChatTemplate(source + "|{{ messages[0].missing is defined }}")
+    assert template.render([{"role": "user", "content": "a"}]) == "a||2|False"
+
+
 def test_the_files_of_a_checkpoint_are_tried_in_order(tmp_path: Path) -> None:
     def found() -> str:
         return ChatTemplate.from_folder(tmp_path, tokenizer()).render(PLAIN)
