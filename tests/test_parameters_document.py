@@ -37,6 +37,7 @@ def test_every_documented_parameter_exists() -> None:
 def test_every_named_test_exists() -> None:
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", DOCUMENT)
     assert len(named) > 30
+    assert all(proof.startswith("`") for _, _, proof in ROW.findall(DOCUMENT)), "a row has no test"
     missing = [
         f"{path}::{name}"
         for path, name in named
