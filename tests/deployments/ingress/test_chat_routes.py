@@ -1,5 +1,7 @@
 """Chat completions as clients see them, over real sockets, mostly with the official SDK."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,3 +232,24 @@ async def test_a_stop_string_in_one_choice_leaves_the_others_alone(server: Serve
     )
     assert [choice.message.content for choice in answer.choices] == ["a ", "a world b"]
     assert [choice.finish_reason for choice in answer.choices] == ["stop", "length"]
+
+
+async def test_a_template_that_knows_about_thinking_is_told_what_the_client_wants(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["chat_template"] += (
+        "{% if enable_thinking is false %}quiet{% endif %}{{ reasoning_effort | default('') }}"
+    )
+    path.write_text(json.dumps(config))
+    ends = []
+    async with serving(tmp_path, configuration()) as server, server.http() as client:
+        for fields in ({}, {"enable_thinking": False}, {"reasoning_effort": "high"}):
+            body = {"messages": USER, **fields}
+            assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+            prompt = server.pool.requests[-1].prompt_token_ids
+            text = server.tokenizer.decode(prompt, skip_special_tokens=True)
+            ends.append(text.rpartition("<assistant>")[2])
+    assert ends == ["", "quiet", "high"]
