@@ -4,6 +4,8 @@
 answer is; between the two there is only this.
 """
 
+import asyncio
+
 import msgspec
 
 from cluster.errors import BadRequestError
@@ -13,8 +15,8 @@ from cluster.types import Request
 from deployments.ingress.choice import TextRules
 from deployments.ingress.exchange import Exchange
 from deployments.ingress.generation import Generation
-from deployments.ingress.output_plan import plan_output
-from deployments.ingress.prompts import PromptBuilder, TokenizedPrompt
+from deployments.ingress.output_plan import OutputPlan, SchemaCheck, plan_output
+from deployments.ingress.prompts import LONG_TEXT_CHARS, PromptBuilder, TokenizedPrompt
 from deployments.ingress.sampling import output_limit, sampling_params
 from deployments.ingress.served_model import ModelDirectory, ServedModel
 from deployments.ingress.unavailable import refuse_unavailable_chat
@@ -30,6 +32,7 @@ class ChatGenerations:
         self._models = models
         self._prompts = prompts
         self._telemetry = telemetry
+        self._schema_check = SchemaCheck()
 
     def find_model(self, name: str | None, exchange: Exchange) -> ServedModel:
         """See `ModelDirectory.find`; the exchange learns the model's name."""
@@ -72,7 +75,7 @@ class ChatGenerations:
             model=model,
             prompt_field="messages",
         )
-        plan = plan_output(request, model, prompt)
+        plan = await self._plan(request, model, prompt)
         params = sampling_params(
             request, model, max_tokens=max_tokens, logprobs=request.num_top_logprobs
         )
@@ -98,6 +101,15 @@ class ChatGenerations:
             grammar_loc=plan.grammar_loc,
             num_returned=request.num_choices,
         )
+
+    async def _plan(
+        self, request: ChatCompletionRequest, model: ServedModel, prompt: TokenizedPrompt
+    ) -> OutputPlan:
+        """Beside the event loop where many or long functions are to be checked."""
+        arguments = (request, model, prompt, self._schema_check)
+        if request.may_call_functions and len(prompt.text or "") > LONG_TEXT_CHARS:
+            return await asyncio.to_thread(plan_output, *arguments)
+        return plan_output(*arguments)
 
 
 def _template_of(model: ServedModel) -> ChatTemplate:

@@ -14,8 +14,9 @@ that cannot be enforced is refused by name when the call is forced or the functi
 otherwise its function's arguments are any object.
 """
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import orjson
 
@@ -40,6 +41,9 @@ from models.tool_parsing.output_parser import CallRules, OutputRules
 from models.tool_parsing.thinking import Thinking
 
 MAX_FREE_SCHEMA_CHARS = 64 * 1024  # of all functions together, to guide what is not forced
+MAX_SCHEMA_CHARS = 256 * 1024  # of one function, to be enforced
+_NUM_REMEMBERED = 1024
+_MAX_REMEMBERED_CHARS = 16 * 1024
 _ANY_OBJECT = '{"type": "object"}'
 _NO_ARGUMENTS = '{"type": "object", "properties": {}, "additionalProperties": false}'
 
@@ -56,6 +60,30 @@ class OutputPlan:
     grammar_loc: tuple[str, ...] | None = None  # the field to name when a replica refuses it
 
 
+class SchemaCheck:
+    """Whether functions' schemas can be enforced. Clients send the same ones again and again."""
+
+    def __init__(self) -> None:
+        self._remembered_complaint = functools.lru_cache(maxsize=_NUM_REMEMBERED)(_complaint)
+
+    def complaint(self, schema_text: str) -> str | None:
+        """What stands in the way; None if nothing does."""
+        if len(schema_text) > MAX_SCHEMA_CHARS:
+            return f"must have at most {MAX_SCHEMA_CHARS} characters; given {len(schema_text)}"
+        if len(schema_text) > _MAX_REMEMBERED_CHARS:
+            return _complaint(schema_text)
+        return self._remembered_complaint(schema_text)
+
+
+def _complaint(schema_text: str) -> str | None:
+    try:
+        # What the back end has against a pattern is found out in the replica, under its limits.
+        check_schema(schema_text, check_pattern=lambda _: None)
+    except GrammarError as error:
+        return str(error)
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Calls:
     """The calls that a request allows."""
@@ -64,11 +92,14 @@ class _Calls:
     functions: Sequence[GuidedFunction]
     is_forced: bool
     is_one: bool
-    is_exact: bool = field(default=False)  # a function is `strict`
+    is_exact: bool  # a function is `strict`
 
 
 def plan_output(
-    request: ChatCompletionRequest, model: ServedModel, prompt: TokenizedPrompt
+    request: ChatCompletionRequest,
+    model: ServedModel,
+    prompt: TokenizedPrompt,
+    check: SchemaCheck,
 ) -> OutputPlan:
     """
     Raises:
@@ -77,7 +108,7 @@ def plan_output(
     """
     assert prompt.text is not None, "chat prompts are rendered"
     thoughts = Thinking.after(prompt.text) if model.has_thinking else None
-    calls = _calls(request, model)
+    calls = _calls(request, model, check)
     if calls is None and thoughts is None:
         guide = request.guide
         return OutputPlan(
@@ -111,7 +142,7 @@ def _call_rules(calls: _Calls) -> CallRules:
     )
 
 
-def _calls(request: ChatCompletionRequest, model: ServedModel) -> _Calls | None:
+def _calls(request: ChatCompletionRequest, model: ServedModel, check: SchemaCheck) -> _Calls | None:
     choice = request.tool_choice
     tools = [
         (position, tool.function)
@@ -135,14 +166,16 @@ def _calls(request: ChatCompletionRequest, model: ServedModel) -> _Calls | None:
         tools = [(at, tool) for at, tool in tools if tool.name in choice.allowed_tools.names]
     return _Calls(
         call_format=model.call_format,
-        functions=[_guided(tool, at, is_forced=is_forced) for at, tool in tools],
+        functions=[_guided(tool, at, check, is_forced=is_forced) for at, tool in tools],
         is_forced=is_forced,
         is_one=is_named or request.parallel_tool_calls is False,
         is_exact=any(tool.strict for _, tool in tools),
     )
 
 
-def _guided(function: FunctionDefinition, position: int, *, is_forced: bool) -> GuidedFunction:
+def _guided(
+    function: FunctionDefinition, position: int, check: SchemaCheck, *, is_forced: bool
+) -> GuidedFunction:
     if function.parameters is None:
         return GuidedFunction(name=function.name, schema_text=_NO_ARGUMENTS)
     loc = ("tools", position, "function", "parameters")
@@ -150,14 +183,12 @@ def _guided(function: FunctionDefinition, position: int, *, is_forced: bool) -> 
         text = orjson.dumps({"type": "object", **function.parameters}).decode()
     except orjson.JSONEncodeError:  # the only reason left: a few hundred levels
         raise _refusal(loc, "must be nested less deeply") from None
-    try:
-        # What the back end has against a pattern is found out in the replica, under its limits.
-        check_schema(text, check_pattern=lambda _: None)
-    except GrammarError as error:
-        if is_forced or function.strict:
-            raise _refusal(loc, str(error)) from error
-        text = _ANY_OBJECT
-    return GuidedFunction(name=function.name, schema_text=text)
+    complaint = check.complaint(text)
+    if complaint is None:
+        return GuidedFunction(name=function.name, schema_text=text)
+    if is_forced or function.strict:
+        raise _refusal(loc, complaint)
+    return GuidedFunction(name=function.name, schema_text=_ANY_OBJECT)
 
 
 def _grammar(

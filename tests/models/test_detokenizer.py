@@ -123,6 +123,19 @@ def test_text_that_continues_another_keeps_its_first_space() -> None:
     assert Detokenizer(SENTENCEPIECE, continues_text=True).push([cat]) == " cat"
 
 
+def test_special_tokens_that_are_asked_for_are_part_of_the_text() -> None:
+    tokenizer = byte_level()
+    ids = tokenizer.encode("<|bos|>größ", add_special_tokens=False)[:-1]  # "ß" is cut in two
+    eos = tokenizer.token_id("<|eos|>")
+    assert eos is not None
+    shown = Detokenizer(tokenizer, shown_special_ids=frozenset({eos}))
+    assert shown.push([*ids, eos]) + shown.flush() == (
+        tokenizer.decode(ids, skip_special_tokens=True) + "<|eos|>"
+    )
+    hidden = Detokenizer(tokenizer)
+    assert "<|eos|>" not in hidden.push([*ids, eos]) + hidden.flush()
+
+
 def test_ids_outside_the_tokenizer_have_no_text() -> None:
     assert Detokenizer(BYTE_LEVEL).push([BYTE_LEVEL.vocab_size, 10**9]) == ""
 

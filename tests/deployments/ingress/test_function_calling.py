@@ -354,6 +354,17 @@ async def test_auto_is_guided_unless_that_could_be_in_the_way(llama: Server) -> 
     assert "00007999" in grammar(llama).text
 
 
+async def test_a_schema_too_long_to_enforce_is_refused_only_where_it_must_be(
+    llama: Server,
+) -> None:
+    enum = [f"{number:08}" for number in range(30_000)]
+    tools = with_parameters(parameters={"type": "object", "properties": {"x": {"enum": enum}}})
+    place = "tools.1.function.parameters"
+    assert await refusal(llama, tools=tools, tool_choice="required") == [place]
+    await ask(llama, tools=tools)
+    assert 'arguments_1: %json {"type": "object"}' in grammar(llama).text
+
+
 def with_parameters(**fields: Any) -> Any:
     return [TIME, {"type": "function", "function": {"name": "g", **fields}}]
 
