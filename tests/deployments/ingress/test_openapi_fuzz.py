@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -56,7 +57,11 @@ def fuzz(server: Server, name: str, mode: GenerationMode, num_cases: int) -> int
     """How many cases were sent."""
     operation = NAMES[name]
     path = operation.paths[0].replace(":path}", "}")
-    schema = schemathesis.openapi.from_dict(openapi_document(is_key_required=True))
+    document = openapi_document(is_key_required=True)
+    described = document["paths"][path][operation.method.lower()]
+    # A header that is wrong by itself would hide what becomes of a wrong body.
+    described["parameters"] = [item for item in described["parameters"] if item["in"] == "path"]
+    schema = schemathesis.openapi.from_dict(document)
     num_sent = 0
 
     @hypothesis.settings(
@@ -68,7 +73,7 @@ def fuzz(server: Server, name: str, mode: GenerationMode, num_cases: int) -> int
         phases=[hypothesis.Phase.generate],
     )
     @hypothesis.given(case=schema[path][operation.method].as_strategy(generation_mode=mode))
-    def check(case: Case) -> None:
+    def check(case: Case[Any]) -> None:
         nonlocal num_sent
         num_sent += 1
         if mode is GenerationMode.POSITIVE and isinstance(case.body, dict):
@@ -86,7 +91,7 @@ def fuzz(server: Server, name: str, mode: GenerationMode, num_cases: int) -> int
 def test_made_up_requests_are_answered_as_documented(
     running: Server, name: str, mode: GenerationMode
 ) -> None:
-    if mode is GenerationMode.NEGATIVE and not (NAMES[name].requests or NAMES[name].is_anthropic):
+    if mode is GenerationMode.NEGATIVE and not NAMES[name].requests:
         pytest.skip("nothing can be wrong with a request without fields")
     assert fuzz(running, name, mode, 12) > 0
 
