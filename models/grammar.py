@@ -79,13 +79,11 @@ class GrammarMatcher:
         """Advance by a token that the last mask allowed.
 
         Raises:
-            GrammarStepError: the grammar went over its limits; the sequence must end.
+            GrammarStepError: the grammar went over its limits, or refuses the token all the same;
+                the sequence must end.
         """
-        if self._matcher.consume_token(token_id):
-            return
-        message = shorten(self._matcher.get_error())
-        assert "doesn't satisfy the grammar" not in message, f"token {token_id}: {message}"
-        raise GrammarStepError(message)
+        if not self._matcher.consume_token(token_id):
+            raise GrammarStepError(f"token {token_id}: {shorten(self._matcher.get_error())}")
 
     def fork(self) -> "GrammarMatcher":
         """An independent copy."""
