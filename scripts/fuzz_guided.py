@@ -172,7 +172,7 @@ def cluster_memory() -> dict[str, float]:
     sizes: Counter[str] = Counter()
     for process in psutil.process_iter(["cmdline", "memory_info", "environ"]):
         command = " ".join(process.info["cmdline"] or ())
-        for part in ("Ingress", "ModelReplica", "grammar_guard"):
+        for part in ("Ingress", "ModelReplica", "models.grammar.guard"):
             if part in command and process.info["memory_info"] is not None:
                 sizes[part] += process.info["memory_info"].rss
     return {name: round(size / 2**20, 1) for name, size in sorted(sizes.items())}

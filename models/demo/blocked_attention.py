@@ -27,7 +27,7 @@ def blocked_attention(
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls in place of its own; returns [R, L, H, D]. Causal; takes no mask."""
     assert attention_mask is None, "rows are padded on the right, where causality is mask enough"
-    num_rows, num_heads, length, width = query_RHLD.shape
+    num_rows, _, length, width = query_RHLD.shape
     num_kv_heads = key_RKLD.shape[1]
     query = query_RHLD.reshape(num_rows, num_kv_heads, -1, length, width) * kwargs["scaling"]
     causal_LL = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)

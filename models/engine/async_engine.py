@@ -22,7 +22,7 @@ from cluster.errors import (
 )
 from cluster.types import GrammarSpec, Request, TokenDelta
 from models.engine.engine import Engine, EngineStats
-from models.grammar import CompiledGrammar
+from models.grammar.compiler import CompiledGrammar
 
 logger = logging.getLogger(__name__)
 

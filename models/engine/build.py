@@ -8,7 +8,7 @@ from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
 from models.engine.runner import Runner
 from models.engine.synthetic_runner import SyntheticRunner
-from models.grammar import GrammarCompiler
+from models.grammar.compiler import GrammarCompiler
 from models.tokenizer import Tokenizer
 
 

@@ -16,7 +16,7 @@ from models.engine.grammar_masks import GrammarMasks
 from models.engine.runner import Runner
 from models.engine.scheduler import Scheduler, SchedulerLimits
 from models.engine.sequence import Sequence
-from models.grammar import CompiledGrammar, GrammarCompiler, GrammarError
+from models.grammar.compiler import CompiledGrammar, GrammarCompiler, GrammarError
 
 logger = logging.getLogger(__name__)
 

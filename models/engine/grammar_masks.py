@@ -5,7 +5,7 @@ from collections.abc import Sequence as AbstractSequence
 import numpy as np
 from numpy.typing import NDArray
 
-from models.grammar import GrammarMatcher, MaskFiller, mask_words
+from models.grammar.compiler import GrammarMatcher, MaskFiller, mask_words
 
 
 class GrammarMasks:

@@ -23,7 +23,7 @@ from models.engine.deltas import failed_delta, hypothesis_deltas, token_delta
 from models.engine.sequence import Sequence, SequenceStatus
 from models.engine.step_inputs import BeamCandidates, StepOutputs
 from models.engine.stop_string_tail import StopStringTail
-from models.grammar import GrammarStepError
+from models.grammar.compiler import GrammarStepError
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from cluster.types import Request, SamplingParams, TokenLogprobs
 from models.engine.randomness import derive_seed
-from models.grammar import GrammarMatcher
+from models.grammar.compiler import GrammarMatcher
 
 
 class SequenceStatus(StrEnum):

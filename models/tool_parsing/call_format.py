@@ -1,6 +1,6 @@
 """What the ways in which models write function calls have in common: the interface of the formats.
 
-`llama_json`, `hermes` and `mistral` implement it; `models.tool_parsers` finds the right one.
+`llama_json`, `hermes` and `mistral` implement it; `call_formats` finds the right one.
 """
 
 from collections.abc import Sequence, Set

@@ -14,7 +14,7 @@ from cluster.config import EngineConfig
 from cluster.types import GrammarKind, GrammarSpec, Request, SamplingParams
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
-from models.grammar import GrammarCompiler
+from models.grammar.compiler import GrammarCompiler
 from scripts.bench.checkpoints import SHAPES, checkpoint
 from scripts.bench.engine import random_prompts
 from scripts.bench.report import Figure, environment, table

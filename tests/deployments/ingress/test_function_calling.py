@@ -12,7 +12,7 @@ import tokenizers
 from cluster.config import ShoalConfig
 from cluster.errors import FieldProblem, ValidationError
 from cluster.types import GRAMMAR_FIELD, FinishReason, GrammarKind, GrammarSpec, Request
-from models.grammar_source import grammar_source
+from models.grammar.source import grammar_source
 from tests.deployments.ingress.scripted_server import (
     MODEL,
     Server,

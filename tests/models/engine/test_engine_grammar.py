@@ -21,11 +21,11 @@ from cluster.types import (
 from models.engine.async_engine import AsyncEngine
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
-from models.grammar import GrammarCompiler
+from models.grammar.compiler import GrammarCompiler
 from models.tokenizer import Tokenizer
 from tests.models.conftest import MakeCheckpoint
 from tests.models.engine.test_engine import run, tokens
-from tests.models.grammar_walk import EOS_TOKEN_IDS, byte_level_tokenizer, load_tokenizer
+from tests.models.grammar.grammar_walk import EOS_TOKEN_IDS, byte_level_tokenizer, load_tokenizer
 
 SCHEMA = {
     "type": "object",

@@ -14,7 +14,7 @@ from models.tool_parsing.hermes import Hermes
 from models.tool_parsing.llama_json import LlamaJSON
 from models.tool_parsing.mistral import Mistral
 from models.tool_parsing.thinking import Thinking
-from tests.models.grammar_walk import Rig
+from tests.models.grammar.grammar_walk import Rig
 from tests.models.tool_parsing.parsed import parse
 
 SCHEMAS: dict[str, dict[str, object]] = {

@@ -8,7 +8,7 @@ from tokenizers import decoders, models
 
 from models.chat_template import ChatTemplate
 from models.tokenizer import Tokenizer
-from models.tool_parsers import find_call_format, has_thinking
+from models.tool_parsing.call_formats import find_call_format, has_thinking
 
 LOOP = "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"
 LLAMA = (

@@ -6,8 +6,8 @@ import psutil
 import pytest
 
 from cluster.types import GrammarKind
-from models.grammar import GrammarError, GrammarLimits, GrammarStepError
-from tests.models.grammar_walk import Rig, byte_level_tokenizer
+from models.grammar.compiler import GrammarError, GrammarLimits, GrammarStepError
+from tests.models.grammar.grammar_walk import Rig, byte_level_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_a_guard_that_dies_is_replaced_and_only_that_request_fails(tmp_path: Pat
     rig = Rig(byte_level_tokenizer(tmp_path / "tokenizer.json"), limits)
     rig.matcher(GrammarKind.CHOICE, ["a"])
     (guard,) = psutil.Process().children()[-1:]
-    assert "models.grammar_guard" in guard.cmdline()
+    assert "models.grammar.guard" in guard.cmdline()
     guard.kill()
     guard.wait(10)
     with pytest.raises(GrammarError, match="memory"):

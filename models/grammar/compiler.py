@@ -25,11 +25,11 @@ from llguidance import LLExecutor, LLMatcher
 from numpy.typing import NDArray
 
 from cluster.types import GrammarSpec
-from models.grammar_error import GrammarError, GrammarStepError
-from models.grammar_guard import GrammarGuard, GuardSetup
-from models.grammar_limits import GrammarLimits
-from models.grammar_source import shorten
-from models.grammar_vocabulary import load_vocabulary
+from models.grammar.errors import GrammarError, GrammarStepError
+from models.grammar.guard import GrammarGuard, GuardSetup
+from models.grammar.limits import GrammarLimits
+from models.grammar.source import shorten
+from models.grammar.vocabulary import load_vocabulary
 
 __all__ = [
     "CompiledGrammar",
@@ -152,7 +152,7 @@ class MaskFiller:
 class GrammarCompiler:
     """Compiles grammars for one model and keeps the latest. Safe to use from threads.
 
-    A new grammar goes through a guard process first (`models.grammar_guard`); what it refuses
+    A new grammar goes through a guard process first (`models.grammar.guard`); what it refuses
     never reaches this process's back end. Refusals are cached like grammars. Threads that ask for
     the same grammar at the same time share one compilation.
     """

@@ -1,6 +1,6 @@
 """A process of its own that tries a grammar first, so that a hostile one hurts nobody else.
 
-    python -m models.grammar_guard FD      (started by `GrammarGuard`, speaks over socket FD)
+    python -m models.grammar.guard FD      (started by `GrammarGuard`, speaks over socket FD)
 
 The child checks the client's text, compiles it and probes the first steps, under an address-space
 limit and on a small stack. The parent waits no longer than the time limit; a child that is late or
@@ -27,10 +27,10 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
 from cluster.types import GrammarSpec
-from models.grammar_error import GrammarError
-from models.grammar_limits import GrammarLimits
-from models.grammar_source import grammar_source, shorten
-from models.grammar_vocabulary import load_vocabulary
+from models.grammar.errors import GrammarError
+from models.grammar.limits import GrammarLimits
+from models.grammar.source import grammar_source, shorten
+from models.grammar.vocabulary import load_vocabulary
 
 START_TIMEOUT_S = 120.0  # imports and a large tokenizer on a loaded machine
 _LENGTH = struct.Struct(">I")
@@ -118,7 +118,7 @@ class GrammarGuard:
         }
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "models.grammar_guard", str(theirs.fileno())],
+                [sys.executable, "-m", "models.grammar.guard", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=environment,

@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from cluster.types import GrammarKind, GrammarSpec
-from models.grammar import GrammarCompiler, GrammarLimits, GrammarMatcher, mask_words
+from models.grammar.compiler import GrammarCompiler, GrammarLimits, GrammarMatcher, mask_words
 from models.tokenizer import Tokenizer
 
 SPECIAL_TOKENS = ["<|end|>", "<|eot|>", "<|tool|>"]

@@ -7,10 +7,10 @@ import pytest
 from pydantic import BaseModel, Field
 
 from cluster.types import GrammarKind
-from models.grammar import GrammarError
-from models.json_schema_check import check_schema
-from tests.models.grammar_walk import Rig, byte_level_tokenizer, sentencepiece_tokenizer
-from tests.models.schema_generator import SchemaGenerator
+from models.grammar.compiler import GrammarError
+from models.grammar.json_schema_check import check_schema
+from tests.models.grammar.grammar_walk import Rig, byte_level_tokenizer, sentencepiece_tokenizer
+from tests.models.grammar.schema_generator import SchemaGenerator
 
 
 @pytest.fixture(scope="module", params=["byte_level", "sentencepiece"])

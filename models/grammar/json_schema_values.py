@@ -1,13 +1,13 @@
 """JSON Schema's small words: numbers the back end can hold exactly, formats, equal values.
 
-Knows nothing of the shape of a schema; `models.json_schema_check` walks that.
+Knows nothing of the shape of a schema; `models.grammar.json_schema_check` walks that.
 """
 
 import math
 from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
-from models.grammar_error import GrammarError
+from models.grammar.errors import GrammarError
 
 # The back end computes with float64 and int64; integers up to here are exact in both.
 _MAX_EXACT_INTEGER = 2**53

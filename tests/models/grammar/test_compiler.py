@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cluster.types import GrammarKind, GrammarSpec
-from models.grammar import (
+from models.grammar.compiler import (
     GrammarCompiler,
     GrammarError,
     GrammarLimits,
@@ -22,7 +22,7 @@ from models.grammar import (
     MaskFiller,
     mask_words,
 )
-from tests.models.grammar_walk import (
+from tests.models.grammar.grammar_walk import (
     EOS_TOKEN_IDS,
     SPECIAL_TOKENS,
     TOOL_TOKEN_ID,

@@ -10,10 +10,10 @@ from llguidance import LLMatcher, LLParserLimits
 from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
 
 from cluster.types import GrammarKind, GrammarSpec
-from models.grammar_error import GrammarError
-from models.grammar_lark import check_lark
-from models.json_schema_check import Schema, check_schema, parse_json
-from models.regex_dialect import RegexError, translate_regex
+from models.grammar.errors import GrammarError
+from models.grammar.json_schema_check import Schema, check_schema, parse_json
+from models.grammar.lark import check_lark
+from models.grammar.regex_dialect import RegexError, translate_regex
 
 # Between two JSON tokens: nothing, one space, or one line end and an indentation. Bounded, so that
 # a model cannot fill its budget with blanks; wide enough for `json.dumps` with and without indent.

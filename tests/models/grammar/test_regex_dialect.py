@@ -1,6 +1,6 @@
 import pytest
 
-from models.regex_dialect import RegexError, literal_regex, translate_regex
+from models.grammar.regex_dialect import RegexError, literal_regex, translate_regex
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import msgspec
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from models.grammar_error import GrammarError
-from models.grammar_source import shorten
+from models.grammar.errors import GrammarError
+from models.grammar.source import shorten
 
 
 class GrammarLimits(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ a property that must be present with values that exclude each other (pydantic's 
 
 from collections.abc import Callable, Mapping, Sequence
 
-from models.json_schema_values import canonical, type_names
+from models.grammar.json_schema_values import canonical, type_names
 
 ALL_TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
 _MAX_DEPTH = 8

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable
 
-from models.grammar_error import GrammarError
+from models.grammar.errors import GrammarError
 
 _TOKEN = re.compile(
     r"""

@@ -14,9 +14,9 @@ import json
 from collections.abc import Callable, Mapping
 from urllib.parse import unquote
 
-from models.grammar_error import GrammarError
-from models.json_schema_one_of import ALL_TYPES, are_exclusive
-from models.json_schema_values import (
+from models.grammar.errors import GrammarError
+from models.grammar.json_schema_one_of import ALL_TYPES, are_exclusive
+from models.grammar.json_schema_values import (
     BACK_END_FORMATS,
     FORMAT_PATTERNS,
     REFUSED_FORMATS,
@@ -26,7 +26,7 @@ from models.json_schema_values import (
     next_inside,
     pointer_part,
 )
-from models.regex_dialect import RegexError, literal_regex, translate_regex
+from models.grammar.regex_dialect import RegexError, literal_regex, translate_regex
 
 MAX_DEPTH = 60
 MAX_SCHEMAS = 40_000
