@@ -172,7 +172,7 @@ def _call_message(words: Words, calls: list[tuple[str, Json]]) -> Json:
 
 def tool_call(words: Words, *, length: float = 1.0, max_calls: int = 4) -> Dialogue:
     """Wishes that one of the functions answers; earlier ones may have their results in between."""
-    exchange = (tools.classic_exchange if words.chance(0.3) else tools.exchange)(words)
+    exchange = (tools.classic_exchange if words.chance(0.45) else tools.exchange)(words)
     messages = _system(words, 0.4)
     if words.chance(0.1 * length):
         scene = passages.scene(words, length=length * 0.5)
@@ -194,26 +194,6 @@ def tool_call(words: Words, *, length: float = 1.0, max_calls: int = 4) -> Dialo
     return Dialogue(
         kind="tool_call", messages=tuple(messages), tools=exchange.tools, values=(text,)
     )
-
-
-def parallel_call(words: Words) -> Dialogue:
-    """One function for two or three places: several calls in one answer."""
-    key = words.choice(("city", "location", "place", words.pseudo()))
-    noun = words.choice(("weather", "forecast", "time", "traffic", words.noun()))
-    name = f"{words.choice(('get', 'check', 'find'))}_{noun}"
-    places = [words.place() for _ in range(words.choice((2, 2, 3)))]
-    listed = f"{', '.join(places[:-1])} and {places[-1]}"
-    user = words.choice(
-        (f"How is the {noun} in {listed}?", f"What is the {noun} in {listed}?",
-         f"Get the {noun} for {listed}.", f"Compare the {noun} in {listed}.")
-    )  # fmt: skip
-    schema = {"type": "object", "properties": {key: {"type": "string"}}, "required": [key]}
-    function = {"name": name, "description": f"Get the {noun} in a place", "parameters": schema}
-    calls: list[tuple[str, Json]] = [(name, {key: place}) for place in places]
-    messages = [*_system(words, 0.3), _message("user", user), _call_message(words, calls)]
-    text = "; ".join(tools.call_text(name, arguments) for name, arguments in calls)
-    tool = {"type": "function", "function": function}
-    return Dialogue(kind="parallel_call", messages=tuple(messages), tools=(tool,), values=(text,))
 
 
 def tool_result(words: Words) -> Dialogue:
@@ -295,13 +275,12 @@ def unknown(words: Words) -> Dialogue:
 
 
 _MIX: tuple[tuple[Callable[[Words, float], Dialogue], float], ...] = (
-    (lambda words, length: context(words, length=length), 0.37),
-    (lambda words, length: context_in_chat(words, length=length), 0.11),
-    (lambda words, length: tool_call(words, length=length), 0.22),
-    (lambda words, _: parallel_call(words), 0.02),
-    (lambda words, _: tool_result(words), 0.06),
-    (lambda words, _: tool_unneeded(words), 0.04),
-    (lambda words, _: small_talk(words), 0.15),
+    (lambda words, length: context(words, length=length), 0.38),
+    (lambda words, length: context_in_chat(words, length=length), 0.12),
+    (lambda words, length: tool_call(words, length=length), 0.26),
+    (lambda words, _: tool_result(words), 0.05),
+    (lambda words, _: tool_unneeded(words), 0.05),
+    (lambda words, _: small_talk(words), 0.11),
     (lambda words, _: unknown(words), 0.03),
 )
 

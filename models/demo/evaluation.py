@@ -19,12 +19,11 @@ MAX_NEW_TOKENS = 160
 BATCH_SIZE = 10
 _SUITES: dict[str, Callable[[Words], Dialogue]] = {
     "context, short": lambda words: dialogues.context(words, length=0.6, max_questions=1),
-    "context, long": lambda words: dialogues.context(words, length=3.0, max_questions=1),
+    "context, long": lambda words: dialogues.context(words, length=2.0, max_questions=1),
     "context in chat": lambda words: dialogues.context_in_chat(words, max_questions=1),
     "context, many turns": lambda words: dialogues.context(words, length=1.0),
     "tool call": lambda words: dialogues.tool_call(words, max_calls=1),
     "tool call, later turn": dialogues.tool_call,
-    "several tool calls": dialogues.parallel_call,
     "tool result": dialogues.tool_result,
     "tool not needed": dialogues.tool_unneeded,
     "small talk": dialogues.small_talk,

@@ -1,14 +1,12 @@
 """Passages for retrieval: facts among filler and look-alikes, and the context message "
 "around them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from models.demo import facts
 from models.demo.attributes import ENTITY_KINDS
 from models.demo.facts import Fact
 from models.demo.filler import filler, heading, source
-from models.demo.rules import rule
 from models.demo.words import Words
 
 HEADER = "Answer from these passages."
@@ -32,14 +30,14 @@ def render(words: Words, texts: tuple[str, ...]) -> str:
 def _subject_facts(words: Words, num_entities: int) -> tuple[list[list[Fact]], list[str]]:
     """Facts of several entities of one kind, attribute by attribute, and unanswerable questions."""
     make_entity, attributes = words.choice(ENTITY_KINDS)
-    chosen = words.rng.sample(attributes, min(words.rng.randint(1, 4), len(attributes)))
+    chosen = words.rng.sample(attributes, min(words.rng.randint(1, 3), len(attributes)))
     entities = list({make_entity(words) for _ in range(num_entities)})
     groups, missing = [], []
     for entity in entities:
         group = []
         for attribute in chosen:
             fact = facts.state(words, attribute, entity)
-            if len(chosen) > 1 and words.chance(0.2):
+            if len(chosen) > 1 and words.chance(0.08):
                 missing.append(words.choice(fact.questions))
             else:
                 group.append(fact)
@@ -47,26 +45,13 @@ def _subject_facts(words: Words, num_entities: int) -> tuple[list[list[Fact]], l
             group.append(facts.named_property(words, entity))
         groups.append(group)
     stranger = make_entity(words)
-    if stranger not in entities:
+    if stranger not in entities and words.chance(0.5):
         missing.append(words.choice(facts.state(words, words.choice(chosen), stranger).questions))
     others = [attribute for attribute in attributes if attribute not in chosen]
-    if others and entities:
+    if others and entities and words.chance(0.5):
         unasked = facts.state(words, words.choice(others), words.choice(entities))
         missing.append(words.choice(unasked.questions))
     return groups, missing
-
-
-def _open_facts(words: Words, count: int) -> list[Fact]:
-    """Facts that share nothing with each other."""
-    makers: tuple[Callable[[Words], Fact], ...] = (facts.event, rule, rule)
-    found: dict[tuple[str, str], Fact] = {}
-    for _ in range(count):
-        fact = words.choice(makers)(words)
-        found.setdefault((fact.entity, fact.label), fact)
-    labels: dict[str, Fact] = {}
-    for fact in found.values():
-        labels.setdefault(fact.label, fact)
-    return list(labels.values())
 
 
 def _passage(words: Words, stated: list[Fact], *, num_filler: int) -> str:
@@ -85,46 +70,12 @@ def _passage(words: Words, stated: list[Fact], *, num_filler: int) -> str:
     return body
 
 
-def _as_sheet(words: Words, group: list[Fact]) -> tuple[str, list[Fact]]:
-    """One entity's facts as a list under its name; the facts' sentences become the list's lines."""
-    is_capital = words.chance(0.5)
-    lines = {}
-    for fact in group:
-        label = fact.label.capitalize() if is_capital else fact.label
-        lines[label] = replace(fact, sentence=f"{label}: {fact.value}")
-    facts_of = list(lines.values())
-    mark = words.choice(("- ", "- ", "* ", ""))
-    name = facts_of[0].entity
-    head = words.choice((f"# {name}", f"## {name}", f"{name}:", f"**{name}**"))
-    body = "\n".join(f"{mark}{fact.sentence}" for fact in facts_of)
-    return f"{head[0].upper()}{head[1:]}{words.choice((chr(10), chr(10) * 2))}{body}", facts_of
-
-
-def _sheets(words: Words, groups: list[list[Fact]], missing: list[str]) -> Scene:
-    """Every entity's facts as a list, each in its own passage or all in one."""
-    sheets = [_as_sheet(words, group) for group in groups if group][:5]
-    texts = tuple(text for text, _ in sheets)
-    return Scene(
-        texts=("\n\n".join(texts),) if words.chance(0.3) else texts,
-        stated=tuple(fact for _, listed in sheets for fact in listed),
-        missing=tuple(missing),
-    )
-
-
 def scene(words: Words, *, length: float) -> Scene:
     """Passages of a size that grows with `length` (1.0: about 60 words in all; 5.0: five times)."""
     num_entities = words.choice((1, 1, 2, 2, 3)) + (int(length) if words.chance(0.5) else 0)
     groups, missing = _subject_facts(words, min(num_entities, 6))
-    if any(groups) and words.chance(0.12):
-        return _sheets(words, groups, missing)
-    if words.chance(0.45):
-        extra = _open_facts(words, words.rng.randint(1, 3))
-        if words.chance(0.35):
-            groups, missing = [[fact] for fact in extra], []
-            if words.chance(0.5):
-                missing.append(words.choice(_open_facts(words, 1)[0].questions))
-        else:
-            groups.append(extra)
+    if words.chance(0.2):
+        groups.append([facts.event(words)])
     if words.chance(0.4):
         groups = [[fact for group in groups for fact in group]]
     words.rng.shuffle(groups)

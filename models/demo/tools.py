@@ -1,7 +1,7 @@
 """Function descriptions, sentences that need them, and the calls that are right for them.
 
-A function is a verb, a noun and one to four slots. Names come from the split's words or are pseudo-
-words, so the model has to read the description instead of remembering functions.
+A function is a verb, a noun and one to three slots. Names come from the split's words or are made
+up, so the model has to read the description instead of remembering functions.
 """
 
 import json
@@ -81,19 +81,11 @@ def _function_words(words: Words) -> tuple[str, str, bool]:
         noun = f"{words.pick(NOUNS)}_{words.pick(NOUNS)}"
     else:
         noun = words.pseudo()
-    return (words.pseudo() if words.chance(0.12) else verb), noun, asks
+    return verb, noun, asks
 
 
 def _function_name(words: Words, verb: str, noun: str) -> str:
-    roll = words.rng.random()
-    if roll < 0.72:
-        name = f"{verb}_{noun}"
-    elif roll < 0.82:
-        name = verb + "".join(part.capitalize() for part in noun.split("_"))
-    elif roll < 0.92:
-        name = f"{noun}_{verb}"
-    else:
-        name = noun
+    name = f"{verb}_{noun}"
     return name if words.allows(name) else f"{name}_{words.pseudo()}"
 
 
@@ -139,10 +131,8 @@ def _odd_parameter(words: Words) -> Parameter:
 def _slot_parameter(words: Words, slot: Slot) -> Parameter:
     value = slot.value(words)
     name = words.choice(slot.names)
-    if words.chance(0.12):
-        name = words.pseudo()
     phrase = words.choice(slot.phrases).format(v=value)
-    if words.chance(0.12):
+    if words.chance(0.3):
         phrase = f"{words.choice(('with', 'where'))} {name.replace('_', ' ')} {value}"
     schema: Json = {"type": slot.kind}
     if words.chance(0.8) or not words.allows(name):
@@ -151,12 +141,12 @@ def _slot_parameter(words: Words, slot: Slot) -> Parameter:
 
 
 def _parameters(words: Words) -> list[Parameter]:
-    """One to four parameters with different names, at most one of them a flag and one an enum."""
+    """One to three parameters with different names, at most one of them a flag and one an enum."""
     makers: list[Callable[[], Parameter]] = []
-    count = words.choice((1, 1, 1, 2, 2, 2, 3, 3, 4))
+    count = words.choice((1, 1, 1, 2, 2, 2, 3))
     for slot in words.rng.sample(SLOTS, count):
         makers.append(lambda slot=slot: _slot_parameter(words, slot))  # type: ignore[misc]
-    for maker, share in ((_enum_parameter, 0.12), (_flag_parameter, 0.1), (_odd_parameter, 0.2)):
+    for maker, share in ((_enum_parameter, 0.06), (_flag_parameter, 0.05), (_odd_parameter, 0.25)):
         if words.chance(share):
             makers[words.rng.randrange(count)] = lambda maker=maker: maker(words)  # type: ignore[misc]
     found: dict[str, Parameter] = {}
@@ -226,9 +216,6 @@ def _sentence(words: Words, verb: str, noun: str, mentioned: list[Parameter], *,
         words.rng.shuffle(phrases)
     opening, mark = _opening(words, verb, noun, asks=asks)
     joint = words.choice((" ", " ", " ", ", "))
-    if words.chance(0.1):
-        details = ", ".join(f"{parameter.name} {parameter.value}" for parameter in mentioned)
-        return f"{opening}: {details}"
     text = f"{opening} {joint.join(phrases)}{mark}"
     if words.chance(0.12):
         text = text.rstrip(".?!")
@@ -240,18 +227,15 @@ def _one_function(words: Words) -> tuple[Json, Wish]:
     verb, noun, asks = _function_words(words)
     name = _function_name(words, verb, noun)
     parameters = _parameters(words)
-    mentioned = list(parameters)
-    if len(parameters) > 1 and words.chance(0.15):
-        mentioned.remove(words.choice(parameters))
-    user = _sentence(words, verb, noun, mentioned, asks=asks)
-    arguments = {parameter.name: parameter.value for parameter in mentioned}
+    user = _sentence(words, verb, noun, parameters, asks=asks)
+    arguments = {parameter.name: parameter.value for parameter in parameters}
     tool = _schema(name, _about(words, verb, noun), parameters, list(arguments))
     return tool, Wish(user=user, name=name, arguments=arguments)
 
 
 def exchange(words: Words) -> Exchange:
     """One to four functions, and sentences that exactly one of them answers."""
-    return _mixed(words, [_one_function(words)], words.choice((0, 0, 0, 1, 1, 2, 3)))
+    return _mixed(words, [_one_function(words)], words.choice((0, 0, 1, 1, 2)))
 
 
 def _mixed(words: Words, offers: list[tuple[Json, Wish]], num_others: int) -> Exchange:

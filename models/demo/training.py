@@ -24,7 +24,7 @@ class TrainingConfig:
     steps: int = 6000
     minutes: float = 70.0
     peak_lr: float = 3e-3
-    embedding_lr: float = 3e-3
+    embedding_lr: float = 3e-4
     weight_decay: float = 0.05
     warmup_steps: int = 12
     decay_share: float = 0.6
@@ -46,8 +46,8 @@ POOL = 16  # batches drawn together
 CURRICULUM = (
     Stage(until=0.06, longest=320, copy_share=0.2, max_length=0.4),
     Stage(until=0.30, longest=448, copy_share=0.06, max_length=0.6),
-    Stage(until=0.85, longest=768, copy_share=0.02, max_length=1.2),
-    Stage(until=1.01, longest=1536, copy_share=0.02, max_length=3.5),
+    Stage(until=0.88, longest=640, copy_share=0.02, max_length=1.0),
+    Stage(until=1.01, longest=1024, copy_share=0.02, max_length=2.2),
 )
 
 
