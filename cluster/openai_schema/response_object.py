@@ -64,14 +64,16 @@ class ResponseUsage(BaseModel):
     total_tokens: int
 
     @classmethod
-    def of(cls, usage: Usage, *, num_reasoning_tokens: int = 0) -> "ResponseUsage":
+    def of(cls, usage: Usage) -> "ResponseUsage":
         return cls(
             input_tokens=usage.prompt_tokens,
             input_tokens_details=InputTokensDetails(
                 cached_tokens=usage.prompt_tokens_details.cached_tokens
             ),
             output_tokens=usage.completion_tokens,
-            output_tokens_details=OutputTokensDetails(reasoning_tokens=num_reasoning_tokens),
+            output_tokens_details=OutputTokensDetails(
+                reasoning_tokens=usage.completion_tokens_details.reasoning_tokens
+            ),
             total_tokens=usage.total_tokens,
         )
 

@@ -58,6 +58,8 @@ class Choice:
     def __init__(self, index: int, tokenizer: Tokenizer, rules: TextRules) -> None:
         self.index = index
         self.num_tokens = 0  # generated, stop token and stop string included
+        self.num_reasoning_tokens = 0  # of those, the ones before the answer of a model that thinks
+        self._has_answered = False
         self.cumulative_logprob = 0.0  # of those tokens, when the engine reports logprobs
         self.finish_reason: FinishReason | None = None
         self.last_token_s: float | None = None  # for whoever measures
@@ -99,6 +101,7 @@ class Choice:
             self.cumulative_logprob += sum(item.logprob for item in counted)
         self._num_shown_chars += len(text)
         parts = self._parts(text)
+        self._count_reasoning(parts)
         return Piece(
             self.index,
             parts.content,
@@ -108,6 +111,11 @@ class Choice:
             calls=parts.calls,
             stop_string=None if self._checker is None else self._checker.stopped_by,
         )
+
+    def _count_reasoning(self, parts: MessageParts) -> None:
+        self._has_answered = self._has_answered or bool(parts.content or parts.calls)
+        if not self._has_answered and (parts.reasoning or self.num_reasoning_tokens):
+            self.num_reasoning_tokens = self.num_tokens
 
     def _push_one_by_one(
         self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None

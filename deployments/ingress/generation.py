@@ -65,6 +65,7 @@ class Generation:
             prompt_tokens=sum(len(request.prompt_token_ids) for request in self._requests),
             completion_tokens=sum(choice.num_tokens for choice in self.choices),
             cached_tokens=sum(cached or 0 for cached in self._num_cached_tokens),
+            reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self.choices),
         )
 
     @property

@@ -32,8 +32,8 @@ from cluster.openai_schema.tools import (
 from cluster.types import GrammarKind, GrammarSpec
 from deployments.ingress.prompts import TokenizedPrompt
 from deployments.ingress.served_model import ServedModel
-from models.grammar_error import GrammarError
-from models.json_schema_check import check_schema
+from models.grammar.errors import GrammarError
+from models.grammar.json_schema_check import check_schema
 from models.tool_parsing import lark, thinking
 from models.tool_parsing.call_format import CallFormat, GuidedFunction
 from models.tool_parsing.llama_json import LlamaJSON

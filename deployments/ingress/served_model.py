@@ -15,8 +15,8 @@ from cluster.openai_schema.models import ModelObject, parameters_text, tier_of
 from deployments.ingress.model_pool import ModelPool
 from models.chat_template import ChatTemplate, ChatTemplateError
 from models.tokenizer import Tokenizer
-from models.tool_parsers import find_call_format, has_thinking
 from models.tool_parsing.call_format import CallFormat
+from models.tool_parsing.call_formats import find_call_format, has_thinking
 
 OWNER = "shoal"
 

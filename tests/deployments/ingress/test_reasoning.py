@@ -26,8 +26,11 @@ async def thinker(checkpoint: Path) -> AsyncIterator[Server]:
 
 async def test_thoughts_are_beside_the_content(thinker: Server) -> None:
     thinker.says("<think>\nHm, é.\n</think>\n\nYes.")
-    message = (await ask(thinker, tools=None)).choices[0].message
+    answer = await ask(thinker, tools=None)
+    message = answer.choices[0].message
     assert (message.content, message.reasoning_content) == ("Yes.", "Hm, é.")
+    details = answer.usage.completion_tokens_details
+    assert 0 < details.reasoning_tokens < answer.usage.completion_tokens
     *chunks, _ = await stream(thinker, CHAT, messages=USER)
     deltas_ = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert "".join(d.get("reasoning_content", "") for d in deltas_) == "Hm, é."

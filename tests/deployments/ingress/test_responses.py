@@ -202,8 +202,8 @@ async def test_an_error_after_a_late_start_is_an_event(server: Server) -> None:
         yield TooManyRequestsError("queue full")
 
     server.pool.script = script
-    asyncio.get_running_loop().call_later(0.1, fails.set)
     answer = await server.openai().chat.completions.create(model=MODEL, messages=USER, stream=True)
+    fails.set()  # now that the response has started
     with pytest.raises(openai.APIError, match="queue full"):
         async for _ in answer:
             pass
