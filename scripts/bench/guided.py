@@ -64,7 +64,9 @@ def main() -> None:
     arguments = parser.parse_args()
     print(environment(PACKAGES))
     folder = checkpoint(arguments.shape, "bfloat16")
-    config = EngineConfig(max_model_len=2048, kv_cache_memory_bytes=2**30)
+    config = EngineConfig(
+        max_model_len=2048, kv_cache_memory_bytes=2**30, enable_prefix_caching=False
+    )
     runner = ModelRunner(folder, config)
     spec = GrammarSpec(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(SCHEMA))
     plain: list[float] = []
@@ -79,7 +81,8 @@ def main() -> None:
             prompts = random_prompts(
                 arguments.concurrency, arguments.prompt_len, runner.vocab_size, repetition
             )
-            for figures, grammar in ((plain, None), (guided, spec)):
+            turns: list[tuple[list[float], GrammarSpec | None]] = [(plain, None), (guided, spec)]
+            for figures, grammar in turns[:: 1 if repetition % 2 else -1]:
                 params = SamplingParams(
                     max_tokens=arguments.output_len,
                     temperature=1.0,

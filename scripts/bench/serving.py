@@ -62,7 +62,7 @@ def shoal_cluster(arguments: argparse.Namespace) -> Iterator[Side]:
             "SHOAL_PORT": str(arguments.port),
             "SHOAL_API_KEY": API_KEY,
         }
-        shoal = [sys.executable, "-m", "cluster.cli"]
+        shoal = [sys.executable, "-c", "from cluster.cli import main; main()"]
         subprocess.run([*shoal, "up", "--config", str(path)], env=environ, check=True)
         try:
             yield Side("Shoal", f"http://127.0.0.1:{arguments.port}", _replica_pids(home))

@@ -15,6 +15,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 from urllib.parse import urlsplit
 
 import orjson
@@ -75,9 +76,8 @@ class Stream(asyncio.Protocol):
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(self._request)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         now_s = time.monotonic()
@@ -113,8 +113,8 @@ class Stream(asyncio.Protocol):
         while length > 0:
             length -= len(self._texts[self._num_tokens])
             self._num_tokens += 1
-        if self._num_tokens == 1:
-            self._first_beat = int(now_s / self._step_s)
+        if self._first_beat == 0:
+            self._first_beat = int(now_s / self._step_s) - (self._num_tokens - 1)
         made_s = (self._first_beat + self._num_tokens - 1) * self._step_s
         self._measurements.latencies_ms.append((now_s - made_s) * 1000)
         self._measurements.num_events += 1
