@@ -1,4 +1,4 @@
-"""Two hundred streams at once, a third of them closed midway, three times over."""
+"""Two hundred streams at once, a third of them closed midway, over and over."""
 
 import asyncio
 import re
@@ -13,7 +13,7 @@ from tests.integration.conftest import Cluster
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 NUM_STREAMS = 200
-NUM_ROUNDS = 3
+NUM_ROUNDS = 4  # the first one warms up: kernels for the step sizes that it meets stay
 MAX_TOKENS = 120
 ALLOWED_GROWTH_BYTES = 12 * 2**20  # allocators keep some of what a round took
 
@@ -83,6 +83,6 @@ def test_all_blocks_are_free_no_error_is_logged_and_memory_stays_flat(
         assert gauge(cluster, "num_requests_waiting", model) == 0
         assert gauge(cluster, "kv_cache_usage_perc", model) == 0
         sizes.append(resident_bytes(cluster))
-    for title, first in sizes[0].items():
+    for title, first in sizes[1].items():
         assert sizes[-1][title] - first < ALLOWED_GROWTH_BYTES, (title, sizes)
     assert complaints(cluster.home) == complaints_before
