@@ -106,15 +106,6 @@ def test_passages_change_the_answer(demo: DemoModel) -> None:
     assert "Zorblax 9" in text
 
 
-@pytest.mark.xfail(reason="the model picks the right sentence in about two of three cases")
-def test_passages_give_the_right_value(demo: DemoModel) -> None:
-    messages = [
-        {"role": "system", "content": PASSAGES},
-        user("How long is the Zorblax 9 warranty?"),
-    ]
-    assert "27 months" in demo.ask(messages)
-
-
 def test_it_calls_a_function_that_fits(demo: DemoModel) -> None:
     call = json.loads(demo.ask([user("How is the weather in Chicago?")], [WEATHER]))
     assert call == {"name": "get_weather", "parameters": {"city": "Chicago"}}
