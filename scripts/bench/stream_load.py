@@ -4,9 +4,9 @@
 
 The server runs synthetic steps: each token is the last one plus one, and steps end at multiples of
 the step time on the monotonic clock. So the text received so far says which token an event brought,
-and the clock says when that token was made: a stream's first token at the last beat before its
-arrival, every later one a beat after the one before. An engine that falls behind its beat is
-counted as late delivery. Prints one JSON object.
+and the clock says when that token was made: one beat after the one before it. Which beat a stream
+began with follows from its promptest token, taken to have arrived within one beat. An engine that
+falls behind its beat is counted as late delivery. Prints one JSON object.
 """
 
 import argparse
@@ -72,7 +72,7 @@ class Stream(asyncio.Protocol):
         self._measurements = measurements
         self._buffer = b""
         self._num_tokens = 0
-        self._first_beat = 0
+        self._arrivals: list[tuple[int, float]] = []  # tokens so far, and when the last one came
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -113,16 +113,22 @@ class Stream(asyncio.Protocol):
         while length > 0:
             length -= len(self._texts[self._num_tokens])
             self._num_tokens += 1
-        if self._first_beat == 0:
-            self._first_beat = int(now_s / self._step_s) - (self._num_tokens - 1)
-        made_s = (self._first_beat + self._num_tokens - 1) * self._step_s
-        self._measurements.latencies_ms.append((now_s - made_s) * 1000)
-        self._measurements.num_events += 1
+        self._arrivals.append((self._num_tokens, now_s))
 
     def _finish(self) -> None:
         if not self.done.done():
+            self._measure()
             self.done.set_result(None)
         self._transport.close()
+
+    def _measure(self) -> None:
+        step_s = self._step_s
+        starts_s = [arrived_s - count * step_s for count, arrived_s in self._arrivals]
+        if not starts_s:
+            return
+        first_beat_s = int(min(starts_s) / step_s) * step_s
+        self._measurements.latencies_ms += [(start - first_beat_s) * 1000 for start in starts_s]
+        self._measurements.num_events += len(starts_s)
 
 
 async def run(arguments: argparse.Namespace) -> dict[str, object]:
