@@ -16,7 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -256,6 +256,7 @@ class _GuardPool:
     def __init__(self, setup: GuardSetup, num_guards: int) -> None:
         assert num_guards >= 1
         self._setup = setup
+        self._is_closed = False
         self._idle: queue.LifoQueue[GrammarGuard | None] = queue.LifoQueue()
         for _ in range(num_guards - 1):
             self._idle.put(None)
@@ -263,22 +264,34 @@ class _GuardPool:
 
     @contextmanager
     def borrow(self) -> Iterator[GrammarGuard]:
-        """Wait for a guard that has nothing to do."""
-        guard = self._idle.get() or GrammarGuard(self._setup)
+        """Wait for a guard that has nothing to do.
+
+        Raises:
+            RuntimeError: the pool is closed.
+        """
+        idle = self._idle.get()
+        if self._is_closed:
+            self._idle.put(None)  # for the next one who waits
+            raise RuntimeError("the grammar compiler is closed")
+        guard = idle or GrammarGuard(self._setup)
         try:
             yield guard
         finally:
+            if self._is_closed:
+                guard.close()
             self._idle.put(guard)
 
     def close(self) -> None:
-        """Stop the idle guards. Call it when nobody compiles any more."""
-        while True:
-            try:
+        """Stop the idle guards, and the others when they are given back. Nobody waits for one any
+        more: whoever does, or comes later, gets an error.
+        """
+        self._is_closed = True
+        with suppress(queue.Empty):
+            while True:
                 guard = self._idle.get_nowait()
-            except queue.Empty:
-                return
-            if guard is not None:
-                guard.close()
+                if guard is not None:
+                    guard.close()
+        self._idle.put(None)
 
 
 class _GrammarCache:

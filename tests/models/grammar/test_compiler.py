@@ -342,3 +342,15 @@ def _token(rig: Rig, data: bytes) -> int:
         if rig.tokenizer.token_bytes(token_id) == data:
             return token_id
     raise AssertionError(f"no token is {data!r}")
+
+
+def test_a_closed_compiler_refuses_instead_of_waiting(tmp_path: Path) -> None:
+    compiler = GrammarCompiler(
+        byte_level_tokenizer(tmp_path / "tokenizer.json"),
+        vocab_size=545,
+        eos_token_ids=EOS_TOKEN_IDS,
+    )
+    compiler.close()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="closed"):
+            compiler.compile(GrammarSpec(kind=GrammarKind.REGEX, text="abc"))
