@@ -86,13 +86,19 @@ def fuzz(server: Server, name: str, mode: GenerationMode, num_cases: int) -> int
     return num_sent
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", NAMES)
+# Nothing can be wrong with a request without fields.
+CASES = [
+    (name, mode)
+    for name, operation in NAMES.items()
+    for mode in MODES
+    if operation.requests or mode is not GenerationMode.NEGATIVE
+]
+
+
+@pytest.mark.parametrize(("name", "mode"), CASES)
 def test_made_up_requests_are_answered_as_documented(
     running: Server, name: str, mode: GenerationMode
 ) -> None:
-    if mode is GenerationMode.NEGATIVE and not NAMES[name].requests:
-        pytest.skip("nothing can be wrong with a request without fields")
     assert fuzz(running, name, mode, 12) > 0
 
 

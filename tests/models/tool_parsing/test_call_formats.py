@@ -1,11 +1,10 @@
 """A checkpoint's template shows which call format it uses and whether it thinks."""
 
-from pathlib import Path
-
 import pytest
 import tokenizers
 from tokenizers import decoders, models
 
+from cluster.model_source import DEMO_SOURCE, resolve_model_source
 from models.chat_template import ChatTemplate
 from models.tokenizer import Tokenizer
 from models.tool_parsing.call_formats import find_call_format, has_thinking
@@ -51,9 +50,7 @@ def test_the_template_shows_the_call_format(
 
 
 def test_the_demo_models_template_shows_llama_json(tokenizer: Tokenizer) -> None:
-    path = Path(__file__).parents[2] / "models" / "demo" / "chat_template.jinja"
-    if not path.exists():
-        pytest.skip("no demo model in this checkout")
+    path = resolve_model_source(DEMO_SOURCE) / "chat_template.jinja"
     found = find_call_format(ChatTemplate(path.read_text()), tokenizer, configured="auto")
     assert found is not None
     assert found.name == "llama3_json"
