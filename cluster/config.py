@@ -1,7 +1,7 @@
 """`shoal.yaml`: read once, checked at once, unknown keys refused.
 
 `load_config(path)` gives a frozen `ShoalConfig`; a mistake raises `ConfigError` with one readable
-line per problem. The environment overrides: SHOAL_HOME, SHOAL_PORT, SHOAL_API_KEY (see `env_*`).
+line per problem. The environment overrides: SHOAL_HOME, SHOAL_PORT, SHOAL_REDIS_URL, SHOAL_API_KEY.
 """
 
 import os
@@ -12,7 +12,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 DEMO_CHAT_MODEL = "shoal/demo-chat"
+DEMO_EMBED_MODEL = "shoal/demo-embed"
 DEFAULT_PORT = 8000
+DEFAULT_TENANT = "default"
+TENANT_PATTERN = r"^[a-z0-9]{1,32}$"  # no hyphen: `{tenant}-{bucket}` is then unambiguous
 
 
 class ConfigError(ValueError):
@@ -72,6 +75,8 @@ class ModelConfig(Section):
     num_cpus: Annotated[float, Field(ge=0)] = 1.0  # reserved on Ray per replica
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     chat_template: str | None = None  # a file; None: the checkpoint's own
+    # A Jinja file that writes the found chunks into the system message; None: the family's own.
+    retrieval_template: str | None = None
     # How the model writes function calls, and thoughts; "auto": as its chat template shows.
     tool_parser: Literal["auto", "none", "llama3_json", "hermes", "mistral"] = "auto"
     reasoning_parser: Literal["auto", "none", "think"] = "auto"
@@ -79,11 +84,105 @@ class ModelConfig(Section):
     engine: EngineConfig = EngineConfig()
 
 
+class EmbedderConfig(Section):
+    """One embedding model and its pool of replicas."""
+
+    name: Annotated[str, Field(min_length=1)]  # what clients send as `model`
+    source: Annotated[str, Field(min_length=1)]  # a folder, a hub id, or "demo"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    min_replicas: Annotated[int, Field(ge=1)] = 1
+    max_replicas: Annotated[int, Field(ge=1)] = 1  # above min_replicas: by queued tokens
+    num_cpus: Annotated[float, Field(ge=0)] = 0.5  # reserved on Ray per replica
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    num_threads: Annotated[int, Field(ge=1)] | None = None  # CPU threads; None: all cores
+    max_input_tokens: Annotated[int, Field(ge=1)] | None = None  # None: the checkpoint's own limit
+    # What is put before a text; None: as the checkpoint's own configuration says.
+    query_prefix: str | None = None
+    passage_prefix: str | None = None
+    max_batch_tokens: Annotated[int, Field(ge=16)] = 8192  # padding included
+    max_queued_tokens: Annotated[int, Field(ge=16)] = 1_000_000  # more are refused
+
+    @model_validator(mode="after")
+    def _range_is_in_order(self) -> Self:
+        check_replica_range(self.min_replicas, self.max_replicas)
+        return self
+
+
+class RedisConfig(Section):
+    """Where chunks, tasks and keys are kept: Redis 7 and newer, or Valkey 8 and newer."""
+
+    # redis://, rediss:// or unix://, with user and password; SHOAL_REDIS_URL overrides it. None: a
+    # server of our own on this machine, under SHOAL_HOME.
+    url: str | None = None
+    is_cluster: bool = False  # the URL names any node of a Redis Cluster
+    key_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,32}$")] = "shoal"
+    timeout_s: Annotated[float, Field(gt=0)] = 1.5  # of one command; then 503 with Retry-After
+
+
+class StorageConfig(Section):
+    """Where objects (the files of buckets) are kept: a folder, or an S3-compatible endpoint."""
+
+    folder: str | None = None  # None: <SHOAL_HOME>/storage, unless an endpoint is given
+    s3_endpoint: str | None = None  # like https://s3.example.com; buckets are those of the endpoint
+    s3_region: str = "us-east-1"
+    s3_access_key_id: str | None = None  # None: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY
+    s3_secret_access_key: str | None = None
+    s3_virtual_hosted_style: bool = False
+    # How a bucket of a tenant is called at the endpoint; must have {tenant} once there are several.
+    s3_bucket_name: Annotated[str, Field(pattern=r"\{bucket\}")] = "{bucket}"
+
+    @model_validator(mode="after")
+    def _is_one_place(self) -> Self:
+        if self.folder is not None and self.s3_endpoint is not None:
+            raise ValueError("give either `folder` or `s3_endpoint`, not both")
+        if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
+            raise ValueError("s3_access_key_id and s3_secret_access_key are given together")
+        return self
+
+
+class RetrievalConfig(Section):
+    """Searching buckets, and how they are read and embedded."""
+
+    min_replicas: Annotated[int, Field(ge=1)] = 1
+    max_replicas: Annotated[int, Field(ge=1)] = 1  # above min_replicas: by searches under way
+    num_cpus: Annotated[float, Field(ge=0)] = 0.5
+    index_memory_bytes: Annotated[int, Field(gt=0)] = 2 * 2**30  # least recently used buckets go
+    # A bucket with more chunks than this is searched by an approximate index (HNSW).
+    max_exact_chunks: Annotated[int, Field(ge=0)] = 300_000
+    default_num_results: Annotated[int, Field(ge=1, le=100)] = 3
+    search_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    reranker: str | None = None  # a cross-encoder: a folder or a hub id; None: no re-ranking
+    # Buckets at an S3 endpoint are compared with what is embedded this often.
+    sync_interval_s: Annotated[float, Field(gt=0)] = 60.0
+    num_task_workers: Annotated[int, Field(ge=1)] = 1
+    max_object_bytes: Annotated[int, Field(gt=0)] = 100 * 2**20  # larger ones are refused by name
+    parse_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    parse_memory_bytes: Annotated[int, Field(gt=0)] = 2 * 2**30  # of one parsing process
+
+    @model_validator(mode="after")
+    def _range_is_in_order(self) -> Self:
+        check_replica_range(self.min_replicas, self.max_replicas)
+        return self
+
+
+def check_replica_range(min_replicas: int, max_replicas: int) -> None:
+    """
+    Raises:
+        ValueError: the range is empty.
+    """
+    if max_replicas < min_replicas:
+        raise ValueError(
+            f"max_replicas ({max_replicas}) must be at least min_replicas ({min_replicas})"
+        )
+
+
 class ApiKeyConfig(Section):
-    """A key as it is stored: its name and the SHA-256 of its text, never the text."""
+    """A key as it is stored: its name, its tenant and the SHA-256 of its text, never the text."""
 
     name: Annotated[str, Field(min_length=1)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    tenant: Annotated[str, Field(pattern=TENANT_PATTERN)] = DEFAULT_TENANT
 
 
 class AuthConfig(Section):
@@ -106,6 +205,11 @@ class ShoalConfig(Section):
 
     models: Annotated[tuple[ModelConfig, ...], Field(min_length=1)]
     default_model: str | None = None  # None: the first
+    # The first is the default one for buckets; an empty list switches retrieval off.
+    embedders: tuple[EmbedderConfig, ...] = (EmbedderConfig(name=DEMO_EMBED_MODEL, source="demo"),)
+    redis: RedisConfig = RedisConfig()
+    storage: StorageConfig = StorageConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
     auth: AuthConfig = AuthConfig()
     http: HTTPConfig = HTTPConfig()
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -113,12 +217,20 @@ class ShoalConfig(Section):
     @model_validator(mode="after")
     def _names_are_consistent(self) -> Self:
         names = [model.name for model in self.models]
-        doubled = sorted({name for name in names if names.count(name) > 1})
+        everything = [*names, *(embedder.name for embedder in self.embedders)]
+        doubled = sorted({name for name in everything if everything.count(name) > 1})
         if doubled:
-            raise ValueError(f"models: the name {doubled[0]!r} is used twice")
+            raise ValueError(f"models, embedders: the name {doubled[0]!r} is used twice")
         if self.default_model is not None and self.default_model not in names:
             raise ValueError(
                 f"default_model: {self.default_model!r} is not one of the models {names}"
+            )
+        tenants = sorted({key.tenant for key in self.auth.api_keys})
+        bucket_name = self.storage.s3_bucket_name
+        if len(tenants) > 1 and self.storage.s3_endpoint and "{tenant}" not in bucket_name:
+            raise ValueError(
+                f"storage.s3_bucket_name: {bucket_name!r} has no {{tenant}}, but there are keys of "
+                f"{len(tenants)} tenants: they would share their buckets"
             )
         return self
 
@@ -128,7 +240,8 @@ class ShoalConfig(Section):
 
 
 def load_config(path: Path) -> ShoalConfig:
-    """Read and check a configuration file. SHOAL_PORT overrides `http.port`.
+    """Read and check a configuration file. SHOAL_PORT overrides `http.port`, SHOAL_REDIS_URL
+    `redis.url`.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or does not fit the schema.
@@ -151,9 +264,13 @@ def parse_config(raw: dict[str, object], *, origin: str = "configuration") -> Sh
     except ValidationError as error:
         raise ConfigError(_readable(error, origin)) from error
     port = env_port()
-    if port is None:
-        return config
-    return config.model_copy(update={"http": config.http.model_copy(update={"port": port})})
+    if port is not None:
+        config = config.model_copy(update={"http": config.http.model_copy(update={"port": port})})
+    redis_url = os.environ.get("SHOAL_REDIS_URL")
+    if redis_url:
+        redis = config.redis.model_copy(update={"url": redis_url})
+        config = config.model_copy(update={"redis": redis})
+    return config
 
 
 def env_port() -> int | None:

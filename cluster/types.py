@@ -118,3 +118,37 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
     # For each prompt token but the first; only in a request's first delta, when asked for.
     prompt_logprobs: list[TokenLogprobs] | None = None
+
+
+class BucketRef(msgspec.Struct, frozen=True, order=True):
+    """A tenant's bucket."""
+
+    tenant: str
+    name: str
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A passage of an object, as it is embedded and stored.
+
+    `start` and `end` count characters in the text that the object was parsed to.
+    """
+
+    text: str
+    start: int
+    end: int
+    heading: str = ""  # the headings above it, outermost first, joined by " > "
+    page: int | None = None  # from 1, where the format has pages
+    loader_metadata: dict[str, str] | None = None  # what a loader knows of its source
+
+
+class FoundChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """A search result."""
+
+    bucket: str
+    filename: str  # the object's key
+    etag: str
+    embedding_model: str
+    chunk: Chunk
+    position: int  # among the chunks of its object, from 0
+    distance: float  # cosine, 0 to 2: of the query's and the chunk's vector
+    score: float  # what the results are sorted by, largest first
