@@ -37,7 +37,7 @@ class ApiKeys:
     """The keys that open this server."""
 
     def __init__(self, keys: Iterable[ApiKeyConfig], *, required: bool = True) -> None:
-        self._keys = tuple((bytes.fromhex(key.sha256), key.name) for key in keys)
+        self._keys = tuple((bytes.fromhex(key.sha256), key) for key in keys)
         self.required = required
         if required and not self._keys:
             raise ConfigError("auth.required is true but there is no API key: nobody could call")
@@ -47,17 +47,17 @@ class ApiKeys:
         """The configured keys and `extra` ones (the first key of this installation)."""
         return cls((*auth.api_keys, *extra), required=auth.required)
 
-    def name_of(self, key: str) -> str | None:
-        """The name of the key with this text, None for a wrong one.
+    def find(self, key: str) -> ApiKeyConfig | None:
+        """The stored key with this text, None for a wrong one.
 
         Every stored digest is compared, each in constant time, so that the time taken tells
         nothing about the stored keys.
         """
         presented = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
-        found: str | None = None
-        for digest, name in self._keys:
+        found: ApiKeyConfig | None = None
+        for digest, stored in self._keys:
             if hmac.compare_digest(digest, presented):
-                found = name
+                found = stored
         return found
 
 

@@ -75,6 +75,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("float16", "bfloat16"), default="bfloat16", help="of the checkpoint"
     )
+    parser.add_argument(
+        "--start-from", type=Path, help="checkpoint whose weights and tokenizer to start from"
+    )
     parser.add_argument("--fresh", action="store_true", help="ignore an earlier training state")
     parser.add_argument("--eval-only", action="store_true", help="judge --output, do not train")
     parser.add_argument("--eval-size", type=int, default=50, help="held-out dialogues per suite")
@@ -127,11 +130,16 @@ def run_training(arguments: argparse.Namespace) -> None:
     resumes = state.exists() and not arguments.fresh
     if resumes:
         tokenizer = AutoTokenizer.from_pretrained(arguments.state)
+    elif arguments.start_from:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.start_from)
     else:
         tokenizer = make_tokenizer(config.seed)
-        tokenizer.save_pretrained(arguments.state)
-    model = LlamaForCausalLM(model_config(len(tokenizer), tokenizer))
-    initialize_for_copying(model)
+    tokenizer.save_pretrained(arguments.state)
+    if arguments.start_from:
+        model = LlamaForCausalLM.from_pretrained(arguments.start_from, dtype=torch.float32)
+    else:
+        model = LlamaForCausalLM(model_config(len(tokenizer), tokenizer))
+        initialize_for_copying(model)
     model.to(arguments.device)
     trainer = Trainer(model, tokenizer, config)
     if resumes:

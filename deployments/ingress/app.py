@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.anthropic_schema.message import error_body, status_of
 from cluster.api_keys import ApiKeys
-from cluster.config import ShoalConfig
+from cluster.config import ApiKeyConfig, ShoalConfig
 from cluster.errors import AuthenticationError, BodyTooLargeError
 from cluster.telemetry import Telemetry
 from deployments.ingress import operations
@@ -99,22 +99,22 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._needs_key(scope):
-            scope[SCOPE_KEY].key_name = self._key_name(scope)
+            key = self._key(scope)
+            scope[SCOPE_KEY].key_name, scope[SCOPE_KEY].tenant = key.name, key.tenant
         await self._app(scope, receive, send)
 
     def _needs_key(self, scope: Scope) -> bool:
         is_open = scope["path"] in operations.OPEN_PATHS or scope["method"] == "OPTIONS"
         return self._keys.required and not is_open
 
-    def _key_name(self, scope: Scope) -> str:
+    def _key(self, scope: Scope) -> ApiKeyConfig:
         keys = _presented_keys(scope)
         if not keys:
             raise AuthenticationError("No API key was given; send `Authorization: Bearer KEY`.")
-        names = [self._keys.name_of(key) for key in keys]
-        name = next((name for name in names if name is not None), None)
-        if name is None:
+        stored = next(filter(None, map(self._keys.find, keys)), None)
+        if stored is None:
             raise AuthenticationError("The API key is not valid.", openai_code="invalid_api_key")
-        return name
+        return stored
 
 
 def _presented_keys(scope: Scope) -> list[str]:

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
+from cluster.config import DEFAULT_TENANT
 from cluster.errors import ServingError
 from cluster.types import FinishReason
 
@@ -15,7 +16,8 @@ class Exchange:
     """`model` and `route` stay "" until they are known to be ours, never a client's invention."""
 
     started_s: float = field(default_factory=time.perf_counter)
-    key_name: str | None = None  # whose API key it is
+    key_name: str | None = None  # which API key it is
+    tenant: str = DEFAULT_TENANT  # whose key; without keys there is only one tenant
     model: str = ""
     route: str = ""
     request_id: str = ""

@@ -16,6 +16,7 @@ from models.demo.words import Words
 
 # Of the tokens that the model did not write, a few are predicted too; all of them would cost time.
 CONTEXT_SHARE, CONTEXT_WEIGHT = 0.04, 0.7
+ROW_LENGTHS = (128, 192, 256, 384, 512, 768, 1024)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +117,10 @@ def lookup(rng: random.Random, vocab_size: int) -> Example:
     return Example(ids=ids, weights=weights, answer_start=len(ids))
 
 
-def pad_rows(examples: list[Example], *, pad: int) -> Rows:
-    """One row for each example, as long as the longest."""
-    shape = (len(examples), max(len(example.ids) for example in examples))
+def pad_rows(examples: list[Example], *, pad: int, length: int = 0) -> Rows:
+    """One row for each example, of `length` tokens or as long as the longest."""
+    longest = max(len(example.ids) for example in examples)
+    shape = (len(examples), max(length, longest))
     ids_RL, weights_RL = torch.full(shape, pad), torch.zeros(shape)
     for row, example in enumerate(examples):
         ids_RL[row, : len(example.ids)] = torch.tensor(example.ids)
@@ -127,14 +129,26 @@ def pad_rows(examples: list[Example], *, pad: int) -> Rows:
     return Rows(ids_RL=ids_RL, weights_RL=weights_RL, num_tokens=num_tokens)
 
 
-def batches(examples: list[Example], *, num_tokens: int, pad: int) -> list[Rows]:
-    """Group examples of similar length into rows of about `num_tokens` tokens, padding included."""
-    groups: list[list[Example]] = [[]]
-    for example in sorted(examples, key=lambda one: len(one.ids)):
-        if (len(groups[-1]) + 1) * len(example.ids) > num_tokens and groups[-1]:
-            groups.append([])
-        groups[-1].append(example)
-    return [pad_rows(group, pad=pad) for group in groups]
+def batches(
+    examples: list[Example], *, num_tokens: int, pad: int
+) -> tuple[list[Rows], list[Example]]:
+    """Full batches of about `num_tokens` tokens, padding included, and the examples left over.
+
+    Rows have one of a few lengths: the forward pass is compiled for each of them.
+    """
+    found, left = [], []
+    shorter = 0
+    for length in ROW_LENGTHS:
+        group = [example for example in examples if shorter < len(example.ids) <= length]
+        num_rows = num_tokens // length
+        for first in range(0, len(group), num_rows):
+            part = group[first : first + num_rows]
+            if len(part) == num_rows:
+                found.append(pad_rows(part, pad=pad, length=length))
+            else:
+                left += part
+        shorter = length
+    return found, left
 
 
 def training_examples(

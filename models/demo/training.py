@@ -11,8 +11,15 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from models.demo import blocked_attention
-from models.demo.batches import Rows, batches, training_examples
+from models.demo.batches import Example, Rows, batches, training_examples
+from models.demo.fused_llama import (
+    Tables,
+    Weights,
+    cast_weights,
+    hidden_states,
+    shape_of,
+    tables,
+)
 from models.demo.tokenizer import BEGIN, END_OF_TURN, MAX_POSITIONS, PAD
 
 
@@ -28,7 +35,6 @@ class TrainingConfig:
     weight_decay: float = 0.05
     warmup_steps: int = 12
     decay_share: float = 0.6
-    autocast: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +47,7 @@ class Stage:
     max_length: float
 
 
-BATCH_TOKENS = 3072
+BATCH_TOKENS = 4096
 POOL = 16  # batches drawn together
 CURRICULUM = (
     Stage(until=0.06, longest=320, copy_share=0.2, max_length=0.4),
@@ -71,16 +77,16 @@ def model_config(vocab_size: int, tokenizer: PreTrainedTokenizerFast) -> LlamaCo
     )
 
 
-def weighted_loss(model: LlamaForCausalLM, rows: Rows) -> torch.Tensor:
+def weighted_loss(weights: Weights, hidden_RLD: torch.Tensor, rows: Rows) -> torch.Tensor:
     """Mean cross-entropy of the next token; only tokens with a weight are scored at all."""
-    weights = rows.weights_RL[:, 1:].reshape(-1)
-    kept = weights.nonzero().squeeze(1)
-    hidden_RLD = model.model(input_ids=rows.ids_RL, use_cache=False).last_hidden_state[:, :-1]
-    logits_KV = model.lm_head(hidden_RLD.reshape(-1, hidden_RLD.shape[-1])[kept])
+    weights_N = rows.weights_RL[:, 1:].reshape(-1)
+    kept = weights_N.nonzero().squeeze(1)
+    hidden_ND = hidden_RLD[:, :-1].reshape(-1, hidden_RLD.shape[-1])
+    logits_KV = F.linear(hidden_ND[kept], weights.embedding)
     losses = F.cross_entropy(
         logits_KV.float(), rows.ids_RL[:, 1:].reshape(-1)[kept], reduction="none"
     )
-    return (losses * weights[kept]).sum() / weights.sum()
+    return (losses * weights_N[kept]).sum() / weights_N.sum()
 
 
 class Trainer:
@@ -90,15 +96,16 @@ class Trainer:
         self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, config: TrainingConfig
     ) -> None:
         self.model = model
-        if model.device.type == "cpu":
-            blocked_attention.register()
-            model.set_attn_implementation(blocked_attention.NAME)
         self.tokenizer = tokenizer
         self.config = config
         self.step = 0
         self.elapsed_s = 0.0
         self.num_tokens = 0
         self._pool: list[Rows] = []
+        self._left: list[Example] = []
+        self._shape = shape_of(model)
+        self._tables: dict[int, Tables] = {}
+        self._forward = torch.compile(hidden_states, dynamic=False)
         matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
         vectors = [p for p in model.parameters() if p.ndim == 1]
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
@@ -132,9 +139,7 @@ class Trainer:
         started = time.monotonic()
         rows = self._batch()
         self._set_learning_rates()
-        device = self.model.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.config.autocast):
-            loss = weighted_loss(self.model, rows)
+        loss = self._loss(rows)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -145,9 +150,17 @@ class Trainer:
         self.elapsed_s += time.monotonic() - started
         return loss.item()
 
+    def _loss(self, rows: Rows) -> torch.Tensor:
+        length = rows.ids_RL.shape[1]
+        if length not in self._tables:
+            self._tables[length] = tables(self.model, length, torch.bfloat16)
+        weights = cast_weights(self.model, torch.bfloat16)
+        hidden_RLD = self._forward(weights, rows.ids_RL, self._tables[length], self._shape)
+        return weighted_loss(weights, hidden_RLD, rows)
+
     def _batch(self) -> Rows:
         """The next batch; a pool of a few is drawn at once so that each has one length."""
-        if not self._pool:
+        while not self._pool:
             self._pool = self._draw_pool()
         return self._pool.pop().to(self.model.device)
 
@@ -162,7 +175,9 @@ class Trainer:
             num_tokens=POOL * BATCH_TOKENS,
             longest=stage.longest,
         )
-        pool = batches(examples, num_tokens=BATCH_TOKENS, pad=self.tokenizer.pad_token_id)
+        pool, self._left = batches(
+            self._left + examples, num_tokens=BATCH_TOKENS, pad=self.tokenizer.pad_token_id
+        )
         random.Random(seed).shuffle(pool)
         return pool
 

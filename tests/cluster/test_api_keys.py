@@ -31,9 +31,9 @@ def test_a_key_is_found_by_its_text_and_nothing_else() -> None:
             ApiKeyConfig(name="b", sha256=hash_key("key-b")),
         ]
     )
-    assert (keys.name_of("key-a"), keys.name_of("key-b")) == ("a", "b")
+    assert tuple(keys.find(key).name for key in ("key-a", "key-b")) == ("a", "b")
     for wrong in ("", "key", "key-a ", "KEY-A", hash_key("key-a"), "\ud800", "é"):
-        assert keys.name_of(wrong) is None
+        assert keys.find(wrong) is None
 
 
 def test_stored_form_is_sha256() -> None:
@@ -43,7 +43,7 @@ def test_stored_form_is_sha256() -> None:
 def test_configured_keys_and_extra_ones_open_the_server() -> None:
     auth = AuthConfig(api_keys=(ApiKeyConfig(name="a", sha256=hash_key("a")),))
     keys = ApiKeys.from_config(auth, [ApiKeyConfig(name="first", sha256=hash_key("f"))])
-    assert (keys.name_of("a"), keys.name_of("f"), keys.required) == ("a", "first", True)
+    assert (keys.find("a").name, keys.find("f").name, keys.required) == ("a", "first", True)
 
 
 def test_a_server_that_nobody_could_call_is_refused() -> None:
@@ -61,7 +61,7 @@ def test_the_first_key_is_created_once_for_its_owner_alone(tmp_path: Path) -> No
     again = load_or_create_key(home)
     assert (again.text, again.source) == (created.text, KeySource.FILE)
     assert not again.narrowed_permissions
-    assert ApiKeys([again.stored]).name_of(created.text) == "first"
+    assert ApiKeys([again.stored]).find(created.text) == again.stored
 
 
 def test_a_key_file_that_others_can_read_is_narrowed_and_reported(tmp_path: Path) -> None:

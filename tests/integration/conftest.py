@@ -116,7 +116,7 @@ def cluster(
     config = config.model_copy(
         update={"auth": config.auth.model_copy(update={"api_keys": (key.stored,)})}
     )
-    assert ApiKeys.from_config(config.auth).name_of(key.text) is not None
+    assert ApiKeys.from_config(config.auth).find(key.text) is not None
     said: list[str] = []
     try:
         result = launch.up(config, say=said.append)
