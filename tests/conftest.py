@@ -1,0 +1,3 @@
+"""Fixtures of all tests; they live in modules of their own."""
+
+pytest_plugins = ["tests.redis_server"]
