@@ -115,6 +115,10 @@ class ValidationError(ServingError):
         )
         self.problems = tuple(problems)
 
+    def __reduce__(self) -> tuple[type["ValidationError"], tuple[tuple[FieldProblem, ...]]]:
+        """Errors travel between processes; this one is made from its problems, not its text."""
+        return type(self), (self.problems,)
+
     @classmethod
     def of(cls, field: str, message: str, *, kind: str = "value_error") -> "ValidationError":
         """A single problem; `field` is dotted: `messages.0.role`."""
