@@ -79,6 +79,7 @@ class ModelMetrics:
         "generation_tokens",
         "inter_token_latency",
         "prompt_tokens",
+        "retrieval",
         "time_to_first_token",
     )
 
@@ -88,6 +89,7 @@ class ModelMetrics:
         self.time_to_first_token = Histogram(FIRST_TOKEN_BUCKETS_S)
         self.inter_token_latency = Histogram(INTER_TOKEN_BUCKETS_S)
         self.e2e_request_latency = Histogram(REQUEST_BUCKETS_S)
+        self.retrieval = Histogram(FIRST_TOKEN_BUCKETS_S)  # the search alone
 
 
 class _RequestKind(NamedTuple):
@@ -159,11 +161,13 @@ class Telemetry:
         first = family("time_to_first_token", "From the request to its first token")
         between = family("inter_token_latency", "Between two tokens of a sequence")
         whole = family("e2e_request_latency", "From the request to the end of its answer")
+        search = family("retrieval", "Searching buckets for a request")
         for name, metrics in self._models.items():
             metrics.time_to_first_token.add_to(first, [name])
             metrics.inter_token_latency.add_to(between, [name])
             metrics.e2e_request_latency.add_to(whole, [name])
-        return first, between, whole
+            metrics.retrieval.add_to(search, [name])
+        return first, between, whole, search
 
     def _load_families(self) -> Iterable[Metric]:
         def family(name: str, text: str) -> GaugeMetricFamily:

@@ -47,7 +47,7 @@ class ChatTemplate:
         Raises:
             ChatTemplateError: not Jinja.
         """
-        environment = _environment()
+        environment = template_environment()
         tokens = dict(special_tokens or {})
         self._special_tokens = {k: v for k, v in tokens.items() if k in SPECIAL_TOKEN_NAMES}
         #: The template's text, and that of the one for requests with tools.
@@ -65,6 +65,8 @@ class ChatTemplate:
             )
         except jinja2.TemplateSyntaxError as error:
             raise ChatTemplateError(f"line {error.lineno}: {error.message}") from error
+        #: Whether a system message reaches the model; some templates refuse or drop it.
+        self.has_system_role = self._shows_system_message()
 
     @classmethod
     def from_folder(
@@ -124,6 +126,14 @@ class ChatTemplate:
         except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             # What a template's own operations raise on messages it did not expect.
             raise RenderError(f"{type(error).__name__}: {error}") from error
+
+    def _shows_system_message(self) -> bool:
+        mark = "a system message"
+        messages = [{"role": "system", "content": mark}, {"role": "user", "content": "Hello"}]
+        try:
+            return mark in self.render(messages)
+        except RenderError:
+            return False
 
 
 def _as_templates_expect(message: Message) -> dict[str, Any]:
@@ -205,7 +215,7 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
 
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+def template_environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
     environment = _Sandbox(
         trim_blocks=True,
         lstrip_blocks=True,

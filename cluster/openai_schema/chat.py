@@ -1,15 +1,23 @@
 """`POST /chat/completions`: the request, and the answer that is not streamed."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
 from cluster.errors import FieldProblem
 from cluster.openai_schema.generation import Count, GenerationFields
 from cluster.openai_schema.messages import AssistantMessage, Message
-from cluster.openai_schema.tools import MAX_TOOLS, NamedToolChoice, Tool, ToolChoice, tool_problems
+from cluster.openai_schema.tools import (
+    MAX_TOOLS,
+    NamedToolChoice,
+    RetrievalOptions,
+    Tool,
+    ToolChoice,
+    tool_problems,
+)
 from cluster.openai_schema.usage import Usage
 from cluster.openai_schema.values import integer
+from cluster.types import FoundChunk
 
 MAX_TOP_LOGPROBS = 20
 
@@ -61,6 +69,20 @@ class ChatCompletionRequest(GenerationFields):
         return self.tool_choice != "none" and any(
             tool.type == "function" for tool in self.tools or ()
         )
+
+    @property
+    def retrieval_tools(self) -> list[tuple[int, RetrievalOptions]]:
+        """What to search, with each tool's position. `tool_choice` is about functions only."""
+        return [
+            (position, tool.retrieval)
+            for position, tool in enumerate(self.tools or ())
+            if tool.type == "retrieval"
+        ]
+
+    @property
+    def returns_chunks(self) -> bool:
+        """Whether the answer says what retrieval found."""
+        return any(options.return_chunks is not False for _, options in self.retrieval_tools)
 
     @property
     def names_function(self) -> bool:
@@ -130,14 +152,47 @@ class AnswerToolCall(BaseModel):
     function: AnswerCalledFunction
 
 
+class RetrievedChunk(BaseModel):
+    """A passage that the model was given; `page` and `heading` where the format has them."""
+
+    bucket_id: str
+    filename: str
+    text: str
+    position: int  # among the chunks of its file, from 0
+    distance: float  # cosine, 0 to 2
+    score: float  # what the search ranked it by
+    heading: Annotated[str | None, Field(exclude_if=_is_none)] = None
+    page: Annotated[int | None, Field(exclude_if=_is_none)] = None
+
+    @classmethod
+    def of(cls, found: FoundChunk) -> Self:
+        return cls(
+            bucket_id=found.bucket,
+            filename=found.filename,
+            text=found.chunk.text,
+            position=found.position,
+            distance=found.distance,
+            score=found.score,
+            heading=found.chunk.heading or None,
+            page=found.chunk.page,
+        )
+
+
+class RetrievalSources(BaseModel):
+    """What retrieval put into the context, in the order in which the model read it."""
+
+    chunks: list[RetrievedChunk]
+
+
 class AnswerMessage(BaseModel):
-    """`tool_calls` and `reasoning_content` are left out where there are none."""
+    """`tool_calls`, `reasoning_content` and `retrieval` are left out where there are none."""
 
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
     reasoning_content: Annotated[str | None, Field(exclude_if=_is_none)] = None
     tool_calls: Annotated[list[AnswerToolCall] | None, Field(exclude_if=_is_none)] = None
+    retrieval: Annotated[RetrievalSources | None, Field(exclude_if=_is_none)] = None
 
 
 class ChatChoice(BaseModel):

@@ -29,6 +29,7 @@ class FunctionTool(Fields):
 class RetrievalOptions(Fields):
     bucket_ids: Annotated[list[str], Field(min_length=1, max_length=64)]
     max_num_results: Annotated[int, integer(low=1, high=100)] | None = None
+    return_chunks: bool | None = None  # None: true; whether the answer says what was found
 
 
 class RetrievalTool(Fields):

@@ -14,6 +14,7 @@ from cluster.anthropic_schema.message import error_body, status_of
 from cluster.api_keys import ApiKeys
 from cluster.config import ApiKeyConfig, ShoalConfig
 from cluster.errors import AuthenticationError, BodyTooLargeError
+from cluster.retrieval import Retriever
 from cluster.telemetry import Telemetry
 from deployments.ingress import operations
 from deployments.ingress.chat_generation import ChatGenerations
@@ -27,6 +28,7 @@ from deployments.ingress.errors import (
     send_json,
 )
 from deployments.ingress.exchange import SCOPE_KEY, Exchange
+from deployments.ingress.grounding import Grounding
 from deployments.ingress.message_routes import CountTokens, Messages, speaks_anthropic
 from deployments.ingress.openapi import OpenAPIDocument
 from deployments.ingress.plain_routes import Health, Metrics, Models, OneModel, Ready
@@ -42,6 +44,8 @@ def build_asgi_app(
     models: Mapping[str, ServedModel],
     keys: ApiKeys,
     telemetry: Telemetry,
+    *,
+    retriever: Retriever | None = None,
 ) -> ASGIApp:
     """The whole HTTP side. `models` has every model of the configuration, by name."""
     directory = ModelDirectory(models, default_name=config.default_model_name)
@@ -49,7 +53,12 @@ def build_asgi_app(
     for model in models.values():
         telemetry.model(model.name)  # present from the first scrape on
         telemetry.watch_replicas(model.name, model.pool.stats)
-    endpoints = _endpoints(directory, prompts, telemetry, limit=config.http.max_body_bytes)
+    generations = ChatGenerations(
+        directory, prompts, telemetry, Grounding(retriever, prompts, config.retrieval)
+    )
+    endpoints = _endpoints(
+        directory, prompts, telemetry, generations, limit=config.http.max_body_bytes
+    )
     routes = [
         Route(path, endpoints[operation], methods=[operation.method])
         for operation in operations.OPERATIONS
@@ -70,10 +79,14 @@ def build_asgi_app(
 
 
 def _endpoints(
-    directory: ModelDirectory, prompts: PromptBuilder, telemetry: Telemetry, *, limit: int
+    directory: ModelDirectory,
+    prompts: PromptBuilder,
+    telemetry: Telemetry,
+    generations: ChatGenerations,
+    *,
+    limit: int,
 ) -> dict[operations.Operation, ASGIApp]:
     """What serves each operation. `limit`: the largest body, in bytes."""
-    generations = ChatGenerations(directory, prompts, telemetry)
     return {
         operations.CHAT: ChatCompletions(generations, max_body_bytes=limit),
         operations.COMPLETIONS: Completions(directory, prompts, telemetry, max_body_bytes=limit),

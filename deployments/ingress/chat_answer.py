@@ -18,9 +18,11 @@ from cluster.openai_schema.chat import (
     ChatCompletion,
     ChatCompletionRequest,
     ChoiceLogprobs,
+    RetrievalSources,
+    RetrievedChunk,
 )
 from cluster.openai_schema.usage import Usage
-from cluster.types import FinishReason
+from cluster.types import FinishReason, FoundChunk
 from deployments.ingress.answer import DONE, error_event, event, unix_time
 from deployments.ingress.choice import Piece, TokenEntry
 from deployments.ingress.logprobs import chat_logprobs
@@ -35,7 +37,20 @@ _FinishReason = Literal["stop", "length", "tool_calls"]
 class ChatAnswer:
     """See `Answer`."""
 
-    def __init__(self, answer_id: str, model: ServedModel, request: ChatCompletionRequest) -> None:
+    def __init__(
+        self,
+        answer_id: str,
+        model: ServedModel,
+        request: ChatCompletionRequest,
+        *,
+        chunks: Sequence[FoundChunk] = (),
+    ) -> None:
+        """`chunks`: what retrieval put into the prompt; told where the request wants it."""
+        self._sources = (
+            RetrievalSources(chunks=[RetrievedChunk.of(one) for one in chunks])
+            if request.returns_chunks
+            else None
+        )
         self._model = model
         self._num_top_logprobs = request.num_top_logprobs
         self._head: dict[str, object] = {
@@ -73,7 +88,7 @@ class ChatAnswer:
             self._messages[index].has_calls = True
         if piece.finish_reason is not None:
             reason = self._finish_reason(self._messages[index], piece.finish_reason)
-            data += self._chunk(index, {}, finish_reason=reason)
+            data += self._chunk(index, self._last_delta(), finish_reason=reason)
         return data
 
     def closing(self, usage: Usage) -> bytes:
@@ -102,10 +117,13 @@ class ChatAnswer:
         assert message.finish_reason is not None, "every choice has ended"
         return ChatChoice(
             index=index,
-            message=message.whole(),
+            message=message.whole(self._sources),
             logprobs=self._logprobs(message.entries),
             finish_reason=self._finish_reason(message, message.finish_reason),
         )
+
+    def _last_delta(self) -> dict[str, object]:
+        return {} if self._sources is None else {"retrieval": self._sources.model_dump()}
 
     def _finish_reason(self, message: "_Message", reason: FinishReason) -> _FinishReason:
         """As OpenAI does it, a call of the function that the request names is an ordinary stop."""
@@ -179,13 +197,14 @@ class _Message:
         self.entries.extend(piece.entries)
         self.finish_reason = piece.finish_reason
 
-    def whole(self) -> AnswerMessage:
+    def whole(self, sources: RetrievalSources | None) -> AnswerMessage:
         content, reasoning = "".join(self._content), "".join(self._reasoning)
         has_more = bool(self._calls or reasoning)
         return AnswerMessage(
             content=None if has_more and not content else content,
             reasoning_content=reasoning or None,
             tool_calls=[call.whole() for call in self._calls] or None,
+            retrieval=sources,
         )
 
 

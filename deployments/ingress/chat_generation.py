@@ -5,6 +5,7 @@ answer is; between the two there is only this.
 """
 
 import asyncio
+import time
 
 import msgspec
 
@@ -15,6 +16,7 @@ from cluster.types import Request
 from deployments.ingress.choice import TextRules
 from deployments.ingress.exchange import Exchange
 from deployments.ingress.generation import Generation
+from deployments.ingress.grounding import GroundedPrompt, Grounding
 from deployments.ingress.output_plan import OutputPlan, SchemaCheck, plan_output
 from deployments.ingress.prompts import LONG_TEXT_CHARS, PromptBuilder, TokenizedPrompt
 from deployments.ingress.sampling import output_limit, sampling_params
@@ -27,10 +29,15 @@ class ChatGenerations:
     """Starts chat requests."""
 
     def __init__(
-        self, models: ModelDirectory, prompts: PromptBuilder, telemetry: Telemetry
+        self,
+        models: ModelDirectory,
+        prompts: PromptBuilder,
+        telemetry: Telemetry,
+        grounding: Grounding,
     ) -> None:
         self._models = models
         self._prompts = prompts
+        self._grounding = grounding
         self._telemetry = telemetry
         self._schema_check = SchemaCheck()
 
@@ -48,7 +55,10 @@ class ChatGenerations:
         add_generation_prompt: bool = True,
         add_special_tokens: bool = False,
     ) -> TokenizedPrompt:
-        """What the model would read. Raises as `PromptBuilder.chat` does."""
+        """What the model would read, but for what retrieval would find.
+
+        Raises as `PromptBuilder.chat` does.
+        """
         template = _template_of(model)
         refuse_unavailable_chat(request, template)
         return await self._prompts.chat(
@@ -59,8 +69,25 @@ class ChatGenerations:
             add_special_tokens=add_special_tokens,
         )
 
-    async def start(
+    async def ground(
         self, request: ChatCompletionRequest, model: ServedModel, exchange: Exchange
+    ) -> GroundedPrompt:
+        """The prompt with what the request's retrieval tools find. Raises as `Grounding` does."""
+        template = _template_of(model)
+        refuse_unavailable_chat(request, template)
+        started_s = time.perf_counter()
+        found = await self._grounding.search(request, exchange.tenant)
+        if request.retrieval_tools:
+            self._telemetry.model(model.name).retrieval.observe(time.perf_counter() - started_s)
+        return await self._grounding.fit(request, model, template, found)
+
+    async def start(
+        self,
+        request: ChatCompletionRequest,
+        model: ServedModel,
+        exchange: Exchange,
+        *,
+        prompt: TokenizedPrompt | None = None,
     ) -> Generation:
         """A generation under `exchange.request_id`; nothing runs before its pieces are asked for.
 
@@ -68,7 +95,8 @@ class ChatGenerations:
             ServingError: the request does not fit the model, or asks for what is not served.
         """
         assert exchange.request_id, "the endpoint names its answer first"
-        prompt = await self.prompt(request, model)
+        if prompt is None:
+            prompt = await self.prompt(request, model)
         max_tokens = output_limit(
             request.token_limit,
             num_prompt_tokens=len(prompt.token_ids),

@@ -34,7 +34,8 @@ class ChatCompletions:
         self, request: ChatCompletionRequest, model: ServedModel, send: Send, exchange: Exchange
     ) -> None:
         exchange.request_id = new_id("chatcmpl")
-        generation = await self._generations.start(request, model, exchange)
-        answer = ChatAnswer(exchange.request_id, model, request)
+        grounded = await self._generations.ground(request, model, exchange)
+        generation = await self._generations.start(request, model, exchange, prompt=grounded.prompt)
+        answer = ChatAnswer(exchange.request_id, model, request, chunks=grounded.chunks)
         send_answer = send_stream if request.stream else send_whole
         await send_answer(generation, answer, send, exchange)

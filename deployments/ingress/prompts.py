@@ -54,14 +54,17 @@ class PromptBuilder:
         *,
         add_generation_prompt: bool = True,
         add_special_tokens: bool = False,
+        context: str | None = None,
     ) -> TokenizedPrompt:
-        """The prompt that the chat template makes of the messages.
+        """The prompt that the chat template makes of the messages, and of a `context` for them.
 
         Raises:
             BadRequestError: the template refuses them.
             ValidationError: a message has parts that a text model cannot read.
         """
         messages = [template_message(m, position) for position, m in enumerate(request.messages)]
+        if context is not None:
+            messages = with_context(messages, context, has_system_role=template.has_system_role)
         # `none` asks for an answer without calls, so the model is not told about the functions.
         tools = template_tools(request.tools or []) if request.tool_choice != "none" else None
         variables = {
@@ -146,6 +149,22 @@ def template_message(message: Message, position: int) -> dict[str, Any]:
     elif isinstance(message, ToolMessage):
         rendered["tool_call_id"] = message.tool_call_id
     return rendered
+
+
+def with_context(
+    messages: Sequence[dict[str, Any]], context: str, *, has_system_role: bool
+) -> list[dict[str, Any]]:
+    """The messages with a text that belongs to none of them: at the end of the system message, or,
+    for models that know no system messages, before the text of the user's last one."""
+    role, place = ("system", 0) if has_system_role else ("user", -1)
+    positions = [index for index, message in enumerate(messages) if message["role"] == role]
+    if not positions:
+        return [{"role": role, "content": context}, *messages]
+    chosen = positions[place]
+    own = messages[chosen].get("content", "")
+    parts = (own, context) if has_system_role else (context, own)
+    grounded = {**messages[chosen], "content": "\n\n".join(part for part in parts if part)}
+    return [*messages[:chosen], grounded, *messages[chosen + 1 :]]
 
 
 def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from cluster.errors import NotFoundError
 from cluster.openai_schema.models import ModelObject, parameters_text, tier_of
 from deployments.ingress.model_pool import ModelPool
 from models.chat_template import ChatTemplate, ChatTemplateError
+from models.context_template import ContextTemplate
 from models.tokenizer import Tokenizer
 from models.tool_parsing.call_format import CallFormat
 from models.tool_parsing.call_formats import find_call_format, has_thinking
@@ -26,6 +27,7 @@ class ServedModel:
     config: ModelConfig
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None  # None: plain completions only
+    context_template: ContextTemplate  # how retrieved chunks are written
     max_model_len: int  # tokens of prompt and output together
     vocab_size: int  # ids that the model can produce
     pool: ModelPool
@@ -55,6 +57,7 @@ def load_served_model(
     """
     tokenizer = Tokenizer.from_folder(folder)
     override = Path(config.chat_template) if config.chat_template is not None else None
+    context_override = Path(config.retrieval_template) if config.retrieval_template else None
     try:
         chat_template = ChatTemplate.from_folder(folder, tokenizer, override=override)
     except ChatTemplateError:
@@ -69,6 +72,7 @@ def load_served_model(
         config=config,
         tokenizer=tokenizer,
         chat_template=chat_template,
+        context_template=ContextTemplate.from_folder(folder, override=context_override),
         max_model_len=max_model_len,
         vocab_size=vocab_size or tokenizer.vocab_size,
         pool=pool,

@@ -58,6 +58,10 @@ class Tokenize:
             enable_thinking=request.enable_thinking,
             reasoning_effort=request.reasoning_effort,
         )
+        if chat.retrieval_tools:
+            message = "nothing is searched here: what retrieval would find is not counted"
+            loc = ("tools", chat.retrieval_tools[0][0], "type")
+            raise ValidationError([FieldProblem(loc=loc, message=message)])
         prompt = await self._generations.prompt(
             chat,
             model,

@@ -49,7 +49,6 @@ def refuse_unavailable_chat(request: ChatCompletionRequest, template: ChatTempla
         ValidationError: naming each parameter that would have no effect.
     """
     problems = _problems(request, _CHAT)
-    problems += _tool_problems(request)
     if request.enable_thinking is False and "enable_thinking" not in template.variables:
         problems.append(_no_such_switch("enable_thinking"))
     if request.reasoning_effort is not None and "reasoning_effort" not in template.variables:
@@ -82,14 +81,6 @@ def _problems(
             FieldProblem(loc=("stream_options", "include_obfuscation"), message=message, kind=KIND)
         )
     return problems
-
-
-def _tool_problems(request: ChatCompletionRequest) -> list[FieldProblem]:
-    for position, tool in enumerate(request.tools or ()):
-        if tool.type == "retrieval":
-            message = "retrieval is not available yet"
-            return [FieldProblem(loc=("tools", position), message=message, kind=KIND)]
-    return []
 
 
 def _no_such_switch(name: str) -> FieldProblem:

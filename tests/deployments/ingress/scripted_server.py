@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from cluster.api_keys import ApiKeys, hash_key
 from cluster.config import ShoalConfig, parse_config
+from cluster.retrieval import Retriever
 from cluster.telemetry import ReplicaLoad, Telemetry
 from cluster.types import FinishReason, Request, TokenDelta, TokenLogprobs
 from deployments.ingress.app import build_asgi_app
@@ -173,15 +174,20 @@ def configuration(**http: Any) -> ShoalConfig:
 
 @asynccontextmanager
 async def serving(
-    checkpoint: Path, config: ShoalConfig, keys: ApiKeys | None = None
+    checkpoint: Path,
+    config: ShoalConfig,
+    keys: ApiKeys | None = None,
+    *,
+    retriever: Retriever | None = None,
+    context: int = CONTEXT,
 ) -> AsyncIterator[Server]:
     pool = ScriptedPool(lambda request: iter(deltas(request, [])))
     model: ServedModel = load_served_model(
-        config.models[0], checkpoint, pool, max_model_len=CONTEXT
+        config.models[0], checkpoint, pool, max_model_len=context
     )
     telemetry = Telemetry()
     keys = keys or ApiKeys.from_config(config.auth)
-    app = build_asgi_app(config, {model.name: model}, keys, telemetry)
+    app = build_asgi_app(config, {model.name: model}, keys, telemetry, retriever=retriever)
     async with listening(app) as port:
         started = Server(port=port, pool=pool, tokenizer=model.tokenizer, telemetry=telemetry)
         started.says("ok")

@@ -7,6 +7,7 @@ from cluster.openai_schema.validation import parse_request
 from cluster.telemetry import Telemetry
 from deployments.ingress.chat_generation import ChatGenerations
 from deployments.ingress.exchange import Exchange
+from deployments.ingress.grounding import Grounding
 from deployments.ingress.prompts import LONG_TEXT_CHARS, PromptBuilder
 from deployments.ingress.served_model import ModelDirectory, load_served_model
 from tests.deployments.ingress.scripted_server import MODEL, ScriptedPool, configuration, deltas
@@ -18,7 +19,10 @@ async def test_many_functions_in_a_long_prompt_are_planned_as_a_few_are(checkpoi
     model = load_served_model(config, checkpoint, pool, max_model_len=100_000)
     prompts = PromptBuilder()
     generations = ChatGenerations(
-        ModelDirectory({MODEL: model}, default_name=MODEL), prompts, Telemetry()
+        ModelDirectory({MODEL: model}, default_name=MODEL),
+        prompts,
+        Telemetry(),
+        Grounding(None, prompts, configuration().retrieval),
     )
     tools = [
         {"type": "function", "function": {"name": f"f{number}", "parameters": {"type": "object"}}}
