@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldProblem:
-    """One thing wrong with a request body: where, what, and a machine-readable kind."""
+    """One thing wrong with a request: where, what, and a machine-readable kind."""
 
     loc: tuple[str | int, ...]
     message: str
     kind: str = "value_error"
+    place: str = "body"  # or "query", "header": what `loc` is a path in
 
 
 class ServingError(Exception):
@@ -127,7 +128,7 @@ class ValidationError(ServingError):
 
     def body(self) -> dict[str, object]:
         detail = [
-            {"loc": ["body", *p.loc], "msg": p.message, "type": p.kind} for p in self.problems
+            {"loc": [p.place, *p.loc], "msg": p.message, "type": p.kind} for p in self.problems
         ]
         return {"detail": detail, "error": self.openai_error()}
 
