@@ -140,7 +140,7 @@ WRONG_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "magic"}]}, "tools.0.type"),
     ({"tools": [{"type": "function"}]}, "tools.0.function"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
-    ({"tools": [{"type": "retrieval", "retrieval": {"bucket_ids": ["b"]}}]}, "tools.0"),
+    ({"tools": [{"type": "retrieval", "retrieval": {"bucket_ids": ["b"]}}]}, "tools.0.type"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tool_choice": "perhaps"}, "tool_choice"),
     ({"functions": []}, "functions"),
