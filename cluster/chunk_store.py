@@ -1,0 +1,422 @@
+"""The chunks and vectors of embedded buckets in Redis: written unseen, committed at once.
+
+Commits of a bucket are numbered by its version. `cluster.chunk_keys` has the keys and says what a
+crash leaves behind. Shapes: N = chunks, D = the embedding's width.
+"""
+
+import secrets
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster import chunk_keys
+from cluster.chunk_commit import Commit, encode_record, plan_commit
+from cluster.chunk_feed import ChangeFeed
+from cluster.chunk_keys import ChunkKeys
+from cluster.chunk_records import (
+    BucketMeta,
+    BucketSettings,
+    Change,
+    EmbeddedFile,
+    FileRecord,
+    LiveSegment,
+    SegmentRef,
+    Snapshot,
+    live_segments,
+)
+from cluster.redis_client import Argument, RedisClient
+from cluster.types import BucketRef, Chunk
+
+MAX_SEGMENT_CHUNKS = 1_000
+_MAX_SEGMENT_BYTES = 2 * 2**20  # of vectors
+_MAX_READ_BYTES = 4 * 2**20  # of vectors, in one command
+_MAX_READ_CHUNKS = 4_000  # texts, in one round trip
+_BATCH = 500  # fields or keys, in one round trip of a clean-up
+
+_META = msgspec.msgpack.Decoder(BucketMeta)
+_FILE = msgspec.msgpack.Decoder(FileRecord)
+_EMBEDDED_FILE = msgspec.msgpack.Decoder(EmbeddedFile)
+_CHANGE = msgspec.msgpack.Decoder(Change)
+_CHUNK = msgspec.msgpack.Decoder(Chunk)
+_REFS = msgspec.msgpack.Decoder(tuple[SegmentRef, ...])
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+class ConflictError(Exception):
+    """Someone else has committed to the bucket, or what was staged for it is gone: read again."""
+
+
+class SegmentGoneError(Exception):
+    """A segment was replaced some minutes ago: take a new snapshot."""
+
+
+class ChunkStore:
+    """All buckets of one Redis. Every method raises what `RedisClient.execute` raises."""
+
+    def __init__(self, redis: RedisClient) -> None:
+        self._redis = redis
+        self._feed = ChangeFeed(redis)
+
+    async def buckets(self, tenant: str) -> list[str]:
+        """Names of the tenant's embedded buckets, sorted."""
+        members = await self._redis.execute("SMEMBERS", chunk_keys.buckets_key(self._redis, tenant))
+        names = sorted(name.decode() for name in members)
+        refs = [BucketRef(tenant, name) for name in names]
+        found = await self._redis.execute_many([("EXISTS", self._keys(r).meta) for r in refs])
+        return [name for name, exists in zip(names, found, strict=True) if exists]
+
+    async def meta(self, bucket: BucketRef) -> BucketMeta | None:
+        """None: it was never embedded, or its embedding is deleted."""
+        keys = self._keys(bucket)
+        meta, version = await self._redis.execute_many(
+            [("GET", keys.meta), ("HGET", keys.head, "version")]
+        )
+        if meta is None:
+            return None
+        return msgspec.structs.replace(_META.decode(meta), version=int(version or 0))
+
+    async def versions(self, buckets: Sequence[BucketRef]) -> list[int]:
+        """How many commits each bucket has seen; 0: none ever. One round trip."""
+        return await self._feed.versions(buckets)
+
+    async def files(self, bucket: BucketRef) -> dict[str, FileRecord]:
+        """All files by name, sorted: those noted and those embedded."""
+        keys = self._keys(bucket)
+        _, manifest, files = await self._redis.run(
+            chunk_keys.READ, keys=[keys.head, keys.manifest, keys.files], args=[1]
+        )
+        embedded = {name: _EMBEDDED_FILE.decode(raw) for name, raw in _pairs(manifest)}
+        records = {}
+        for name, raw in sorted(_pairs(files)):
+            record, file = _FILE.decode(raw), embedded.get(name)
+            if file is not None:
+                record = msgspec.structs.replace(
+                    record, segments=file.segments, segments_etag=file.etag
+                )
+            records[name.decode()] = record
+        return records
+
+    async def write_segments(
+        self,
+        bucket: BucketRef,
+        filename: str,
+        etag: str,
+        chunks: Sequence[Chunk],
+        vectors_ND: NDArray[np.float32],
+        *,
+        settings: BucketSettings,
+    ) -> tuple[SegmentRef, ...]:
+        """Write the chunks of a version of a file. Nobody sees them until they are committed, and
+        who resumes the work within a day finds them with `staged`.
+        """
+        assert len(chunks) == len(vectors_ND), (len(chunks), vectors_ND.shape)
+        keys, refs = self._keys(bucket), []
+        step = _segment_chunks(vectors_ND.shape[1]) if len(chunks) else 1
+        for first in range(0, len(chunks), step):
+            segment_id = secrets.token_hex(8)
+            part = chunks[first : first + step]
+            rows: list[Argument] = []
+            for row, chunk in enumerate(part):
+                rows += (row, _ENCODER.encode(chunk))
+            vectors = np.ascontiguousarray(vectors_ND[first : first + step], dtype="<f2").tobytes()
+            vectors_key, texts_key = keys.segment(segment_id)
+            await self._redis.execute_many(
+                [
+                    ("SET", vectors_key, vectors, "EX", chunk_keys.STAGED_TTL_S),
+                    ("HSET", texts_key, *rows),
+                    ("EXPIRE", texts_key, chunk_keys.STAGED_TTL_S),
+                ]
+            )
+            refs.append(SegmentRef(segment_id=segment_id, num_chunks=len(part)))
+        staged_key = keys.staged(*_identity(filename, etag, settings))
+        await self._redis.execute(
+            "SET", staged_key, _ENCODER.encode(refs), "EX", chunk_keys.STAGED_TTL_S
+        )
+        return tuple(refs)
+
+    async def staged(
+        self, bucket: BucketRef, filename: str, etag: str, *, settings: BucketSettings
+    ) -> tuple[SegmentRef, ...] | None:
+        """What `write_segments` has finished for this version; None: nothing that still exists.
+
+        It is kept for another day. After a commit it is what was committed.
+        """
+        keys = self._keys(bucket)
+        staged_key = keys.staged(*_identity(filename, etag, settings))
+        raw = await self._redis.execute("GETEX", staged_key, "EX", chunk_keys.STAGED_TTL_S)
+        if raw is None:
+            return None
+        refs = _REFS.decode(raw)
+        segment_keys = [key for ref in refs for key in keys.segment(ref.segment_id)]
+        # XX: one that is committed has no end, and gets none.
+        renewed = await self._redis.execute_many(
+            [
+                command
+                for key in segment_keys
+                for command in (
+                    ("EXPIRE", key, chunk_keys.STAGED_TTL_S, "XX"),
+                    ("EXISTS", key),
+                )
+            ]
+        )
+        return refs if all(renewed[1::2]) else None
+
+    async def commit(
+        self,
+        bucket: BucketRef,
+        *,
+        settings: BucketSettings,
+        put: Sequence[FileRecord] = (),
+        drop: Sequence[str] = (),
+        expected_version: int | None = None,
+    ) -> int:
+        """Replace and drop files of a bucket, at once, and create it where there is none; return
+        the new version. A record's `segments` become what is searchable of its file (those that
+        were written, or those it has already; none: nothing is).
+
+        `expected_version` is the bucket's version the caller has seen, 0 for none: who was
+        overtaken is refused. None: whatever it is. To repeat a commit whose answer was lost, with
+        the same arguments, is harmless.
+
+        Raises:
+            ConflictError: the version is another one, or a segment does not exist any more.
+            ValueError: settings differ from the bucket's and files made with those would stay.
+        """
+        keys = self._keys(bucket)
+        commit = Commit(settings=settings, put=put, drop=drop)
+        while True:
+            plan = await plan_commit(self._redis, keys, commit)
+            is_overtaken = expected_version is not None and plan.version != expected_version
+            new_version = int(
+                await self._redis.run(
+                    chunk_keys.COMMIT,
+                    keys=plan.keys(keys),
+                    # Even then: it may be this very commit that made the newer version.
+                    args=[-1 if is_overtaken else plan.version, *plan.arguments()],
+                )
+            )
+            if new_version > 0:
+                await self._announce(bucket, new_version)
+                return new_version
+            if new_version == -2:
+                raise ConflictError(f"{_name(bucket)}: a segment that was written is gone")
+            if expected_version is not None:
+                raise ConflictError(
+                    f"{_name(bucket)}: version {expected_version} was expected, but someone else "
+                    "has committed"
+                )
+
+    async def note_files(
+        self,
+        bucket: BucketRef,
+        records: Sequence[FileRecord],
+        *,
+        expected_version: int | None = None,
+    ) -> None:
+        """Write the status of files without touching what is searchable.
+
+        Raises:
+            ConflictError: the bucket's version is not `expected_version`.
+        """
+        keys = self._keys(bucket)
+        expected = -1 if expected_version is None else expected_version
+        for first in range(0, len(records), _BATCH):
+            pairs = [
+                x for r in records[first : first + _BATCH] for x in (r.filename, encode_record(r))
+            ]
+            is_noted = await self._redis.run(
+                chunk_keys.NOTE_FILES, keys=[keys.head, keys.files], args=[expected, *pairs]
+            )
+            if not is_noted:
+                raise ConflictError(f"{_name(bucket)}: its version is not {expected_version}")
+
+    async def note_file(
+        self, bucket: BucketRef, record: FileRecord, *, expected_version: int | None = None
+    ) -> None:
+        """`note_files`, of one."""
+        await self.note_files(bucket, [record], expected_version=expected_version)
+
+    async def delete(self, bucket: BucketRef) -> bool:
+        """Remove a bucket's embedding: at once from sight, in small steps from memory. False:
+        there was none.
+        """
+        keys = self._keys(bucket)
+        version = -1
+        while version == -1:
+            (seen,) = await self.versions([bucket])
+            change = Change(version=seen + 1, clears=True)
+            version = int(
+                await self._redis.run(
+                    chunk_keys.DELETE,
+                    keys=[
+                        *(keys.head, keys.meta, keys.manifest, keys.files, keys.log, keys.trash),
+                        keys.trashed(seen + 1),
+                    ],
+                    args=[seen, _ENCODER.encode(change), chunk_keys.MAX_LOG_ENTRIES],
+                )
+            )
+        if version > 0:
+            await self._forget_name(bucket)
+            await self._feed.announce(bucket, version)
+        await self._empty_trash(keys)  # also what a crash has left of an earlier deletion
+        return version > 0
+
+    async def snapshot(self, bucket: BucketRef) -> Snapshot:
+        """All that is searchable, of one moment. Its segments can be read for some minutes more
+        after they were replaced. A bucket that does not exist has none.
+        """
+        keys = self._keys(bucket)
+        version, manifest = await self._redis.run(
+            chunk_keys.READ, keys=[keys.head, keys.manifest, keys.files], args=[0]
+        )
+        files = [(name.decode(), _EMBEDDED_FILE.decode(raw)) for name, raw in _pairs(manifest)]
+        return Snapshot(version=int(version), segments=live_segments(files))
+
+    async def vectors(
+        self, bucket: BucketRef, segments: Sequence[LiveSegment]
+    ) -> AsyncIterator[tuple[LiveSegment, NDArray[np.float16]]]:
+        """The vectors of each segment, in order, [num_chunks, D]; some MB are held at a time. The
+        arrays cannot be written to.
+
+        Raises:
+            SegmentGoneError: one was replaced some minutes ago.
+        """
+        keys, width = self._keys(bucket), 0
+        first = 0
+        while first < len(segments):
+            last = _read_until(segments, first, _MAX_READ_BYTES // 2 // width if width else 1)
+            part = segments[first:last]
+            blobs = await self._redis.execute("MGET", *(keys.vectors(s.segment_id) for s in part))
+            for segment, blob in zip(part, blobs, strict=True):
+                if blob is None:
+                    raise SegmentGoneError(f"{_name(bucket)}: segment {segment.segment_id}")
+                array = np.frombuffer(blob, dtype="<f2").reshape(segment.num_chunks, -1)
+                width = array.shape[1]
+                yield segment, array
+            first = last
+
+    async def chunks(
+        self, bucket: BucketRef, refs: Sequence[tuple[str, int]]
+    ) -> list[Chunk | None]:
+        """Chunks by segment id and row in the segment, in the order asked for, in one round trip.
+        None: replaced some minutes ago.
+        """
+        keys = self._keys(bucket)
+        commands = [("HGET", keys.texts(segment_id), row) for segment_id, row in refs]
+        raw_chunks = await self._redis.execute_many(commands)
+        return [None if raw is None else _CHUNK.decode(raw) for raw in raw_chunks]
+
+    async def all_chunks(
+        self, bucket: BucketRef, segments: Sequence[LiveSegment]
+    ) -> AsyncIterator[tuple[LiveSegment, list[Chunk]]]:
+        """The chunks of each segment, in order; some MB are held at a time.
+
+        Raises:
+            SegmentGoneError: one was replaced some minutes ago.
+        """
+        keys = self._keys(bucket)
+        first = 0
+        while first < len(segments):
+            last = _read_until(segments, first, _MAX_READ_CHUNKS)
+            part = segments[first:last]
+            answers = await self._redis.execute_many(
+                [("HMGET", keys.texts(s.segment_id), *range(s.num_chunks)) for s in part]
+            )
+            for segment, raw_chunks in zip(part, answers, strict=True):
+                if None in raw_chunks:
+                    raise SegmentGoneError(f"{_name(bucket)}: segment {segment.segment_id}")
+                yield segment, [_CHUNK.decode(raw) for raw in raw_chunks]
+            first = last
+
+    async def changes_since(self, bucket: BucketRef, version: int) -> list[Change] | None:
+        """What happened after `version`, oldest first. None: that is not known any more, take a
+        snapshot.
+        """
+        keys = self._keys(bucket)
+        current, entries = await self._redis.execute_many(
+            [("HGET", keys.head, "version"), ("XRANGE", keys.log, f"{version + 1}-0", "+")]
+        )
+        changes = [_CHANGE.decode(fields[b"change"]) for _, fields in entries]
+        if not changes:
+            return [] if int(current or 0) == version else None
+        is_complete = [change.version for change in changes] == list(
+            range(version + 1, version + 1 + len(changes))
+        )
+        return changes if is_complete and version <= int(current or 0) else None
+
+    def follow(
+        self, held: Callable[[], Collection[BucketRef]] = tuple
+    ) -> AsyncIterator[tuple[BucketRef, int]]:
+        """Buckets that have changed and their versions, from now on and without end; a deletion
+        is a change. An outage of Redis is waited for. At the start, after an outage and every few
+        seconds, the versions of the `held` buckets are given whether or not they have changed.
+        """
+        return self._feed.follow(held)
+
+    async def _announce(self, bucket: BucketRef, version: int) -> None:
+        name_key = chunk_keys.buckets_key(self._redis, bucket.tenant)
+        await self._redis.execute("SADD", name_key, bucket.name)
+        await self._feed.announce(bucket, version)
+
+    async def _forget_name(self, bucket: BucketRef) -> None:
+        names_key = chunk_keys.buckets_key(self._redis, bucket.tenant)
+        await self._redis.execute("SREM", names_key, bucket.name)
+        if await self.meta(bucket) is not None:  # embedded again meanwhile
+            await self._redis.execute("SADD", names_key, bucket.name)
+
+    async def _empty_trash(self, keys: ChunkKeys) -> None:
+        for trashed in await self._redis.execute("SMEMBERS", keys.trash):
+            cursor = b"0"
+            while True:
+                cursor, fields = await self._redis.execute(
+                    "HSCAN", trashed, cursor, "COUNT", _BATCH
+                )
+                files = [_EMBEDDED_FILE.decode(raw) for raw in fields.values()]
+                doomed = [
+                    key
+                    for file in files
+                    for segment in file.segments
+                    for key in keys.segment(segment.segment_id)
+                ]
+                for first in range(0, len(doomed), _BATCH):
+                    await self._redis.execute_many(
+                        [
+                            ("EXPIRE", key, chunk_keys.REPLACED_TTL_S)
+                            for key in doomed[first : first + _BATCH]
+                        ]
+                    )
+                if int(cursor) == 0:
+                    break
+            await self._redis.execute("UNLINK", trashed)
+            await self._redis.execute("SREM", keys.trash, trashed)
+
+    def _keys(self, bucket: BucketRef) -> ChunkKeys:
+        return ChunkKeys(self._redis, bucket)
+
+
+def _segment_chunks(width: int) -> int:
+    return max(1, min(MAX_SEGMENT_CHUNKS, _MAX_SEGMENT_BYTES // 2 // width))
+
+
+def _read_until(segments: Sequence[LiveSegment], first: int, max_chunks: int) -> int:
+    """The end of a run of segments that holds at most `max_chunks`, or one segment."""
+    last, num_chunks = first + 1, segments[first].num_chunks
+    while last < len(segments) and num_chunks + segments[last].num_chunks <= max_chunks:
+        num_chunks += segments[last].num_chunks
+        last += 1
+    return last
+
+
+def _identity(filename: str, etag: str, settings: BucketSettings) -> tuple[str, ...]:
+    return filename, etag, msgspec.json.encode(settings).decode()
+
+
+def _pairs(flat: Sequence[bytes]) -> Iterable[tuple[Any, bytes]]:
+    return zip(flat[::2], flat[1::2], strict=True)
+
+
+def _name(bucket: BucketRef) -> str:
+    return f"bucket {bucket.name!r} of {bucket.tenant!r}"
