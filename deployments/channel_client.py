@@ -67,13 +67,21 @@ class DeltaStream:
         """Abort the request unless it has ended; idempotent."""
         self._connection.forget(self._stream_id)
 
+    def feed_token(self, index: int, token_id: int) -> None:
+        """Take from the connection a token of which there is nothing more to say."""
+        self._take_in(TokenDelta(self._request_id, index, [token_id]), 1)
+
     def feed(self, delta: wire.StreamDelta) -> bool:
         """Take a delta from the connection; True when it was the stream's last."""
-        token_delta = wire.to_token_delta(self._request_id, delta)
-        if token_delta.finish_reason is not None:
+        if delta.extras is not None and delta.extras.finish_reason is not None:
             self._num_unfinished -= 1
-        self._waiting.append(token_delta)
-        self._num_waiting_tokens += len(token_delta.token_ids) or 1
+        token_delta = wire.to_token_delta(self._request_id, delta)
+        self._take_in(token_delta, len(token_delta.token_ids) or 1)
+        return self._num_unfinished == 0
+
+    def _take_in(self, delta: TokenDelta, num_tokens: int) -> None:
+        self._waiting.append(delta)
+        self._num_waiting_tokens += num_tokens
         if self._num_waiting_tokens > self._max_buffered_tokens:
             self._waiting.clear()
             self.close()
@@ -85,7 +93,6 @@ class DeltaStream:
             )
         else:
             self._wake()
-        return self._num_unfinished == 0
 
     def fail(self, error: Exception) -> None:
         """End the stream with an error, after what already waits."""
@@ -210,8 +217,7 @@ class ReplicaConnection(asyncio.Protocol):
             return
         match message:
             case wire.Step():
-                for delta in message.deltas:
-                    self._feed(delta)
+                self._feed(message)
             case wire.Failed():
                 self._fail(message.stream_id, to_serving_error(message))
             case wire.Refused():
@@ -242,11 +248,21 @@ class ReplicaConnection(asyncio.Protocol):
             case _:
                 raise wire.ChannelProtocolError("a message before the handshake was over")
 
-    def _feed(self, delta: wire.StreamDelta) -> None:
-        stream = self._streams.get(delta.stream_id)
-        # None: aborted here while the delta was on its way.
-        if stream is not None and stream.feed(delta):
-            self._streams.pop(delta.stream_id, None)
+    def _feed(self, step: wire.Step) -> None:
+        """Hand a step's tokens to their streams, those not aborted here while it was on its way."""
+        if not len(step.stream_ids) == len(step.indices) == len(step.token_ids):
+            raise wire.ChannelProtocolError("a step whose columns differ in length")
+        streams = self._streams
+        for stream_id, index, token_id in zip(
+            step.stream_ids, step.indices, step.token_ids, strict=True
+        ):
+            stream = streams.get(stream_id)
+            if stream is not None:
+                stream.feed_token(index, token_id)
+        for delta in step.deltas:
+            stream = streams.get(delta.stream_id)
+            if stream is not None and stream.feed(delta):
+                streams.pop(delta.stream_id, None)
 
     def _fail(self, stream_id: int, error: ServingError | ReplicaGoneError) -> None:
         stream = self._streams.pop(stream_id, None)

@@ -30,13 +30,14 @@ MAX_UNSENT_BYTES = 8 * 2**20  # waiting for an ingress that does not read; beyon
 
 logger = logging.getLogger(__name__)
 
+OnDelta = Callable[[TokenDelta | ServingError], None]
+OnToken = Callable[[int, int], None]
+
 
 class ChannelEngine(Protocol):
     """What the channel needs of an engine; `AsyncEngine` is one."""
 
-    def submit(
-        self, request: Request, on_delta: Callable[[TokenDelta | ServingError], None]
-    ) -> None: ...
+    def submit(self, request: Request, on_delta: OnDelta, on_token: OnToken) -> None: ...
     def abort(self, request_id: str) -> None: ...
     def add_step_listener(self, listener: Callable[[], None]) -> None: ...
 
@@ -46,6 +47,14 @@ class _ServerStream:
     stream_id: int
     engine_request_id: str
     num_unfinished: int  # sequences
+    pending: wire.Step  # of the stream's connection
+
+    def add_token(self, index: int, token_id: int) -> None:
+        """This happens for every token."""
+        pending = self.pending
+        pending.stream_ids.append(self.stream_id)
+        pending.indices.append(index)
+        pending.token_ids.append(token_id)
 
 
 class ChannelServer:
@@ -64,7 +73,6 @@ class ChannelServer:
         self._read_stats = read_stats
         self._max_unsent_bytes = max_unsent_bytes
         self._connections: set[_ServerConnection] = set()
-        self._with_pending: set[_ServerConnection] = set()
         self._connection_numbers = itertools.count()
         self._listeners: list[asyncio.Server] = []
         self._heartbeat: asyncio.Task[None] | None = None
@@ -133,25 +141,18 @@ class ChannelServer:
     def remove(self, connection: "_ServerConnection") -> None:
         """Forget a connection that is gone, and free what its streams hold."""
         self._connections.discard(connection)
-        self._with_pending.discard(connection)
         for stream in connection.streams.values():
             self._engine.abort(stream.engine_request_id)
         connection.streams.clear()
         self.note_stream_ended()
 
-    def submit(
-        self, request: Request, on_delta: Callable[[TokenDelta | ServingError], None]
-    ) -> None:
-        self._engine.submit(request, on_delta)
+    def submit(self, request: Request, on_delta: OnDelta, on_token: OnToken) -> None:
+        self._engine.submit(request, on_delta, on_token)
         self._idle.clear()
 
     def abort(self, stream: _ServerStream) -> None:
         self._engine.abort(stream.engine_request_id)
         self.note_stream_ended()
-
-    def note_pending(self, connection: "_ServerConnection") -> None:
-        """The connection has deltas to send when the step is over."""
-        self._with_pending.add(connection)
 
     def note_stream_ended(self) -> None:
         if self.num_streams == 0:
@@ -159,8 +160,8 @@ class ChannelServer:
 
     def _flush(self) -> None:
         """The engine's step is over: one frame, in one write, per connection that got tokens."""
-        while self._with_pending:
-            self._with_pending.pop().flush()
+        for connection in tuple(self._connections):
+            connection.flush()
 
     def _notify(self, message: wire.ReplicaStats | wire.Draining) -> None:
         frame = wire.encode_frame(message)
@@ -186,7 +187,7 @@ class _ServerConnection(asyncio.Protocol):
         self._frames = wire.FrameReader(max_frame_bytes=wire.MAX_HANDSHAKE_BYTES)
         self._expected_proof: bytes | None = None
         self._is_ready = False
-        self._pending: list[wire.StreamDelta] = []
+        self._pending = wire.Step([], [], [], [])
         self._last_stream_id = 0
         self.streams: dict[int, _ServerStream] = {}
         self.last_heard_s = 0.0
@@ -226,9 +227,16 @@ class _ServerConnection(asyncio.Protocol):
 
     def flush(self) -> None:
         """Send what the step brought."""
-        if self._pending:
-            deltas, self._pending = self._pending, []
-            self._write(wire.encode_frame(wire.Step(deltas)))
+        pending = self._pending
+        if pending.token_ids or pending.deltas:
+            self._write(wire.encode_frame(pending))
+            for column in (
+                pending.stream_ids,
+                pending.indices,
+                pending.token_ids,
+                pending.deltas,
+            ):
+                column.clear()
 
     def give_up(self, reason: str) -> None:
         """Drop the connection at once; its streams end."""
@@ -297,10 +305,11 @@ class _ServerConnection(asyncio.Protocol):
             stream_id=message.stream_id,
             engine_request_id=engine_request_id,
             num_unfinished=request.sampling_params.n,
+            pending=self._pending,
         )
         self.streams[message.stream_id] = stream
         try:
-            self._server.submit(request, partial(self._on_delta, stream))
+            self._server.submit(request, partial(self._on_delta, stream), stream.add_token)
         except ServingError as error:
             self._fail(stream, error)
 
@@ -308,8 +317,7 @@ class _ServerConnection(asyncio.Protocol):
         if isinstance(delta, ServingError):
             self._fail(stream, delta)
             return
-        self._pending.append(wire.to_stream_delta(stream.stream_id, delta))
-        self._server.note_pending(self)
+        self._pending.deltas.append(wire.to_stream_delta(stream.stream_id, delta))
         if delta.finish_reason is not None:
             stream.num_unfinished -= 1
             if stream.num_unfinished == 0:

@@ -24,7 +24,7 @@ import msgspec
 
 from cluster.types import FinishReason, Request, TokenDelta, TokenLogprobs
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 NONCE_BYTES = 32
 MAX_HANDSHAKE_BYTES = 512
 MAX_CLIENT_FRAME_BYTES = 32 * 2**20  # a request: at most five bytes per prompt token
@@ -77,7 +77,7 @@ class DeltaExtras(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StreamDelta(msgspec.Struct, frozen=True, array_like=True):
-    """A `TokenDelta` under its stream's number; small, because there is one per token."""
+    """A `TokenDelta` under its stream's number."""
 
     stream_id: int
     index: int
@@ -95,9 +95,15 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=2):
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """All deltas of one engine step for one connection."""
+    """What one engine step brought for one connection. Tokens of which there is nothing more to
+    say (nearly all) are columns: entry i is the next token of sequence `indices[i]` of stream
+    `stream_ids[i]`.
+    """
 
-    deltas: list[StreamDelta]
+    stream_ids: list[int]
+    indices: list[int]
+    token_ids: list[int]
+    deltas: list[StreamDelta] = []
 
 
 class WireProblem(msgspec.Struct, frozen=True, array_like=True):

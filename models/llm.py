@@ -118,4 +118,4 @@ def _record(output: PromptOutput, delta: TokenDelta) -> None:
         continuation.logprobs = (continuation.logprobs or []) + delta.logprobs
     if delta.prompt_logprobs is not None:
         output.prompt_logprobs = delta.prompt_logprobs
-    output.num_cached_tokens = delta.num_cached_tokens
+    output.num_cached_tokens = max(output.num_cached_tokens, delta.num_cached_tokens)

@@ -21,12 +21,14 @@ from cluster.errors import (
     ServingError,
 )
 from cluster.types import GrammarSpec, Request, TokenDelta
+from models.engine.deltas import StepDeltas
 from models.engine.engine import Engine, EngineStats
 from models.grammar.compiler import CompiledGrammar
 
 logger = logging.getLogger(__name__)
 
 OnDelta = Callable[[TokenDelta | ServingError], None]
+OnToken = Callable[[int, int], None]  # which of the request's sequences, and its next token
 
 _STATS_PERIOD_S = 0.1
 _RETRY_AFTER_S = 1.0
@@ -52,10 +54,11 @@ class _Stop:
 class _Stream:
     """Who hears of one request, and how much of it is still to come."""
 
-    __slots__ = ("has_started", "num_open", "on_delta")
+    __slots__ = ("has_started", "num_open", "on_delta", "on_token")
 
-    def __init__(self, on_delta: OnDelta, num_open: int) -> None:
+    def __init__(self, on_delta: OnDelta, on_token: OnToken, num_open: int) -> None:
         self.on_delta = on_delta
+        self.on_token = on_token
         self.num_open = num_open  # sequences that have not finished
         self.has_started = False
 
@@ -102,9 +105,11 @@ class AsyncEngine:
         self._compilers.shutdown(wait=False, cancel_futures=True)
         self._engine.close()
 
-    def submit(self, request: Request, on_delta: OnDelta) -> None:
+    def submit(self, request: Request, on_delta: OnDelta, on_token: OnToken | None = None) -> None:
         """Hand a request to the engine. `on_delta` is called in the loop's thread with every delta
-        of each of its sequences; a `ServingError` instead ends the stream.
+        of each of its sequences; a `ServingError` instead ends the stream. Where `on_token` is
+        given, it takes the tokens of which there is nothing more to say: nearly all of them, but
+        no sequence's first or last.
 
         Raises:
             ServiceUnavailableError: the queue is full, or the engine has stopped or failed.
@@ -119,7 +124,9 @@ class AsyncEngine:
                 retry_after_s=_RETRY_AFTER_S,
             )
         self._engine.check_request(request)
-        self._streams[request.request_id] = _Stream(on_delta, request.sampling_params.n)
+        if on_token is None:
+            on_token = _as_deltas(request.request_id, on_delta)
+        self._streams[request.request_id] = _Stream(on_delta, on_token, request.sampling_params.n)
         self._num_queued += 1
         if request.sampling_params.grammar is None:
             self._commands.put(_Add(request, None))
@@ -199,21 +206,30 @@ class AsyncEngine:
 
         compiling.add_done_callback(done)
 
-    def _deliver(self, deltas: list[TokenDelta]) -> None:
-        for delta in deltas:
-            stream = self._streams.get(delta.request_id)
-            if stream is None:
-                continue  # aborted while the step ran
-            if not stream.has_started:
-                stream.has_started = True
-                self._num_queued -= 1
-            if delta.finish_reason is not None:
-                stream.num_open -= 1
-                if stream.num_open == 0:
-                    del self._streams[delta.request_id]
-            stream.on_delta(delta)
+    def _deliver(self, step: StepDeltas) -> None:
+        streams = self._streams
+        for request_id, index, token_id in zip(
+            step.request_ids, step.indices, step.token_ids, strict=True
+        ):
+            stream = streams.get(request_id)
+            if stream is not None:  # not aborted while the step ran
+                stream.on_token(index, token_id)
+        for delta in step.deltas:
+            stream = streams.get(delta.request_id)
+            if stream is not None:
+                self._deliver_delta(stream, delta)
         for listener in self._listeners:
             listener()
+
+    def _deliver_delta(self, stream: _Stream, delta: TokenDelta) -> None:
+        if not stream.has_started:
+            stream.has_started = True
+            self._num_queued -= 1
+        if delta.finish_reason is not None:
+            stream.num_open -= 1
+            if stream.num_open == 0:
+                del self._streams[delta.request_id]
+        stream.on_delta(delta)
 
     def _deliver_error(self, request_id: str, error: ServingError) -> None:
         stream = self._streams.get(request_id)
@@ -253,12 +269,12 @@ class AsyncEngine:
             self._post(self._finish, error)
 
     def _step(self) -> None:
-        deltas = self._engine.step()
+        step = self._engine.step()
         now_s = time.monotonic()
         if now_s - self._stats_at_s >= _STATS_PERIOD_S or not self._engine.has_unfinished:
             self._publish_stats(now_s)
-        if deltas:
-            self._post(self._deliver, deltas)
+        if step:
+            self._post(self._deliver, step)
 
     def _obey_commands(self) -> bool:
         """Take what is queued; wait for something when there is no work. False: stop."""
@@ -291,3 +307,10 @@ class AsyncEngine:
         assert self._loop is not None
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *args)
+
+
+def _as_deltas(request_id: str, on_delta: OnDelta) -> OnToken:
+    def on_token(index: int, token_id: int) -> None:
+        on_delta(TokenDelta(request_id, index, [token_id]))
+
+    return on_token

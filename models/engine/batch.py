@@ -1,6 +1,7 @@
 """What the scheduler chose for one step, and its translation into plain integers."""
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cluster.types import SamplingParams
@@ -12,35 +13,46 @@ from models.engine.sequence import Sequence
 from models.engine.step_inputs import PromptLogprobsRow, SamplingRow, StepInputs
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduledSequence:
-    """A sequence and how many of its tokens this step computes."""
-
-    sequence: Sequence
-    num_new_tokens: int
-
-    @property
-    def is_sampled(self) -> bool:
-        """Whether the step reaches the sequence's last known token, and so chooses the next."""
-        sequence = self.sequence
-        return sequence.num_computed_tokens + self.num_new_tokens == sequence.num_tokens
-
-
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """One step, as it is being filled and then computed."""
+    """One step, as it is being filled and then computed.
 
-    token_budget: int
-    scheduled: list[ScheduledSequence] = field(default_factory=list)
+    A sequence that lacks one token is there by itself, because there are many of them and they
+    need little; the others are there with the number of their tokens that the step computes.
+    """
+
+    max_num_tokens: int
+    singles: list[Sequence] = field(default_factory=list)
+    chunks: list[tuple[Sequence, int]] = field(default_factory=list)
+    num_chunk_tokens: int = 0
     block_copies: list[BlockCopy] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.scheduled)
+        return bool(self.singles or self.chunks)
 
-    def add(self, sequence: Sequence, num_new_tokens: int, copies: list[BlockCopy]) -> None:
-        self.scheduled.append(ScheduledSequence(sequence=sequence, num_new_tokens=num_new_tokens))
-        self.block_copies.extend(copies)
-        self.token_budget -= num_new_tokens
+    @property
+    def num_tokens_left(self) -> int:
+        """Of the step's budget."""
+        return self.max_num_tokens - len(self.singles) - self.num_chunk_tokens
+
+    def add(self, sequence: Sequence, num_new_tokens: int) -> None:
+        if sequence.num_computed_tokens + 1 == sequence.num_tokens:
+            self.singles.append(sequence)
+        else:
+            self.chunks.append((sequence, num_new_tokens))
+            self.num_chunk_tokens += num_new_tokens
+
+    def sequences(self) -> Iterator[Sequence]:
+        yield from self.singles
+        for sequence, _ in self.chunks:
+            yield sequence
+
+    def sampled(self) -> Iterator[Sequence]:
+        """The sequences whose last known token the step reaches, so that it chooses the next."""
+        yield from self.singles
+        for sequence, num_new_tokens in self.chunks:
+            if sequence.num_computed_tokens + num_new_tokens == sequence.num_tokens:
+                yield sequence
 
 
 def build_step_inputs(
@@ -48,32 +60,40 @@ def build_step_inputs(
 ) -> StepInputs:
     """Integers for the runner. `eos_token_ids` are the model's end-of-sequence tokens.
 
-    Sorts `batch.scheduled` so that sequences with one query token come first; outputs refer to
-    that order.
+    Sorts the batch's chunks so that those of one token come first; outputs refer to that order.
     """
-    batch.scheduled.sort(key=lambda item: item.num_new_tokens != 1)
-    matchers = [
-        item.sequence.matcher
-        for item in batch.scheduled
-        if item.is_sampled and item.sequence.matcher is not None
-    ]
+    singles = batch.singles
+    batch.chunks.sort(key=lambda chunk: chunk[1] != 1)
+    matchers = [seq.matcher for seq in batch.sampled() if seq.matcher is not None]
+    positions = [seq.num_computed_tokens for seq in singles]
     inputs = StepInputs(
-        token_ids=[],
-        positions=[],
-        slot_mapping=[],
-        query_lens=[],
-        context_lens=[],
-        block_tables=[],
+        token_ids=[seq.last_token_id for seq in singles],
+        positions=positions,
+        slot_mapping=[
+            seq.block_table[-1] * block_size + position % block_size
+            for seq, position in zip(singles, positions, strict=True)
+        ],
+        query_lens=[1] * len(singles),
+        context_lens=[seq.num_tokens for seq in singles],
+        block_tables=[seq.block_table for seq in singles],
         sampling_rows=[],
         block_copies=batch.block_copies,
         grammar_masks=masks.of(matchers) if matchers else None,
     )
     mask_rows = itertools.count()
-    for item in batch.scheduled:
-        _append_tokens(inputs, item, block_size)
-        if item.is_sampled:
-            mask_row = None if item.sequence.matcher is None else next(mask_rows)
-            _append_sampling_rows(inputs, item.sequence, eos_token_ids, mask_row)
+    for index, sequence in enumerate(singles):
+        row = sequence.sampling_row
+        if sequence.is_plain and row is not None:
+            row.logit_index = index
+            row.position = sequence.num_tokens
+            inputs.sampling_rows.append(row)
+        else:
+            inputs.sampling_rows.extend(_rows(sequence, index, eos_token_ids, mask_rows))
+    for sequence, num_new_tokens in batch.chunks:
+        _append_chunk(inputs, sequence, num_new_tokens, block_size)
+        if sequence.num_computed_tokens + num_new_tokens == sequence.num_tokens:
+            last = len(inputs.token_ids) - 1
+            inputs.sampling_rows.extend(_rows(sequence, last, eos_token_ids, mask_rows))
     return inputs
 
 
@@ -83,13 +103,14 @@ def end_token_ids(params: SamplingParams, eos_token_ids: frozenset[int]) -> froz
     return eos.union(params.stop_token_ids)
 
 
-def prompt_logprobs_row(item: ScheduledSequence, first_index: int) -> PromptLogprobsRow | None:
+def prompt_logprobs_row(
+    sequence: Sequence, num_new_tokens: int, first_index: int
+) -> PromptLogprobsRow | None:
     """The part of the prompt's logprobs that this step computes, if they are wanted."""
-    sequence = item.sequence
     num_top = sequence.params.prompt_logprobs
     start = sequence.num_computed_tokens
     # Position p predicts token p+1; after a preemption they are not reported again.
-    stop = min(start + item.num_new_tokens, sequence.num_prompt_tokens - 1)
+    stop = min(start + num_new_tokens, sequence.num_prompt_tokens - 1)
     if num_top is None or stop <= start or sequence.output_token_ids:
         return None
     return PromptLogprobsRow(
@@ -99,11 +120,13 @@ def prompt_logprobs_row(item: ScheduledSequence, first_index: int) -> PromptLogp
     )
 
 
-def _append_tokens(inputs: StepInputs, item: ScheduledSequence, block_size: int) -> None:
-    sequence, table = item.sequence, item.sequence.block_table
+def _append_chunk(
+    inputs: StepInputs, sequence: Sequence, num_new_tokens: int, block_size: int
+) -> None:
+    table = sequence.block_table
     start = sequence.num_computed_tokens
-    stop = start + item.num_new_tokens
-    row = prompt_logprobs_row(item, len(inputs.token_ids))
+    stop = start + num_new_tokens
+    row = prompt_logprobs_row(sequence, num_new_tokens, len(inputs.token_ids))
     if row is not None:
         inputs.prompt_logprobs_rows.append(row)
     inputs.token_ids.extend(sequence.tokens(start, stop))
@@ -112,35 +135,44 @@ def _append_tokens(inputs: StepInputs, item: ScheduledSequence, block_size: int)
         table[position // block_size] * block_size + position % block_size
         for position in range(start, stop)
     )
-    inputs.query_lens.append(item.num_new_tokens)
+    inputs.query_lens.append(num_new_tokens)
     inputs.context_lens.append(stop)
-    inputs.block_tables.append(table[: -(-stop // block_size)])
+    inputs.block_tables.append(table)
 
 
-def _append_sampling_rows(
-    inputs: StepInputs,
-    sequence: Sequence,
-    eos_token_ids: frozenset[int],
-    mask_row: int | None,
-) -> None:
+def _rows(
+    sequence: Sequence, logit_index: int, eos_token_ids: frozenset[int], mask_rows: Iterator[int]
+) -> list[SamplingRow]:
+    """The sequence's row, and one for each fork that it is about to have."""
     params = sequence.params
+    if sequence.sampling_row is None:
+        sequence.sampling_row = _new_row(sequence, sequence.seed, eos_token_ids)
+    rows = [sequence.sampling_row]
+    if params.beam is None:
+        rows += [
+            _new_row(sequence, derive_seed(sequence.seed, fork), eos_token_ids)
+            for fork in range(1, sequence.num_slots)
+        ]
+    mask_row = None if sequence.matcher is None else next(mask_rows)
     forbidden: tuple[int, ...] = ()
     if len(sequence.output_token_ids) < params.min_tokens:
         forbidden = tuple(eos_token_ids.union(params.stop_token_ids))
+    for row in rows:
+        row.logit_index = logit_index
+        row.position = sequence.num_tokens
+        row.forbidden_token_ids = forbidden
+        row.mask_row = mask_row
+    return rows
+
+
+def _new_row(sequence: Sequence, seed: int, eos_token_ids: frozenset[int]) -> SamplingRow:
+    params = sequence.params
     beam = params.beam
-    num_rows = sequence.num_slots if beam is None else 1
     ending = end_token_ids(params, eos_token_ids)
-    for fork in range(num_rows):
-        inputs.sampling_rows.append(
-            SamplingRow(
-                logit_index=len(inputs.token_ids) - 1,
-                params=params,
-                seed=derive_seed(sequence.seed, fork),
-                position=sequence.num_tokens,
-                prompt_token_ids=sequence.prompt_token_ids,
-                output_token_ids=sequence.output_token_ids,
-                forbidden_token_ids=forbidden,
-                mask_row=mask_row,
-                num_candidates=0 if beam is None else num_candidates(beam, ending),
-            )
-        )
+    return SamplingRow(
+        params=params,
+        seed=seed,
+        prompt_token_ids=sequence.prompt_token_ids,
+        output_token_ids=sequence.output_token_ids,
+        num_candidates=0 if beam is None else num_candidates(beam, ending),
+    )

@@ -1,10 +1,41 @@
-"""What the engine tells of a sequence: `TokenDelta`s."""
+"""What the engine tells of its sequences: the deltas of a step."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass, field
 
 from cluster.types import FinishReason, TokenDelta, TokenLogprobs
 from models.engine.beam_search import Hypothesis
 from models.engine.sequence import Sequence
+
+
+@dataclass(slots=True)
+class StepDeltas:
+    """What a step brought. Most tokens come alone, neither the first nor the last of their
+    sequence: they are columns, an entry for each. The rest are deltas.
+
+    To iterate yields all of them as deltas.
+    """
+
+    request_ids: list[str] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)  # which of the request's n sequences
+    token_ids: list[int] = field(default_factory=list)
+    deltas: list[TokenDelta] = field(default_factory=list)
+
+    def add_token(self, request_id: str, index: int, token_id: int) -> None:
+        self.request_ids.append(request_id)
+        self.indices.append(index)
+        self.token_ids.append(token_id)
+
+    def __bool__(self) -> bool:
+        return bool(self.token_ids or self.deltas)
+
+    def __iter__(self) -> Iterator[TokenDelta]:
+        for request_id, index, token_id in zip(
+            self.request_ids, self.indices, self.token_ids, strict=True
+        ):
+            yield TokenDelta(request_id, index, [token_id])
+        yield from self.deltas
 
 
 def token_delta(

@@ -9,9 +9,10 @@ import msgspec
 
 from cluster.config import EngineConfig
 from cluster.errors import BadRequestError, ValidationError
-from cluster.types import GRAMMAR_FIELD, GrammarSpec, Request, SamplingParams, TokenDelta
+from cluster.types import GRAMMAR_FIELD, GrammarSpec, Request, SamplingParams
 from models.engine.batch import build_step_inputs
 from models.engine.block_manager import BlockManager
+from models.engine.deltas import StepDeltas
 from models.engine.grammar_masks import GrammarMasks
 from models.engine.runner import Runner
 from models.engine.scheduler import Scheduler, SchedulerLimits
@@ -185,11 +186,11 @@ class Engine:
         """Forget a request and free its blocks. Unknown and finished ones are no error."""
         self._scheduler.abort(request_id)
 
-    def step(self) -> list[TokenDelta]:
+    def step(self) -> StepDeltas:
         """One round of continuous batching: choose tokens, compute them, record them."""
         batch = self._scheduler.schedule()
         if not batch:
-            return []
+            return StepDeltas()
         inputs = build_step_inputs(
             batch,
             block_size=self._blocks.block_size,

@@ -9,20 +9,22 @@ Sequences that run out of blocks are preempted by recompute: they lose their blo
 at the place their arrival gives them.
 """
 
-import heapq
+import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
-from cluster.types import FinishReason, TokenDelta, TokenLogprobs
+from cluster.types import TokenDelta, TokenLogprobs
 from models.engine.batch import Batch, end_token_ids, prompt_logprobs_row
 from models.engine.beam_group import BeamGroup
 from models.engine.beam_search import BeamSearch
 from models.engine.block_manager import BlockCopy, BlockManager
-from models.engine.deltas import failed_delta, hypothesis_deltas, token_delta
+from models.engine.deltas import StepDeltas, failed_delta, hypothesis_deltas, token_delta
 from models.engine.sequence import Sequence, SequenceStatus
 from models.engine.step_inputs import BeamCandidates, StepOutputs
 from models.engine.stop_string_tail import StopStringTail
+from models.engine.waiting_queue import WaitingQueue
 from models.grammar.compiler import GrammarStepError
 
 logger = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ class Scheduler:
         self._limits = limits
         self._eos_token_ids = eos_token_ids
         self._running: list[Sequence] = []  # in Sequence.order
-        self._waiting: dict[int, list[tuple[tuple[int, int, int], Sequence]]] = {}  # heaps
+        self._waiting = WaitingQueue()
         self._by_request: dict[str, list[Sequence]] = {}
         self._beam_groups: dict[str, BeamGroup] = {}
         self._token_bytes = token_bytes
@@ -73,12 +75,12 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return sum(len(heap) for heap in self._waiting.values())
+        return len(self._waiting)
 
     @property
     def num_waiting_prefill_tokens(self) -> int:
         """Tokens that waiting and running sequences still have to compute before they decode."""
-        waiting = sum(seq.num_tokens for heap in self._waiting.values() for _, seq in heap)
+        waiting = sum(seq.num_tokens for seq in self._waiting)
         return waiting + sum(
             max(0, seq.num_tokens - 1 - seq.num_computed_tokens) for seq in self._running
         )
@@ -91,9 +93,11 @@ class Scheduler:
         """Queue a new request. Its caller has checked that it can fit."""
         assert sequence.request_id not in self._by_request, "request ids are unique"
         self._by_request[sequence.request_id] = [sequence]
+        sequence.end_token_ids = end_token_ids(sequence.params, self._eos_token_ids)
+        sequence.limit_to(self._limits.max_model_len)
         if sequence.params.beam is not None:
             self._beam_groups[sequence.request_id] = self._new_beam_group(sequence)
-        self._push_waiting(sequence)
+        self._waiting.push(sequence)
 
     def abort(self, request_id: str) -> None:
         """Forget a request and free its blocks; unknown and finished ones are no error."""
@@ -103,35 +107,21 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """Choose the next step. Blocks are taken here; nothing else about a sequence changes."""
-        batch = Batch(token_budget=self._limits.max_num_batched_tokens)
+        batch = Batch(max_num_tokens=self._limits.max_num_batched_tokens)
         self._preempted_priority = None
-        for priority in self._priorities():
-            self._continue_running(batch, priority)
+        running = self._running_by_priority()
+        for priority in sorted({*running, *self._waiting.priorities()}):
+            self._continue_running(batch, running.get(priority, []))
             self._admit_waiting(batch, priority)
         return batch
 
-    def update(self, batch: Batch, outputs: StepOutputs) -> list[TokenDelta]:
-        """Record a computed step: append tokens, fork, finish. Deltas in the batch's order."""
-        deltas: list[TokenDelta] = []
-        tokens = enumerate(zip(outputs.token_ids, outputs.logprobs, strict=True))
-        prompt_logprobs = iter(outputs.prompt_logprobs)
-        for item in batch.scheduled:
-            sequence = item.sequence
-            is_sampled = item.is_sampled
-            if prompt_logprobs_row(item, 0) is not None:
-                sequence.prompt_logprobs.extend(next(prompt_logprobs))
-            sequence.num_computed_tokens += item.num_new_tokens
-            if is_sampled and sequence.params.beam is not None:
-                row, (_, logprobs) = next(tokens)
-                deltas += self._report_beam(sequence, outputs.candidates[row], logprobs)
-            elif is_sampled:
-                for fork in self._forks(sequence):
-                    row, (token_id, logprobs) = next(tokens)
-                    if row in outputs.failed_rows:
-                        deltas.append(self._fail(fork))
-                    else:
-                        deltas.append(self._append(fork, token_id, logprobs))
-        return deltas
+    def update(self, batch: Batch, outputs: StepOutputs) -> StepDeltas:
+        """Record a computed step: append tokens, fork, finish."""
+        step = StepDeltas()
+        row = self._update_singles(batch, outputs, step)
+        self._update_chunks(batch, outputs, row, step)
+        self.num_generated_tokens += len(step.token_ids)
+        return step
 
     def check(self) -> None:
         """Assert that owned + free = total, and that every sequence is in exactly one place."""
@@ -140,36 +130,45 @@ class Scheduler:
         running = [seq for seq in unfinished if seq.status is SequenceStatus.RUNNING]
         waiting = [seq for seq in unfinished if seq.status is SequenceStatus.WAITING]
         assert sorted(map(id, running)) == sorted(map(id, self._running))
-        queued = [seq for heap in self._waiting.values() for _, seq in heap]
-        assert sorted(map(id, waiting)) == sorted(map(id, queued))
+        assert sorted(map(id, waiting)) == sorted(map(id, self._waiting))
         owners = {id(seq) for seq in unfinished if seq.block_table}
         assert owners == {id(seq) for seq in running}, "only running sequences own blocks"
 
     # -- schedule ------------------------------------------------------------------------------
 
-    def _priorities(self) -> list[int]:
-        return sorted({seq.priority for seq in self._running}.union(self._waiting))
+    def _running_by_priority(self) -> dict[int, list[Sequence]]:
+        groups = itertools.groupby(self._running, key=attrgetter("priority"))
+        return {priority: list(group) for priority, group in groups}
 
-    def _continue_running(self, batch: Batch, priority: int) -> None:
-        candidates = [seq for seq in self._running if seq.priority == priority]
-        candidates.sort(key=lambda seq: seq.num_tokens - seq.num_computed_tokens > 1)
-        scheduled = {id(item.sequence) for item in batch.scheduled}
-        for sequence in candidates:
-            if batch.token_budget == 0:
-                return
-            if sequence.status is not SequenceStatus.RUNNING:
-                continue  # preempted for one before it
-            num_new = min(sequence.num_tokens - sequence.num_computed_tokens, batch.token_budget)
-            if num_new == 0:
-                continue  # a beam that waits for the others of its group
-            copies = self._extend_or_preempt(sequence, num_new, scheduled)
-            if copies is not None:
-                batch.add(sequence, num_new, copies)
-                scheduled.add(id(sequence))
-                self._publish(sequence, num_new)
+    def _continue_running(self, batch: Batch, candidates: list[Sequence]) -> None:
+        """Give running sequences of one priority what they lack, those that lack one token first.
+        A beam that waits for the others of its group lacks nothing.
+        """
+        singles = [seq for seq in candidates if seq.num_tokens - seq.num_computed_tokens == 1]
+        for sequence in singles[: batch.num_tokens_left]:
+            if sequence.num_computed_tokens < sequence.next_block_at:
+                batch.singles.append(sequence)
+            else:
+                self._continue(batch, sequence)
+        if len(singles) < len(candidates):
+            for sequence in candidates:
+                if sequence.num_tokens - sequence.num_computed_tokens > 1:
+                    self._continue(batch, sequence)
+
+    def _continue(self, batch: Batch, sequence: Sequence) -> None:
+        """Give a running sequence as many tokens as it lacks and the budget has."""
+        num_computed = sequence.num_computed_tokens
+        num_new = min(sequence.num_tokens - num_computed, batch.num_tokens_left)
+        if num_new == 0 or sequence.status is not SequenceStatus.RUNNING:
+            return  # not running: preempted for one before it
+        copies = self._extend_or_preempt(batch, sequence, num_new)
+        if copies is not None:
+            batch.block_copies.extend(copies)
+            batch.add(sequence, num_new)
+            self._publish(sequence, num_new)
 
     def _extend_or_preempt(
-        self, sequence: Sequence, num_new_tokens: int, scheduled: set[int]
+        self, batch: Batch, sequence: Sequence, num_new_tokens: int
     ) -> list[BlockCopy] | None:
         """Find room for a running sequence, at the cost of less important ones, or of itself."""
         num_computed = sequence.num_computed_tokens
@@ -178,23 +177,21 @@ class Scheduler:
                 sequence.block_table, num_computed, num_computed + num_new_tokens
             )
             if copies is not None:
+                self._note_room(sequence)
                 return copies
+            scheduled = {id(seq) for seq in batch.sequences()}
             victim = next(seq for seq in reversed(self._running) if id(seq) not in scheduled)
             self._preempt(victim)
             if victim is sequence:
                 return None
 
     def _admit_waiting(self, batch: Batch, priority: int) -> None:
-        heap = self._waiting.get(priority)
-        while heap and batch.token_budget > 0:
+        while (sequence := self._waiting.first(priority)) and batch.num_tokens_left > 0:
             if self._preempted_priority is not None and self._preempted_priority <= priority:
                 return
-            sequence = heap[0][1]
             if not self._try_admit(batch, sequence):
                 return
-            heapq.heappop(heap)
-        if heap is not None and not heap:
-            del self._waiting[priority]
+            self._waiting.pop(priority)
 
     def _try_admit(self, batch: Batch, sequence: Sequence) -> bool:
         """Start a waiting sequence, at the cost of running ones of lower priorities only."""
@@ -204,19 +201,20 @@ class Scheduler:
         while True:
             cached = self._cached_prefix(sequence)
             num_cached = len(cached) * self._blocks.block_size
-            num_new = min(sequence.num_tokens - num_cached, batch.token_budget)
+            num_new = min(sequence.num_tokens - num_cached, batch.num_tokens_left)
             table = self._blocks.try_admit(cached, num_cached + num_new)
             if table is not None:
                 break
             if not self._preempt_below(batch, sequence.priority) and not self._preempt_idle(batch):
                 return False
         self._start(sequence, table, num_cached)
-        batch.add(sequence, num_new, [])
+        batch.add(sequence, num_new)
         self._publish(sequence, num_new)
         return True
 
     def _start(self, sequence: Sequence, block_table: list[int], num_cached_tokens: int) -> None:
         sequence.block_table = block_table
+        self._note_room(sequence)
         sequence.num_computed_tokens = num_cached_tokens
         sequence.num_published_blocks = num_cached_tokens // self._blocks.block_size
         if not sequence.output_token_ids:
@@ -224,6 +222,11 @@ class Scheduler:
         sequence.status = SequenceStatus.RUNNING
         self._running.append(sequence)
         self._running.sort(key=lambda seq: seq.order)
+
+    def _note_room(self, sequence: Sequence) -> None:
+        """Its blocks are its own from here to the end of the last one."""
+        num_slots = len(sequence.block_table) * self._blocks.block_size
+        sequence.next_block_at = num_slots - 1
 
     def _cached_prefix(self, sequence: Sequence) -> list[int]:
         """Cached blocks of the sequence's beginning; at least one token is left to compute."""
@@ -255,7 +258,7 @@ class Scheduler:
         victim = self._running[-1] if self._running else None
         if victim is None or victim.priority <= priority:
             return False
-        assert all(item.sequence is not victim for item in batch.scheduled)
+        assert all(sequence is not victim for sequence in batch.sequences())
         self._preempt(victim)
         return True
 
@@ -277,6 +280,8 @@ class Scheduler:
         self._blocks.release(sequence.block_table)
         sequence.num_computed_tokens = 0
         sequence.num_published_blocks = 0
+        sequence.next_block_at = 0
+        sequence.is_plain = False
         if sequence.wants_prompt_logprobs:
             sequence.prompt_logprobs.clear()  # the prompt is computed anew
         self.num_preemptions += 1
@@ -284,24 +289,41 @@ class Scheduler:
             sequence.status = SequenceStatus.PARKED
             return
         sequence.status = SequenceStatus.WAITING
-        self._push_waiting(sequence)
+        self._waiting.push(sequence)
         floor = self._preempted_priority
         if floor is None or sequence.priority < floor:
             self._preempted_priority = sequence.priority
 
-    def _push_waiting(self, sequence: Sequence) -> None:
-        heap = self._waiting.setdefault(sequence.priority, [])
-        heapq.heappush(heap, (sequence.order, sequence))
-
-    def _remove_waiting(self, sequence: Sequence) -> None:
-        heap = [entry for entry in self._waiting[sequence.priority] if entry[1] is not sequence]
-        heapq.heapify(heap)
-        if heap:
-            self._waiting[sequence.priority] = heap
-        else:
-            del self._waiting[sequence.priority]
-
     # -- update --------------------------------------------------------------------------------
+
+    def _update_singles(self, batch: Batch, outputs: StepOutputs, step: StepDeltas) -> int:
+        """Record what the singles' rows say, the first of them 0; return the next."""
+        token_ids, failed_rows = outputs.token_ids, outputs.failed_rows
+        row = 0
+        for sequence in batch.singles:
+            sequence.num_computed_tokens += 1
+            if not sequence.is_plain or row in failed_rows:
+                row = self._record(sequence, outputs, row, step)
+                continue
+            token_id = token_ids[row]
+            row += 1
+            sequence.append(token_id)
+            if token_id in sequence.end_token_ids or sequence.num_tokens >= sequence.max_num_tokens:
+                step.deltas.append(self._report(sequence, token_id, None, is_first=False))
+            else:
+                step.add_token(sequence.request_id, sequence.index, token_id)
+        return row
+
+    def _update_chunks(
+        self, batch: Batch, outputs: StepOutputs, row: int, step: StepDeltas
+    ) -> None:
+        prompt_logprobs = iter(outputs.prompt_logprobs)
+        for sequence, num_new_tokens in batch.chunks:
+            if prompt_logprobs_row(sequence, num_new_tokens, 0) is not None:
+                sequence.prompt_logprobs.extend(next(prompt_logprobs))
+            sequence.num_computed_tokens += num_new_tokens
+            if sequence.num_computed_tokens == sequence.num_tokens:
+                row = self._record(sequence, outputs, row, step)
 
     def _forks(self, sequence: Sequence) -> list[Sequence]:
         """The sequence and, once its prompt is computed, the continuations it was asked for."""
@@ -317,6 +339,21 @@ class Scheduler:
             self._running.sort(key=lambda seq: seq.order)
         return forks
 
+    def _record(self, sequence: Sequence, outputs: StepOutputs, row: int, step: StepDeltas) -> int:
+        """Record what a sampled sequence's rows say, the first of them `row`; return the next."""
+        if sequence.params.beam is not None:
+            candidates, logprobs = outputs.candidates[row], outputs.logprobs[row]
+            step.deltas += self._report_beam(sequence, candidates, logprobs)
+            return row + 1
+        for fork in self._forks(sequence):
+            if row in outputs.failed_rows:
+                step.deltas.append(self._fail(fork))
+            else:
+                token_id, logprobs = outputs.token_ids[row], outputs.logprobs[row]
+                step.deltas.append(self._append(fork, token_id, logprobs))
+            row += 1
+        return row
+
     def _append(
         self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None
     ) -> TokenDelta:
@@ -324,18 +361,31 @@ class Scheduler:
         if is_first and sequence.index == 0:
             self.num_prompt_tokens += sequence.num_prompt_tokens
             self.num_cached_tokens += sequence.num_cached_tokens
-        self.num_generated_tokens += 1
         if not _accepts(sequence, token_id):
+            self.num_generated_tokens += 1
             return self._fail(sequence)
-        sequence.output_token_ids.append(token_id)
+        sequence.append(token_id)
         if logprobs is not None:
             sequence.cumulative_logprob += logprobs.logprob
-        reason, stop_token_id = self._finish_reason(sequence, token_id)
-        ending = (reason, stop_token_id)
-        delta = token_delta(sequence, token_id, logprobs, ending, is_first=is_first)
-        if reason is not None:
+        sequence.is_plain = sequence.has_plain_params and (
+            len(sequence.output_token_ids) > sequence.params.min_tokens
+        )
+        return self._report(sequence, token_id, logprobs, is_first=is_first)
+
+    def _report(
+        self,
+        sequence: Sequence,
+        token_id: int,
+        logprobs: TokenLogprobs | None,
+        *,
+        is_first: bool,
+    ) -> TokenDelta:
+        """What to tell of a token that was appended. A sequence that it ends is retired."""
+        self.num_generated_tokens += 1
+        ending = sequence.ending(token_id)
+        if ending[0] is not None:
             self._retire(sequence)
-        return delta
+        return token_delta(sequence, token_id, logprobs, ending, is_first=is_first)
 
     def _new_beam_group(self, sequence: Sequence) -> BeamGroup:
         params = sequence.params
@@ -381,13 +431,13 @@ class Scheduler:
         for beam in following:
             # A beam whose grammar gives up gets an empty mask, and so no further candidates.
             _accepts(beam.sequence, beam.continuation.token_id)
-            beam.sequence.output_token_ids.append(beam.continuation.token_id)
+            beam.sequence.append(beam.continuation.token_id)
             beam.sequence.cumulative_logprob = beam.continuation.score
             if beam.continuation.logprobs is not None:
                 beam.sequence.output_logprobs.append(beam.continuation.logprobs)
             if beam.sequence.status is SequenceStatus.PARKED:
                 beam.sequence.status = SequenceStatus.WAITING
-                self._push_waiting(beam.sequence)
+                self._waiting.push(beam.sequence)
         if following:
             self._by_request[first.request_id] = list(group.beams)
             return []
@@ -408,22 +458,6 @@ class Scheduler:
         self._retire(sequence)
         return failed_delta(sequence, sequence.index)
 
-    def _finish_reason(
-        self, sequence: Sequence, token_id: int
-    ) -> tuple[FinishReason | None, int | None]:
-        """Why the sequence ends with this token, and the stop token that did it."""
-        params = sequence.params
-        is_eos = token_id in self._eos_token_ids and not params.ignore_eos
-        if is_eos or token_id in params.stop_token_ids:
-            return FinishReason.STOP, token_id
-        if sequence.matcher is not None and sequence.matcher.is_finished:
-            return FinishReason.STOP, None
-        num_output = len(sequence.output_token_ids)
-        is_long = params.max_tokens is not None and num_output >= params.max_tokens
-        if is_long or sequence.num_tokens >= self._limits.max_model_len:
-            return FinishReason.LENGTH, None
-        return None, None
-
     def _retire(self, sequence: Sequence) -> None:
         """Take a finished sequence out of the running set and of its request."""
         self._running.remove(sequence)
@@ -438,7 +472,7 @@ class Scheduler:
         if sequence.status is SequenceStatus.RUNNING:
             self._running.remove(sequence)
         elif sequence.status is SequenceStatus.WAITING:
-            self._remove_waiting(sequence)
+            self._waiting.remove(sequence)
         self._finish(sequence)
 
     def _finish(self, sequence: Sequence) -> None:

@@ -4,8 +4,9 @@ import hashlib
 from array import array
 from enum import StrEnum
 
-from cluster.types import Request, SamplingParams, TokenLogprobs
+from cluster.types import FinishReason, Request, SamplingParams, TokenLogprobs
 from models.engine.randomness import derive_seed
+from models.engine.step_inputs import SamplingRow
 from models.grammar.compiler import GrammarMatcher
 
 
@@ -28,12 +29,18 @@ class Sequence:
         "arrival",
         "block_table",
         "cumulative_logprob",
+        "end_token_ids",
         "index",
+        "is_plain",
+        "last_token_id",
         "matcher",
+        "max_num_tokens",
+        "next_block_at",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_pending_forks",
         "num_published_blocks",
+        "num_tokens",
         "output_logprobs",
         "output_token_ids",
         "params",
@@ -41,6 +48,8 @@ class Sequence:
         "prompt_logprobs",
         "prompt_token_ids",
         "request",
+        "request_id",
+        "sampling_row",
         "seed",
         "status",
     )
@@ -54,6 +63,7 @@ class Sequence:
         matcher: GrammarMatcher | None = None,
     ) -> None:
         self.request = request
+        self.request_id = request.request_id
         self.params: SamplingParams = request.sampling_params
         self.priority = request.priority
         self.arrival = arrival
@@ -61,9 +71,20 @@ class Sequence:
         self.matcher = matcher  # what the output so far lets its grammar allow next
         self.seed = seed
         self.prompt_token_ids = request.prompt_token_ids
-        self.output_token_ids: list[int] = []
+        self.output_token_ids: list[int] = []  # grows by `append`
+        self.num_tokens = len(request.prompt_token_ids)  # of prompt and output
+        self.last_token_id = request.prompt_token_ids[-1]
+        # What ends it; the scheduler, which knows the model's limits, sets both.
+        self.end_token_ids: frozenset[int] = frozenset()
+        self.max_num_tokens = 0
         self.status = SequenceStatus.WAITING
         self.block_table: list[int] = []
+        # The token at this position fills the last block: up to there, nothing has to be asked of
+        # the block manager. 0: ask.
+        self.next_block_at = 0
+        # Past its first token, with one row to sample and nothing to tell but the token.
+        self.is_plain = False
+        self.sampling_row: SamplingRow | None = None  # made for its first step, and kept
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
         self.num_published_blocks = 0  # leading blocks offered for prefix reuse
@@ -75,8 +96,9 @@ class Sequence:
         self._block_hashes: list[bytes] = []
 
     @property
-    def request_id(self) -> str:
-        return self.request.request_id
+    def has_plain_params(self) -> bool:
+        """Whether nothing of a token is of interest but the token."""
+        return self.matcher is None and self.params.logprobs is None
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -88,10 +110,6 @@ class Sequence:
         return len(self.prompt_token_ids)
 
     @property
-    def num_tokens(self) -> int:
-        return len(self.prompt_token_ids) + len(self.output_token_ids)
-
-    @property
     def num_slots(self) -> int:
         """Running sequences that this one is or will become."""
         return 1 + self.num_pending_forks
@@ -100,6 +118,29 @@ class Sequence:
     def wants_prompt_logprobs(self) -> bool:
         """Whether every prompt position has to be computed for its logits."""
         return self.params.prompt_logprobs is not None and not self.output_token_ids
+
+    def append(self, token_id: int) -> None:
+        """One more token of output."""
+        self.output_token_ids.append(token_id)
+        self.last_token_id = token_id
+        self.num_tokens += 1
+
+    def limit_to(self, max_num_tokens: int) -> None:
+        """End it by length with this many tokens, prompt and output, if not before."""
+        longest = self.params.max_tokens
+        if longest is not None:
+            max_num_tokens = min(max_num_tokens, self.num_prompt_tokens + longest)
+        self.max_num_tokens = max_num_tokens
+
+    def ending(self, token_id: int) -> tuple[FinishReason | None, int | None]:
+        """Why the sequence ends with its last token, and the stop token that did it."""
+        if token_id in self.end_token_ids:
+            return FinishReason.STOP, token_id
+        if self.matcher is not None and self.matcher.is_finished:
+            return FinishReason.STOP, None
+        if self.num_tokens >= self.max_num_tokens:
+            return FinishReason.LENGTH, None
+        return None, None
 
     def take_prompt_logprobs(self) -> list[TokenLogprobs] | None:
         """The prompt's logprobs, if asked for; they leave with the request's first delta."""
@@ -132,7 +173,10 @@ class Sequence:
         return hashes[:num_blocks]
 
     def fork(self, index: int) -> "Sequence":
-        """A copy that goes its own way from here. Its caller takes references on the blocks."""
+        """A copy that goes its own way from here. Its caller takes references on the blocks, which
+        are now shared: neither may write to them unasked.
+        """
+        self.next_block_at = 0
         other = Sequence(
             self.request,
             arrival=self.arrival,
@@ -141,6 +185,10 @@ class Sequence:
         )
         other.index = index
         other.output_token_ids = list(self.output_token_ids)
+        other.num_tokens = self.num_tokens
+        other.last_token_id = self.last_token_id
+        other.end_token_ids = self.end_token_ids
+        other.max_num_tokens = self.max_num_tokens
         other.status = self.status
         other.block_table = list(self.block_table)
         other.num_computed_tokens = self.num_computed_tokens

@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from cluster.types import SamplingParams, TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class SamplingRow:
-    """One token to be chosen."""
+    """One token to be chosen. A sequence has one row as long as it lives: what changes from step to
+    step (the two places, what is forbidden) is set anew for each.
+    """
 
-    logit_index: int  # 0 … T-1; rows of forks name the same one
     params: SamplingParams
     seed: int  # unsigned 64 bits
-    position: int  # of the token to be chosen, in its sequence: the counter of its random number
+    logit_index: int = 0  # 0 … T-1; rows of forks name the same one
+    position: int = 0  # of the token to be chosen: the counter of its random number
     # Both lists belong to the sequence: read them, do not keep them.
     prompt_token_ids: AbstractSequence[int]
     output_token_ids: AbstractSequence[int]
@@ -46,7 +48,7 @@ class StepInputs:
     slot_mapping: list[int]  # T: block * block_size + offset, where each token's KV goes
     query_lens: list[int]  # S: tokens of each sequence in this step
     context_lens: list[int]  # S: tokens whose KV exists after this step
-    block_tables: list[list[int]]  # S
+    block_tables: list[list[int]]  # S: the sequences' own lists; read them, do not keep them
     sampling_rows: list[SamplingRow]  # R
     # Copies of whole blocks (source, destination), done before anything is written.
     block_copies: list[tuple[int, int]] = field(default_factory=list)

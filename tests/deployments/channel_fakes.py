@@ -29,17 +29,22 @@ class FakeEngine:
         self.refuse_with: ServingError | None = None
         self.changed = asyncio.Event()
         self._on_delta: dict[str, Callable[[TokenDelta | ServingError], None]] = {}
+        self._on_token: dict[str, Callable[[int, int], None]] = {}
         self._num_tokens: dict[str, int] = {}
         self._listeners: list[Callable[[], None]] = []
 
     def submit(
-        self, request: Request, on_delta: Callable[[TokenDelta | ServingError], None]
+        self,
+        request: Request,
+        on_delta: Callable[[TokenDelta | ServingError], None],
+        on_token: Callable[[int, int], None],
     ) -> None:
         if self.refuse_with is not None:
             raise self.refuse_with
         self.submitted.append(request)
         self.running[request.request_id] = request
         self._on_delta[request.request_id] = on_delta
+        self._on_token[request.request_id] = on_token
         self._num_tokens[request.request_id] = 0
         self._tell()
 
@@ -60,6 +65,9 @@ class FakeEngine:
             if is_last:
                 del self.running[request_id]
             for index in range(request.sampling_params.n):
+                if num_tokens > 1 and not is_last:
+                    self._on_token[request_id](index, token_id)
+                    continue
                 reason = FinishReason.LENGTH if is_last else None
                 self._on_delta[request_id](TokenDelta(request_id, index, [token_id], reason))
         for listener in self._listeners:

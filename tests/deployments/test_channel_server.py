@@ -154,7 +154,13 @@ async def test_all_deltas_of_a_step_leave_in_one_frame_per_connection() -> None:
         assert {d.stream_id: d.token_ids for d in step.deltas} == {
             stream_id: [stream_id * 10 + 1] for stream_id in range(1, 6)
         }
-        assert await two.receive_other_than_stats() == wire.Step([wire.StreamDelta(1, 0, [501])])
+        first = wire.Step([], [], [], [wire.StreamDelta(1, 0, [501])])
+        assert await two.receive_other_than_stats() == first
+        only.engine.step()
+        assert await one.receive_other_than_stats() == wire.Step(
+            [1, 2, 3, 4, 5], [0] * 5, [12, 22, 32, 42, 52]
+        )
+        assert await two.receive_other_than_stats() == wire.Step([1], [0], [502])
 
 
 async def test_a_broken_connection_aborts_all_its_sequences() -> None:

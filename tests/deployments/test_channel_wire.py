@@ -40,12 +40,24 @@ def payloads_of(data: bytes, *, max_frame_bytes: int = 2**20) -> list[bytes]:
     return payloads
 
 
-@given(st.lists(st.tuples(st.integers(1, 2**32), DELTAS), max_size=5))
-def test_deltas_come_out_of_a_frame_as_they_went_in(deltas: list[tuple[int, TokenDelta]]) -> None:
-    step = wire.Step([wire.to_stream_delta(stream_id, delta) for stream_id, delta in deltas])
+@given(
+    st.lists(st.tuples(st.integers(1, 2**32), DELTAS), max_size=5),
+    st.lists(st.tuples(st.integers(1, 2**32), st.integers(0, 7), st.integers(0, 2**31))),
+)
+def test_deltas_come_out_of_a_frame_as_they_went_in(
+    deltas: list[tuple[int, TokenDelta]], tokens: list[tuple[int, int, int]]
+) -> None:
+    step = wire.Step(
+        [stream_id for stream_id, _, _ in tokens],
+        [index for _, index, _ in tokens],
+        [token_id for _, _, token_id in tokens],
+        [wire.to_stream_delta(stream_id, delta) for stream_id, delta in deltas],
+    )
     [payload] = payloads_of(wire.encode_frame(step))
     decoded = wire.decode_server_message(payload)
     assert isinstance(decoded, wire.Step)
+    columns = zip(decoded.stream_ids, decoded.indices, decoded.token_ids, strict=True)
+    assert list(columns) == tokens
     received = [(item.stream_id, wire.to_token_delta("r", item)) for item in decoded.deltas]
     assert received == deltas
 
