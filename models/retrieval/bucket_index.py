@@ -1,0 +1,112 @@
+"""The index of one bucket: its vectors and its words, version by version.
+
+Changes make a new view and publish it in one assignment. A search takes the view once and sees one
+version entirely, whatever is changed meanwhile.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from models.retrieval.dense_index import DenseFacts, DenseIndex, DenseView
+from models.retrieval.lexical_index import LexicalIndex, LexicalView
+from models.retrieval.segments import IndexSegment, SegmentEntry, SegmentTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketView:
+    """One version of a bucket."""
+
+    version: int
+    segments: SegmentTable
+    dense: DenseView
+    lexical: LexicalView
+
+
+class BucketIndex:
+    """One thread at a time changes it; `view` may be read on any.
+
+    Where a change raises, the last view stays good, but the index must be thrown away.
+    """
+
+    def __init__(
+        self, width: int, *, max_exact_chunks: int, num_threads: int, capacity: int = 0
+    ) -> None:
+        self._dense = DenseIndex(
+            width, max_exact_chunks=max_exact_chunks, num_threads=num_threads, capacity=capacity
+        )
+        self._lexical = LexicalIndex(num_threads=num_threads)
+        self._next_number = 0
+        self._view = BucketView(
+            version=0,
+            segments=SegmentTable(),
+            dense=self._dense.view(),
+            lexical=self._lexical.change(added=(), removed=()),
+        )
+
+    @property
+    def view(self) -> BucketView:
+        """The newest version."""
+        return self._view
+
+    @property
+    def num_chunks(self) -> int:
+        return self._view.segments.num_chunks
+
+    @property
+    def num_bytes(self) -> int:
+        return self._dense.facts().num_bytes + self._lexical.num_bytes
+
+    def dense_facts(self) -> DenseFacts:
+        return self._dense.facts()
+
+    def change(
+        self, version: int, *, added: Iterable[IndexSegment], removed: Collection[str]
+    ) -> None:
+        """Bring the index to a version. `added` is read once, as it is indexed; a segment that is
+        in both lists is replaced. Segments to remove that are not there are no error.
+        """
+        table = self._view.segments
+        gone = [number for id_ in removed if (number := table.number_of(id_)) is not None]
+        entries: list[SegmentEntry] = []
+        lexical = self._lexical.change(added=self._indexed(added, entries), removed=gone)
+        for number in gone:
+            self._dense.remove(number)
+        self._view = BucketView(
+            version=version,
+            segments=table.changed(added=entries, removed=gone),
+            dense=self._dense.view(),
+            lexical=lexical,
+        )
+
+    def upkeep(self) -> bool:
+        """Do one bounded piece of the work that may wait; False where there was none."""
+        if not self._dense.upkeep():
+            return False
+        view = self._view
+        self._view = BucketView(
+            version=view.version,
+            segments=view.segments,
+            dense=self._dense.view(),
+            lexical=view.lexical,
+        )
+        return True
+
+    def _indexed(
+        self, segments: Iterable[IndexSegment], entries: list[SegmentEntry]
+    ) -> Iterator[tuple[int, Sequence[str]]]:
+        """Put vectors into the dense index on the way of the texts to the lexical one."""
+        for segment in segments:
+            number = self._next_number
+            self._next_number += 1
+            self._dense.add(number, segment.vectors_ND)
+            entries.append(
+                SegmentEntry(
+                    number=number,
+                    segment_id=segment.segment_id,
+                    filename=segment.filename,
+                    etag=segment.etag,
+                    first_position=segment.first_position,
+                    num_chunks=len(segment.vectors_ND),
+                )
+            )
+            yield number, segment.texts

@@ -1,0 +1,164 @@
+"""The vectors of a bucket: searched exactly while they are few, through a graph when they are many.
+
+New rows are always searched exactly at first. In a large bucket `upkeep` moves them into the graph
+bit by bit, while both halves are searched together; so a bucket can be searched as soon as it is
+loaded, and a commit as soon as it is appended, however long the graph takes.
+
+Shapes: N = rows, B = queries, D = width.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.retrieval.approximate_index import ApproximateIndex
+from models.retrieval.exact_index import NO_HITS, ExactIndex, ExactView, Hits
+from models.retrieval.segments import chunk_keys, split_key
+
+_MAX_DEAD_SHARE = 0.3  # of the graph's rows, before it is built anew
+_TUNE_AFTER_SHARE = 0.1  # of the graph's rows added since the recall was measured
+
+
+class SearchKind(StrEnum):
+    """How a bucket's vectors are searched."""
+
+    EXACT = "exact"
+    APPROXIMATE = "approximate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseFacts:
+    """What is reported of a bucket's vectors."""
+
+    kind: SearchKind
+    num_bytes: int
+    recall: float | None  # recall@10 of the graph, as last measured
+    expansion_search: int | None  # the effort that was needed for it
+    num_waiting: int  # rows that are still to be linked into the graph
+
+
+class DenseView:
+    """The vectors of one version of a bucket. Never changes."""
+
+    def __init__(
+        self, exact: ExactView, graph: ApproximateIndex | None, in_graph: frozenset[int]
+    ) -> None:
+        self._exact = exact
+        self._graph = graph
+        self._in_graph = in_graph
+
+    def search(self, queries_BD: NDArray[np.float32], count: int) -> list[Hits]:
+        """For each query its best `count` chunks and all that are as good as the last of them."""
+        exact = self._exact.search(queries_BD, count)
+        if self._graph is None or not self._in_graph:
+            return exact
+        approximate = self._graph.search(queries_BD, count, self._in_graph)
+        return [_merged(pair, count) for pair in zip(exact, approximate, strict=True)]
+
+    def vectors(self, keys: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The vectors of some chunks of this view."""
+        if self._graph is None:
+            return self._exact.vectors(keys).astype(np.float32)
+        is_exact = np.array([self._exact.holds(split_key(key)[0]) for key in keys.tolist()], bool)
+        exact = self._exact.vectors(keys[is_exact])
+        vectors_ND = np.empty((len(keys), exact.shape[1]), np.float32)
+        vectors_ND[is_exact] = exact
+        vectors_ND[~is_exact] = self._graph.vectors(keys[~is_exact])
+        return vectors_ND
+
+
+class DenseIndex:
+    """One thread at a time changes it; its views may be searched on any."""
+
+    def __init__(
+        self, width: int, *, max_exact_chunks: int, num_threads: int, capacity: int = 0
+    ) -> None:
+        self._width = width
+        self._max_exact_chunks = max_exact_chunks
+        self._num_threads = num_threads
+        self._exact = ExactIndex(width, capacity=capacity)
+        self._graph: ApproximateIndex | None = None
+        self._in_graph: dict[int, int] = {}  # number -> rows, of the living
+        self._num_tuned_rows = 0
+        self._recall: float | None = None
+
+    @property
+    def num_live(self) -> int:
+        return self._exact.num_live + sum(self._in_graph.values())
+
+    def facts(self) -> DenseFacts:
+        graph = self._graph
+        return DenseFacts(
+            kind=SearchKind.EXACT if graph is None else SearchKind.APPROXIMATE,
+            num_bytes=self._exact.num_bytes + (graph.num_bytes if graph else 0),
+            recall=self._recall,
+            expansion_search=graph.expansion_search if graph else None,
+            num_waiting=self._exact.num_live if graph else 0,
+        )
+
+    def add(self, number: int, vectors_ND: NDArray[np.float16]) -> None:
+        self._exact.add(number, vectors_ND)
+
+    def remove(self, number: int) -> None:
+        if number in self._in_graph:
+            del self._in_graph[number]
+        else:
+            self._exact.remove(number)
+
+    def view(self) -> DenseView:
+        return DenseView(self._exact.view(), self._graph, frozenset(self._in_graph))
+
+    def upkeep(self) -> bool:
+        """Do one bounded piece of the work that may wait; False where there was none.
+
+        What is found stays the same, but later views find it with less effort.
+        """
+        if self._graph is None:
+            if self.num_live <= self._max_exact_chunks:
+                return False
+            self._graph = ApproximateIndex(self._width, num_threads=self._num_threads)
+            return True
+        if self._is_graph_outdated(self._graph):
+            self._leave_graph(self._graph)
+        elif self._exact.numbers:
+            self._enter_graph(self._graph, self._exact.numbers[0])
+        elif self._graph.num_rows - self._num_tuned_rows > self._num_tuned_rows * _TUNE_AFTER_SHARE:
+            self._recall = self._graph.tune(frozenset(self._in_graph))
+            self._num_tuned_rows = self._graph.num_rows
+        else:
+            return False
+        return True
+
+    def _is_graph_outdated(self, graph: ApproximateIndex) -> bool:
+        num_living = sum(self._in_graph.values())
+        has_shrunk = self.num_live <= self._max_exact_chunks // 2
+        return has_shrunk or num_living < graph.num_rows * (1 - _MAX_DEAD_SHARE)
+
+    def _enter_graph(self, graph: ApproximateIndex, number: int) -> None:
+        vectors_ND = self._exact.vectors(number)
+        graph.add(number, vectors_ND)
+        self._in_graph[number] = len(vectors_ND)
+        self._exact.remove(number)
+
+    def _leave_graph(self, graph: ApproximateIndex) -> None:
+        """All rows are searched exactly again; from there they may enter a new graph."""
+        for number, num_rows in self._in_graph.items():
+            self._exact.add(number, graph.vectors(chunk_keys(number, num_rows)))
+        self._in_graph = {}
+        self._graph = None
+        self._recall = None
+        self._num_tuned_rows = 0
+
+
+def _merged(pair: tuple[Hits, Hits], count: int) -> Hits:
+    """The best of two results; a chunk is in one of them only."""
+    if not len(pair[0].keys):
+        return pair[1]
+    keys = np.concatenate([hits.keys for hits in pair])
+    scores = np.concatenate([hits.scores for hits in pair])
+    order = np.argsort(-scores, kind="stable")
+    if len(order) > count:
+        order = order[scores[order] >= scores[order[count - 1]]]
+    return Hits(keys[order], scores[order]) if len(order) else NO_HITS
