@@ -6,15 +6,10 @@ The child checks the client's text, compiles it and probes the first steps, unde
 limit and on a small stack. The parent waits no longer than the time limit; a child that is late or
 dead is killed, and the next grammar gets a fresh one. What passes comes back as source text that is
 known to compile quickly.
-
-Frames in both directions: 4 bytes of length (big endian), then msgpack.
 """
 
-import os
 import random
-import resource
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -27,16 +22,15 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
 from cluster.types import GrammarSpec
+from models.child_process import limit_memory, receive_frame, send_frame, start_child
 from models.grammar.errors import GrammarError
 from models.grammar.limits import GrammarLimits
 from models.grammar.source import grammar_source, shorten
 from models.grammar.vocabulary import load_vocabulary
 
 START_TIMEOUT_S = 120.0  # imports and a large tokenizer on a loaded machine
-_LENGTH = struct.Struct(">I")
 # Threads of the back end's pool have 2 MiB; what overflows that must overflow here.
 _STACK_BYTES = 2 * 1024 * 1024
-_ROOT = Path(__file__).resolve().parent.parent
 
 Message = TypeVar("Message", bound=msgspec.Struct)
 
@@ -106,24 +100,7 @@ class GrammarGuard:
         return None if self._process is None else self._process.pid
 
     def _start(self) -> None:
-        mine, theirs = socket.socketpair()
-        python_path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-        # One thread is enough for a guard, and each reserves address space.
-        environment = {
-            **os.environ,
-            "PYTHONPATH": python_path,
-            "RAYON_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "models.grammar.guard", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=environment,
-            )
-        self._socket = mine
+        self._process, self._socket = start_child("models.grammar.guard")
         self._is_ready = False
         self._send(self._setup)
 
@@ -140,38 +117,11 @@ class GrammarGuard:
     def _send(self, message: msgspec.Struct) -> None:
         assert self._socket is not None
         self._socket.settimeout(self._setup.limits.compile_timeout_s)
-        _send_frame(self._socket, message)
+        send_frame(self._socket, message)
 
     def _receive(self, kind: type[Message], timeout_s: float) -> Message:
         assert self._socket is not None
-        return _receive_frame(self._socket, kind, deadline=time.monotonic() + timeout_s)
-
-
-def _send_frame(connection: socket.socket, message: msgspec.Struct) -> None:
-    body = msgspec.msgpack.encode(message)
-    connection.sendall(_LENGTH.pack(len(body)) + body)
-
-
-def _receive_frame(
-    connection: socket.socket, kind: type[Message], *, deadline: float | None
-) -> Message:
-    (length,) = _LENGTH.unpack(_receive_exactly(connection, _LENGTH.size, deadline))
-    return msgspec.msgpack.decode(_receive_exactly(connection, length, deadline), type=kind)
-
-
-def _receive_exactly(connection: socket.socket, count: int, deadline: float | None) -> bytes:
-    parts = bytearray()
-    while len(parts) < count:
-        if deadline is not None:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise TimeoutError("the deadline has passed")
-            connection.settimeout(left_s)
-        part = connection.recv(count - len(parts))
-        if not part:
-            raise ConnectionResetError("the other end is gone")
-        parts += part
-    return bytes(parts)
+        return receive_frame(self._socket, kind, deadline=time.monotonic() + timeout_s)
 
 
 def probe(matcher: LLMatcher, limits: GrammarLimits, vocab_size: int) -> None:
@@ -200,20 +150,20 @@ def probe(matcher: LLMatcher, limits: GrammarLimits, vocab_size: int) -> None:
 
 
 def _serve(connection: socket.socket) -> None:
-    setup = _receive_frame(connection, GuardSetup, deadline=None)
+    setup = receive_frame(connection, GuardSetup, deadline=None)
     vocabulary = load_vocabulary(
         Path(setup.tokenizer_file),
         vocab_size=setup.vocab_size,
         eos_token_ids=frozenset(setup.eos_token_ids),
     )
-    _limit_memory(setup.limits.guard_memory_bytes)
-    _send_frame(connection, GuardVerdict())
+    limit_memory(setup.limits.guard_memory_bytes)
+    send_frame(connection, GuardVerdict())
     while True:
         try:
-            spec = _receive_frame(connection, GrammarSpec, deadline=None)
+            spec = receive_frame(connection, GrammarSpec, deadline=None)
         except ConnectionResetError:
             return  # the parent is done with this guard, or gone
-        _send_frame(connection, _examine(spec, setup, vocabulary))
+        send_frame(connection, _examine(spec, setup, vocabulary))
 
 
 def _examine(spec: GrammarSpec, setup: GuardSetup, vocabulary: LLTokenizer) -> GuardVerdict:
@@ -225,13 +175,6 @@ def _examine(spec: GrammarSpec, setup: GuardSetup, vocabulary: LLTokenizer) -> G
     except MemoryError:
         return GuardVerdict(refusal="compiling takes too much memory")
     return GuardVerdict(source=source)
-
-
-def _limit_memory(num_bytes: int) -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + num_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def main() -> None:

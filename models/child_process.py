@@ -1,0 +1,90 @@
+"""Processes of our own for what might go wrong: how they start, what they may use, how they talk.
+
+The child is `python -m <module> FD` and speaks over the socket with that number. Frames in both
+directions: 4 bytes of length (big endian), then msgpack.
+"""
+
+import os
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+LENGTH = struct.Struct(">I")
+_ROOT = Path(__file__).resolve().parent.parent
+
+Message = TypeVar("Message")
+
+
+def start_child(module: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start the child and do not wait for it; the socket is the parent's end."""
+    mine, theirs = socket.socketpair()
+    python_path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+    # One thread is enough for such a child, and each reserves address space.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": python_path,
+        "RAYON_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+    return process, mine
+
+
+def limit_memory(num_bytes: int) -> None:
+    """Let this process map no more than `num_bytes` beyond what it has mapped, and dump no core."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + num_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def encode_frame(message: msgspec.Struct) -> bytes:
+    body = msgspec.msgpack.encode(message)
+    return LENGTH.pack(len(body)) + body
+
+
+def send_frame(connection: socket.socket, message: msgspec.Struct) -> None:
+    connection.sendall(encode_frame(message))
+
+
+def receive_frame(
+    connection: socket.socket, kind: type[Message], *, deadline: float | None
+) -> Message:
+    """The next message; `deadline` is a time of the monotonic clock.
+
+    Raises:
+        TimeoutError: the deadline has passed.
+        ConnectionResetError: the other end is gone.
+    """
+    (length,) = LENGTH.unpack(receive_exactly(connection, LENGTH.size, deadline))
+    return msgspec.msgpack.decode(receive_exactly(connection, length, deadline), type=kind)
+
+
+def receive_exactly(connection: socket.socket, count: int, deadline: float | None) -> bytes:
+    """`count` bytes; raises as `receive_frame` does."""
+    parts = bytearray()
+    while len(parts) < count:
+        if deadline is not None:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError("the deadline has passed")
+            connection.settimeout(left_s)
+        part = connection.recv(count - len(parts))
+        if not part:
+            raise ConnectionResetError("the other end is gone")
+        parts += part
+    return bytes(parts)
