@@ -4,6 +4,7 @@ Serve places, checks, drains and replaces it; tokens never pass through Serve.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import shutil
@@ -67,6 +68,9 @@ class ModelReplica:
             tcp_port=port,
             facts=_facts(config.name, engine),
         )
+        # What is loaded stays: collections need not walk through it while tokens wait.
+        gc.collect()
+        gc.freeze()
         logger.info("%s", self._endpoint.facts.summary)
 
     # Called by Serve.

@@ -167,9 +167,9 @@ class Sequence:
         hashes = self._block_hashes
         while len(hashes) < num_blocks:
             start = len(hashes) * block_size
-            parent = hashes[-1] if hashes else self.request.cache_salt.encode()
-            content = array("q", self.tokens(start, start + block_size)).tobytes()
-            hashes.append(hashlib.blake2b(content, key=_key(parent), digest_size=16).digest())
+            parent = hashes[-1] if hashes else _digest(self.request.cache_salt.encode())
+            content = array("I", self.tokens(start, start + block_size)).tobytes()
+            hashes.append(_digest(parent + content))
         return hashes[:num_blocks]
 
     def fork(self, index: int) -> "Sequence":
@@ -201,6 +201,5 @@ class Sequence:
         return other
 
 
-def _key(parent: bytes) -> bytes:
-    """BLAKE2 takes keys of at most 64 bytes; a longer salt is hashed first."""
-    return parent if len(parent) <= 64 else hashlib.blake2b(parent, digest_size=32).digest()
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
