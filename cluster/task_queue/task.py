@@ -33,7 +33,7 @@ class TaskPriority(IntEnum):
 
 
 class TaskBody(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
-    """Base of typed tasks. A subclass gives its name: `class Embed(TaskBody, tag="embed")`.
+    """Base of typed tasks. A subclass gives its name, as `tag="embed_bucket"`.
 
     It is kept as JSON, so a field that is added later needs a default.
     """
