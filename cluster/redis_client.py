@@ -30,7 +30,6 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisClusterException,
     RedisError,
-    ResponseError,
     TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -62,6 +61,10 @@ Argument = str | bytes | int | float
 
 class RedisFullError(ServiceUnavailableError):
     """Redis is at its `maxmemory` and takes no more writes."""
+
+
+class RedisRefusedError(ServiceUnavailableError):
+    """Redis does not take our user and password, or does not let this user do that."""
 
 
 class Script(msgspec.Struct, frozen=True, dict=True):
@@ -103,6 +106,7 @@ class RedisClient:
         Raises:
             ServiceUnavailableError: the server does not answer in time, or not now.
             RedisFullError: it has no memory left.
+            RedisRefusedError: the user or password is wrong, or may not do that.
             ResponseError: the command is wrong.
         """
         async with self._places_within(self._config.timeout_s):
@@ -120,7 +124,12 @@ class RedisClient:
             pipeline = self._redis.pipeline(transaction=False)
             for command in commands:
                 pipeline.execute_command(*command)
-            return list(await pipeline.execute())
+            # Errors that the pipeline raises quote the command, with what users have written.
+            answers = list(await pipeline.execute(raise_on_error=False))
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
+            return answers
 
     async def run(
         self, script: Script, *, keys: Sequence[str], args: Sequence[Argument] = ()
@@ -137,14 +146,25 @@ class RedisClient:
             return await self.execute("EVAL", script.source, *tail)
 
     async def wait(self, *command: Argument, block_s: float) -> Any:
-        """A command that blocks for at most `block_s` (say so in the command too), on a connection
-        that no other command waits for.
+        """XREAD or XREADGROUP with `BLOCK`, whose value becomes `block_s`, on a connection that no
+        other command waits for. None: nothing came.
 
         Raises:
             as `execute`; a silent server is noticed after `block_s` and the timeout.
         """
-        async with self._errors_translated(), asyncio.timeout(block_s + self._config.timeout_s):
-            return await self._redis.execute_command(*command)
+        place = command.index("BLOCK") + 1
+        left_s = block_s
+        while True:
+            # A cluster's client waits no longer for an answer than its timeout.
+            slice_s = min(left_s, _timeout_of_a_node_s(self._config) / 2)
+            now_s = slice_s if self.is_cluster else left_s
+            block_ms = max(1, round(now_s * 1000))  # 0 would be for ever
+            sliced = (*command[:place], block_ms, *command[place + 1 :])
+            async with self._errors_translated(), asyncio.timeout(now_s + self._config.timeout_s):
+                answer = await self._redis.execute_command(*sliced)
+            left_s -= now_s
+            if answer or left_s <= 0:
+                return answer or None
 
     async def ask_servers(self, *command: Argument) -> list[Any]:
         """The answers of the server, or of every master of the cluster.
@@ -173,38 +193,47 @@ class RedisClient:
     async def _errors_translated(self) -> AsyncIterator[None]:
         try:
             yield
-        except OutOfMemoryError as error:
-            raise RedisFullError(
+        except (RedisError, RedisClusterException, OSError) as error:
+            if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)):
+                await self._forget_connections()
+            translated = self._translated(error)
+            if translated is error:
+                raise
+            raise translated from error
+
+    def _translated(self, error: Exception) -> Exception:
+        """What a client may see of it; an error that is our defect stays as it is."""
+        if type(error) is RedisConnectionError and isinstance(error.__cause__, RedisError):
+            return self._translated(error.__cause__)  # of the greeting: a wrong password
+        if isinstance(error, OutOfMemoryError):
+            return RedisFullError(
                 f"Redis at {self.address} is full (maxmemory): nothing can be stored until it has "
                 "more memory or buckets are deleted",
                 retry_after_s=_RETRY_AFTER_FULL_S,
-            ) from error
-        except (AuthenticationError, NoPermissionError) as error:
-            raise self._unavailable(f"refuses our user or password: {error}") from error
-        except NoScriptError:
-            raise
-        except _NOT_NOW as error:
-            raise self._unavailable(f"cannot serve now: {error}") from error
-        except TimeoutError as error:
-            await self._drop_idle_connections()
-            timeout_s = self._config.timeout_s
-            raise self._unavailable(f"does not answer within {timeout_s:g} s") from error
-        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-            raise self._unavailable(f"cannot be reached: {error}") from error
-        except ResponseError as error:
-            if str(error).startswith(_NOT_NOW_CODES):
-                raise self._unavailable(f"cannot serve now: {error}") from error
-            raise
+            )
+        if isinstance(error, (AuthenticationError, NoPermissionError)):
+            return RedisRefusedError(
+                f"Redis at {self.address} refuses our user: {error}", retry_after_s=RETRY_AFTER_S
+            )
+        if isinstance(error, _NOT_NOW) or str(error).split(" ", 1)[0] in _NOT_NOW_CODES:
+            return self._unavailable(f"cannot serve now: {error}")
+        if isinstance(error, TimeoutError):  # our own
+            return self._unavailable(f"does not answer within {self._config.timeout_s:g} s")
+        if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)):
+            return self._unavailable(f"cannot be reached: {error}")
+        return error
 
     def _unavailable(self, what: str) -> ServiceUnavailableError:
         return ServiceUnavailableError(
             f"Redis at {self.address} {what}", retry_after_s=RETRY_AFTER_S
         )
 
-    async def _drop_idle_connections(self) -> None:
-        """They may lead nowhere as well; the next command makes a new one."""
+    async def _forget_connections(self) -> None:
+        """The others may lead nowhere as well: the next commands make new ones."""
         if isinstance(self._redis, Redis):
             await self._redis.connection_pool.disconnect(inuse_connections=False)
+        else:
+            await self._redis.aclose()  # also makes it ask for the nodes again
 
 
 def connect(config: RedisConfig) -> RedisClient:
@@ -216,8 +245,9 @@ def connect(config: RedisConfig) -> RedisClient:
     assert config.url is not None, "the launcher fills the URL in"
     address = address_of(config.url)
     options: dict[str, Any] = {
-        # Deadlines are ours: they hold for the whole command, connecting included.
-        "socket_timeout": None,
+        # Deadlines are ours: they hold for the whole command, connecting included. But the client
+        # of a cluster has to notice that a node is silent, to ask another one for the slots.
+        "socket_timeout": _timeout_of_a_node_s(config) if config.is_cluster else None,
         "socket_connect_timeout": config.timeout_s,
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
@@ -243,6 +273,10 @@ def connect(config: RedisConfig) -> RedisClient:
             "unix:///folder/redis.sock; a cluster has neither a socket nor a database number"
         ) from None
     return RedisClient(config, redis, address)
+
+
+def _timeout_of_a_node_s(config: RedisConfig) -> float:
+    return 0.6 * config.timeout_s
 
 
 def address_of(url: str) -> str:

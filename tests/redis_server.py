@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -153,10 +154,21 @@ def breakable_redis_server() -> Iterator[RedisServer]:
 @pytest.fixture(scope="session")
 def shared_redis_cluster() -> Iterator[list[RedisServer]]:
     """For `redis_cluster`; tests use that."""
-    with tempfile.TemporaryDirectory(prefix="shoal-redis-") as folder:
-        nodes = [_start_cluster_node(Path(folder) / str(index)) for index in range(3)]
+    with (
+        tempfile.TemporaryDirectory(prefix="shoal-redis-") as folder,
+        running_cluster(Path(folder)) as nodes,
+    ):
+        yield nodes
+
+
+@contextmanager
+def running_cluster(folder: Path) -> Iterator[list[RedisServer]]:
+    """Three masters, to be broken by who asked for them."""
+    nodes = [_start_cluster_node(folder / str(index)) for index in range(3)]
+    try:
         _join(nodes)
         yield nodes
+    finally:
         for node in nodes:
             node.kill()
 
