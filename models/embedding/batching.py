@@ -34,7 +34,7 @@ class BatchShape:
 
 
 def padded_length(num_tokens: int) -> int:
-    """8, 16, 24, … 56, then 64, 80, 96, 112, 128, 160, …: less than a quarter is padding beyond 64.
+    """8, 16, 24, … 64, then 80, 96, 112, 128, 160, …: beyond 64 less than a fifth is padding.
 
     Not bounded by what a model can read: see `Encoder.max_positions`.
     """

@@ -17,6 +17,7 @@ from models.embedding.json_file import JSONFile
 from models.layers import Linear, can_pack
 
 _NUM_NAMES_SHOWN = 5
+_MAX_MESSAGE_CHARS = 300
 _UNUSED_WEIGHTS = ("pooler.",)  # heads that a checkpoint may lack: nothing here reads them
 
 
@@ -92,7 +93,7 @@ def _read_config(folder: Path) -> Any:
             folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # transformers raises what its many configurations raise
-        raise raw.error(_first_line(error)) from error
+        raise raw.error(one_line(error)) from error
 
 
 def _load(folder: Path, config: Any, dtype: torch.dtype) -> Any:
@@ -100,7 +101,7 @@ def _load(folder: Path, config: Any, dtype: torch.dtype) -> Any:
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder}: no weights; expected model.safetensors or its parts")
     config.use_cache = False
-    if config.is_encoder_decoder:  # of T5 and its like, the encoder makes the embeddings
+    if hasattr(config, "num_decoder_layers"):  # of T5 and its like, the encoder is what embeds
         auto_class = transformers.AutoModelForTextEncoding
     else:
         auto_class = transformers.AutoModel
@@ -117,7 +118,7 @@ def _load(folder: Path, config: Any, dtype: torch.dtype) -> Any:
     except SafetensorError as error:
         raise CheckpointError(f"{_damaged_file(folder)}: damaged: {error}") from error
     except Exception as error:  # as above, and RuntimeError for weights of another shape
-        raise CheckpointError(f"{folder}: {_first_line(error)}") from error
+        raise CheckpointError(f"{folder}: {one_line(error)}") from error
     missing = sorted(
         name for name in loaded["missing_keys"] if not name.startswith(_UNUSED_WEIGHTS)
     )
@@ -181,6 +182,7 @@ def _dtype(name: str, device: str, config: Any) -> torch.dtype:
     return torch.bfloat16 if computes_bf16 else torch.float32
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+def one_line(error: Exception) -> str:
+    """What transformers says, without its line breaks and without end."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:_MAX_MESSAGE_CHARS]}" if text else type(error).__name__

@@ -12,6 +12,7 @@ import transformers
 from tokenizers import normalizers
 
 from models.checkpoint import CheckpointError
+from models.embedding.encoder import one_line
 
 # A token is seldom longer than this; of a text that has many times more than it may have, only the
 # beginning is tokenized.
@@ -66,9 +67,8 @@ def load_tokenizer(folder: Path, *, is_lowercased: bool) -> tuple[tokenizers.Tok
             folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # transformers and the Rust side raise what they like
-        text = str(error).strip().splitlines()
-        reason = text[0] if text else type(error).__name__
-        raise CheckpointError(f"{_tokenizer_file(folder)}: not a tokenizer: {reason}") from error
+        path = _tokenizer_file(folder)
+        raise CheckpointError(f"{path}: not a tokenizer: {one_line(error)}") from error
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
         raise CheckpointError(

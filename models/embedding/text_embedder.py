@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.config import EmbedderConfig
-from cluster.errors import FieldProblem, InternalError, ValidationError
+from cluster.errors import FieldProblem, ValidationError
 from models.checkpoint import CheckpointError
 from models.embedding.batching import BatchLimits, BatchShape, next_batch
 from models.embedding.encoder import Encoder
@@ -28,6 +28,7 @@ from models.embedding.revision import revision_of
 _CPU_BATCH_TOKENS = 2048
 _CPU_STEP_TOKENS = 128
 _GPU_STEP_TOKENS = 2048
+_SEAM_TOKENS = 4  # a text's first word may be more tokens behind a prefix than without
 _UNLIMITED_TOKENS = 512  # what a model is given to read that knows no limit of its own
 
 
@@ -41,10 +42,10 @@ class TextEmbedder:
             ValueError: the configuration cannot be met; has both numbers.
         """
         layout = read_layout(folder)
+        self._encoder = Encoder(layout.encoder_folder, config)
         backend, tokenizer_limit = load_tokenizer(
             layout.encoder_folder, is_lowercased=layout.is_lowercased
         )
-        self._encoder = Encoder(layout.encoder_folder, config)
         self._head = Head(layout, device=self._encoder.device)
         self._layout = layout
         self._config = config
@@ -78,7 +79,9 @@ class TextEmbedder:
     @property
     def max_passage_tokens(self) -> int:
         """How many tokens a chunk's own text may have, so that nothing of it is cut."""
-        return self.max_input_tokens - self.tokens.num_around(self.prefixes.passage)
+        prefix = self.prefixes.passage
+        seam = _SEAM_TOKENS if prefix else 0
+        return max(1, self.max_input_tokens - self.tokens.num_around(prefix) - seam)
 
     def describe(self) -> str:
         dtype = str(self._encoder.dtype).removeprefix("torch.")
@@ -92,25 +95,25 @@ class TextEmbedder:
             f"revision {self.revision}"
         )
 
-    def cut(self, texts: Sequence[str], *, prefix: str = "") -> list[list[int]]:
+    def cut(self, texts: Sequence[str], *, prefix: str = "", first: int = 0) -> list[list[int]]:
         """The tokens of texts behind a prefix; too long a text loses its end.
 
         Raises:
-            ValidationError: a text is empty; names `input.i`.
+            ValidationError: a text is empty; names `input.i`, counted from `first`.
         """
-        _refuse_empty(texts)
-        return _with_tokens(self.tokens.cut(texts, prefix=prefix))
+        _refuse_empty(texts, first)
+        return _with_tokens(self.tokens.cut(texts, prefix=prefix), first)
 
-    def whole(self, texts: Sequence[str]) -> list[list[int]]:
+    def whole(self, texts: Sequence[str], *, first: int = 0) -> list[list[int]]:
         """The tokens of texts as they are.
 
         Raises:
-            ValidationError: a text is empty or too long; names `input.i`.
+            ValidationError: a text is empty or too long; names `input.i`, counted from `first`.
         """
-        _refuse_empty(texts)
+        _refuse_empty(texts, first)
         rows = self.tokens.whole(texts)
-        self._refuse_too_long(rows)
-        return _with_tokens(rows)
+        self._refuse_too_long(rows, first)
+        return _with_tokens(rows, first)
 
     def checked(self, rows: Sequence[Sequence[int]], *, is_cut: bool) -> list[list[int]]:
         """Token ids as a client gives them: nothing is put before them or around them.
@@ -119,9 +122,9 @@ class TextEmbedder:
             ValidationError: a row is empty, has an unknown token, or is too long and not to be cut.
         """
         limit = self.max_input_tokens
-        _refuse_empty(rows)
+        _refuse_empty(rows, 0)
         if not is_cut:
-            self._refuse_too_long(rows)
+            self._refuse_too_long(rows, 0)
         for index, row in enumerate(rows):
             if max(row) >= self._encoder.vocab_size or min(row) < 0:
                 size = self._encoder.vocab_size
@@ -133,8 +136,7 @@ class TextEmbedder:
     def compute(self, rows: Sequence[Sequence[int]], shape: BatchShape) -> NDArray[np.float32]:
         """The vectors [N, D] of one batch: rows of tokens, of which none is longer than `length`.
 
-        Raises:
-            InternalError: the model gives no finite numbers.
+        Numbers that are not finite come out as they are: they are of one row, not of all.
         """
         assert len(rows) == shape.num_texts <= shape.num_rows
         length = shape.length
@@ -151,10 +153,7 @@ class TextEmbedder:
         with torch.inference_mode():
             pooled_BD = pool(hidden_BLW, lengths, self._layout.poolings)
             vectors_BD: NDArray[np.float32] = self._head(pooled_BD).cpu().numpy()
-        vectors_ND = vectors_BD[: shape.num_texts]
-        if not np.isfinite(vectors_ND).all():
-            raise InternalError(f"The model {self._config.name} gives no finite numbers.")
-        return vectors_ND
+        return vectors_BD[: shape.num_texts]
 
     def embed_tokens(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """The vectors [N, D] of any number of texts, batch by batch."""
@@ -168,9 +167,9 @@ class TextEmbedder:
             start += shape.num_texts
         return vectors_ND
 
-    def _refuse_too_long(self, rows: Sequence[Sequence[int]]) -> None:
+    def _refuse_too_long(self, rows: Sequence[Sequence[int]], first: int) -> None:
         limit = self.max_input_tokens
-        for index, row in enumerate(rows):
+        for index, row in enumerate(rows, first):
             if len(row) > limit:
                 message = f"has {len(row)} tokens; the model reads at most {limit}"
                 raise _refusal(index, message, kind="too_long")
@@ -185,14 +184,14 @@ class TextEmbedder:
                 )
 
 
-def _refuse_empty(inputs: Sequence[Sequence[object]]) -> None:
-    for index, item in enumerate(inputs):
+def _refuse_empty(inputs: Sequence[Sequence[object]], first: int) -> None:
+    for index, item in enumerate(inputs, first):
         if not item:
             raise _refusal(index, "must not be empty")
 
 
-def _with_tokens(rows: list[list[int]]) -> list[list[int]]:
-    for index, row in enumerate(rows):
+def _with_tokens(rows: list[list[int]], first: int) -> list[list[int]]:
+    for index, row in enumerate(rows, first):
         if not row:
             raise _refusal(index, "has no tokens")
     return rows
