@@ -49,6 +49,7 @@ class CommitPlan(msgspec.Struct, frozen=True, kw_only=True):
     commit: Commit
     version: int
     meta: BucketMeta
+    has_trash: bool  # a deletion was broken off
     old_files: dict[str, EmbeddedFile]  # of those put and dropped
     new_files: dict[str, EmbeddedFile]  # of those put
 
@@ -57,7 +58,6 @@ class CommitPlan(msgspec.Struct, frozen=True, kw_only=True):
         old = dict.fromkeys(live_segments(self.old_files.items()))
         new = dict.fromkeys(live_segments(self.new_files.items()))
         return Change(
-            version=self.version + 1,
             added=tuple(segment for segment in new if segment not in old),
             removed=tuple(segment.segment_id for segment in old if segment not in new),
         )
@@ -107,9 +107,10 @@ async def plan_commit(redis: RedisClient, keys: ChunkKeys, commit: Commit) -> Co
     commands: list[tuple[Argument, ...]] = [
         ("HGET", keys.head, "version"),
         ("GET", keys.meta),
+        ("SCARD", keys.trash),
         *(("HGET", keys.manifest, name) for name in names),
     ]
-    version, raw_meta, *entries = await redis.execute_many(commands)
+    version, raw_meta, num_trashed, *entries = await redis.execute_many(commands)
     meta = None if raw_meta is None else _META.decode(raw_meta)
     if meta is not None and meta.settings() != settings:
         embedded = await redis.execute("HKEYS", keys.manifest)
@@ -123,6 +124,7 @@ async def plan_commit(redis: RedisClient, keys: ChunkKeys, commit: Commit) -> Co
     return CommitPlan(
         commit=commit,
         version=int(version or 0),
+        has_trash=num_trashed > 0,
         meta=BucketMeta(
             **msgspec.structs.asdict(settings),
             created_at=meta.created_at if meta else now,

@@ -5,18 +5,21 @@ begin with `<key_prefix>:1:`. Times to live are only set where one is written he
 
 | key | type | holds |
 |---|---|---|
-| `{T/B}:head` | HASH | `version` counts commits, also over a deletion; `commit`: the last digest |
+| `{T/B}:head` | HASH | `version`: of the last commit, also of a deletion; `commit`: its digest |
 | `{T/B}:meta` | STRING | `BucketMeta` without its version; there while the bucket is embedded |
 | `{T/B}:files` | HASH | filename -> `FileRecord` without what is searchable |
 | `{T/B}:manifest` | HASH | filename -> `EmbeddedFile`: which segments are searchable |
 | `{T/B}:vectors:S` | STRING | segment S: float16, little-endian, row after row |
 | `{T/B}:texts:S` | HASH | segment S: row -> `Chunk` |
 | `{T/B}:staged:H` | STRING | what is written of a version of a file, H its digest; lives 24 h |
-| `{T/B}:log` | STREAM | id `version-0` -> `Change`; about the last 1,000 |
-| `{T/B}:trash:V` | HASH | the manifest that version V deleted, until its segments have an end |
+| `{T/B}:log` | STREAM | id `version-0` -> `previous` version, `change`; about the last 1,000 |
+| `{T/B}:trash:X` | HASH | the manifest of a deleted bucket, until its segments have an end |
 | `{T/B}:trash` | SET | which of these there are |
 | `buckets:T` | SET | names of the tenant's embedded buckets (some may be gone) |
 | `changes` | STREAM | tenant, bucket, version of each commit in any bucket; about the last 10,000 |
+
+A version is the time of its commit in milliseconds, or one more than the previous one if that is
+larger. So two commits never share one, even if the server has lost the later of them in a crash.
 
 A segment is written before it is visible, with 24 h to live. The commit that makes it searchable
 takes that limit off, and the one that replaces it gives it 5 minutes, for readers that are still
@@ -61,8 +64,8 @@ class ChunkKeys:
         digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
         return f"{self._stem}:staged:{digest}"
 
-    def trashed(self, version: int) -> str:
-        return f"{self._stem}:trash:{version}"
+    def trashed(self, name: str) -> str:
+        return f"{self._stem}:trash:{name}"
 
 
 def buckets_key(redis: RedisClient, tenant: str) -> str:
@@ -73,13 +76,25 @@ def changes_key(redis: RedisClient) -> str:
     return redis.key("changes")
 
 
+_NEXT_VERSION = """
+local function next_version(version)
+  local now = redis.call('TIME')
+  return math.max(version + 1, now[1] * 1000 + math.floor(now[2] / 1000))
+end
+local function log_change(log, longest, version, previous, change)
+  local id = string.format('%.0f-0', version)
+  redis.call('XADD', log, 'MAXLEN', '~', longest, id, 'previous', previous, 'change', change)
+end
+"""
+
 # KEYS: head, meta, manifest, files, log; then the added segments' and the removed segments' keys.
 # ARGV: version that was read, digest of the commit, meta, change, number of added keys, TTL of
 #   removed keys, longest log, number of files put; then filename, manifest entry and file record of
 #   each of them; then the dropped filenames.
 # Returns the new version, -1 when another commit came between, -2 when an added segment is gone.
 COMMIT = Script(
-    """
+    _NEXT_VERSION
+    + """
 local head, meta, manifest, files, log = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local version = tonumber(redis.call('HGET', head, 'version') or '0')
 if redis.call('HGET', head, 'commit') == ARGV[2] then return version end
@@ -99,10 +114,10 @@ for i = dropped, #ARGV do
   redis.call('HDEL', manifest, ARGV[i])
   redis.call('HDEL', files, ARGV[i])
 end
-version = version + 1
+version = next_version(version)
 redis.call('SET', meta, ARGV[3])
-redis.call('HSET', head, 'version', version, 'commit', ARGV[2])
-redis.call('XADD', log, 'MAXLEN', '~', ARGV[7], version .. '-0', 'change', ARGV[4])
+redis.call('HSET', head, 'version', string.format('%.0f', version), 'commit', ARGV[2])
+log_change(log, ARGV[7], version, ARGV[1], ARGV[4])
 return version
 """
 )
@@ -111,20 +126,31 @@ return version
 # ARGV: version that was read, change, longest log.
 # Returns the new version, -1 when another commit came between, 0 when there is nothing to delete.
 DELETE = Script(
-    """
+    _NEXT_VERSION
+    + """
 local version = tonumber(redis.call('HGET', KEYS[1], 'version') or '0')
 if redis.call('EXISTS', KEYS[2], KEYS[3], KEYS[4]) == 0 then return 0 end
 if version ~= tonumber(ARGV[1]) then return -1 end
-version = version + 1
+version = next_version(version)
 if redis.call('EXISTS', KEYS[3]) == 1 then
   redis.call('RENAME', KEYS[3], KEYS[7])
   redis.call('SADD', KEYS[6], KEYS[7])
 end
 redis.call('UNLINK', KEYS[2], KEYS[4])
-redis.call('HSET', KEYS[1], 'version', version)
+redis.call('HSET', KEYS[1], 'version', string.format('%.0f', version))
 redis.call('HDEL', KEYS[1], 'commit')
-redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[3], version .. '-0', 'change', ARGV[2])
+log_change(KEYS[5], ARGV[3], version, ARGV[1], ARGV[2])
 return version
+"""
+)
+
+# KEYS: head; then keys of segments. ARGV: version that was read, TTL.
+# Returns 0 when another commit came between.
+END_SEGMENTS = Script(
+    """
+if tonumber(redis.call('HGET', KEYS[1], 'version') or '0') ~= tonumber(ARGV[1]) then return 0 end
+for i = 2, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[2]) end
+return 1
 """
 )
 

@@ -60,7 +60,7 @@ class BucketMeta(BucketSettings, frozen=True, kw_only=True):
 
     created_at: float
     updated_at: float
-    version: int = 0  # counts commits; a later one is larger, also after a deletion
+    version: int = 0  # of the last commit; a later one is larger, also after a deletion
 
     def settings(self) -> BucketSettings:
         return BucketSettings(
@@ -91,7 +91,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """What one commit did to what is searchable; apply `clears`, then `removed`, then `added`."""
 
-    version: int
+    version: int = 0  # after it
+    previous: int = 0  # before it
     added: tuple[LiveSegment, ...] = ()
     removed: tuple[str, ...] = ()  # segment ids
     clears: bool = False  # everything that was there before is gone

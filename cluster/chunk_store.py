@@ -27,6 +27,7 @@ from cluster.chunk_records import (
     Snapshot,
     live_segments,
 )
+from cluster.chunk_removal import empty_trash, remove_from_sight
 from cluster.redis_client import Argument, RedisClient
 from cluster.types import BucketRef, Chunk
 
@@ -34,7 +35,7 @@ MAX_SEGMENT_CHUNKS = 1_000
 _MAX_SEGMENT_BYTES = 2 * 2**20  # of vectors
 _MAX_READ_BYTES = 4 * 2**20  # of vectors, in one command
 _MAX_READ_CHUNKS = 4_000  # texts, in one round trip
-_BATCH = 500  # fields or keys, in one round trip of a clean-up
+_BATCH = 500  # files whose status is noted in one round trip
 
 _META = msgspec.msgpack.Decoder(BucketMeta)
 _FILE = msgspec.msgpack.Decoder(FileRecord)
@@ -79,7 +80,7 @@ class ChunkStore:
         return msgspec.structs.replace(_META.decode(meta), version=int(version or 0))
 
     async def versions(self, buckets: Sequence[BucketRef]) -> list[int]:
-        """How many commits each bucket has seen; 0: none ever. One round trip."""
+        """The version of each bucket; 0: never embedded. One round trip."""
         return await self._feed.versions(buckets)
 
     async def files(self, bucket: BucketRef) -> dict[str, FileRecord]:
@@ -187,6 +188,7 @@ class ChunkStore:
         """
         keys = self._keys(bucket)
         commit = Commit(settings=settings, put=put, drop=drop)
+        await self._list_name(bucket)
         while True:
             plan = await plan_commit(self._redis, keys, commit)
             is_overtaken = expected_version is not None and plan.version != expected_version
@@ -200,6 +202,8 @@ class ChunkStore:
             )
             if new_version > 0:
                 await self._announce(bucket, new_version)
+                if plan.has_trash:
+                    await empty_trash(self._redis, keys)
                 return new_version
             if new_version == -2:
                 raise ConflictError(f"{_name(bucket)}: a segment that was written is gone")
@@ -244,24 +248,11 @@ class ChunkStore:
         there was none.
         """
         keys = self._keys(bucket)
-        version = -1
-        while version == -1:
-            (seen,) = await self.versions([bucket])
-            change = Change(version=seen + 1, clears=True)
-            version = int(
-                await self._redis.run(
-                    chunk_keys.DELETE,
-                    keys=[
-                        *(keys.head, keys.meta, keys.manifest, keys.files, keys.log, keys.trash),
-                        keys.trashed(seen + 1),
-                    ],
-                    args=[seen, _ENCODER.encode(change), chunk_keys.MAX_LOG_ENTRIES],
-                )
-            )
+        version = await remove_from_sight(self._redis, keys)
         if version > 0:
             await self._forget_name(bucket)
             await self._feed.announce(bucket, version)
-        await self._empty_trash(keys)  # also what a crash has left of an earlier deletion
+        await empty_trash(self._redis, keys)  # also what a crash has left of an earlier deletion
         return version > 0
 
     async def snapshot(self, bucket: BucketRef) -> Snapshot:
@@ -339,13 +330,11 @@ class ChunkStore:
         current, entries = await self._redis.execute_many(
             [("HGET", keys.head, "version"), ("XRANGE", keys.log, f"{version + 1}-0", "+")]
         )
-        changes = [_CHANGE.decode(fields[b"change"]) for _, fields in entries]
-        if not changes:
+        if not entries:
             return [] if int(current or 0) == version else None
-        is_complete = [change.version for change in changes] == list(
-            range(version + 1, version + 1 + len(changes))
-        )
-        return changes if is_complete and version <= int(current or 0) else None
+        changes = [_decode_change(*entry) for entry in entries]
+        expected = [version, *(change.version for change in changes[:-1])]
+        return changes if [change.previous for change in changes] == expected else None
 
     def follow(
         self, held: Callable[[], Collection[BucketRef]] = tuple
@@ -357,41 +346,18 @@ class ChunkStore:
         return self._feed.follow(held)
 
     async def _announce(self, bucket: BucketRef, version: int) -> None:
-        name_key = chunk_keys.buckets_key(self._redis, bucket.tenant)
-        await self._redis.execute("SADD", name_key, bucket.name)
+        await self._list_name(bucket)  # again: a deletion may have been about to forget it
         await self._feed.announce(bucket, version)
 
-    async def _forget_name(self, bucket: BucketRef) -> None:
-        names_key = chunk_keys.buckets_key(self._redis, bucket.tenant)
-        await self._redis.execute("SREM", names_key, bucket.name)
-        if await self.meta(bucket) is not None:  # embedded again meanwhile
-            await self._redis.execute("SADD", names_key, bucket.name)
+    async def _list_name(self, bucket: BucketRef) -> None:
+        key = chunk_keys.buckets_key(self._redis, bucket.tenant)
+        await self._redis.execute("SADD", key, bucket.name)
 
-    async def _empty_trash(self, keys: ChunkKeys) -> None:
-        for trashed in await self._redis.execute("SMEMBERS", keys.trash):
-            cursor = b"0"
-            while True:
-                cursor, fields = await self._redis.execute(
-                    "HSCAN", trashed, cursor, "COUNT", _BATCH
-                )
-                files = [_EMBEDDED_FILE.decode(raw) for raw in fields.values()]
-                doomed = [
-                    key
-                    for file in files
-                    for segment in file.segments
-                    for key in keys.segment(segment.segment_id)
-                ]
-                for first in range(0, len(doomed), _BATCH):
-                    await self._redis.execute_many(
-                        [
-                            ("EXPIRE", key, chunk_keys.REPLACED_TTL_S)
-                            for key in doomed[first : first + _BATCH]
-                        ]
-                    )
-                if int(cursor) == 0:
-                    break
-            await self._redis.execute("UNLINK", trashed)
-            await self._redis.execute("SREM", keys.trash, trashed)
+    async def _forget_name(self, bucket: BucketRef) -> None:
+        key = chunk_keys.buckets_key(self._redis, bucket.tenant)
+        await self._redis.execute("SREM", key, bucket.name)
+        if await self.meta(bucket) is not None:  # embedded again meanwhile
+            await self._list_name(bucket)
 
     def _keys(self, bucket: BucketRef) -> ChunkKeys:
         return ChunkKeys(self._redis, bucket)
@@ -412,6 +378,14 @@ def _read_until(segments: Sequence[LiveSegment], first: int, max_chunks: int) ->
 
 def _identity(filename: str, etag: str, settings: BucketSettings) -> tuple[str, ...]:
     return filename, etag, msgspec.json.encode(settings).decode()
+
+
+def _decode_change(entry_id: bytes, fields: dict[bytes, bytes]) -> Change:
+    return msgspec.structs.replace(
+        _CHANGE.decode(fields[b"change"]),
+        version=int(entry_id.split(b"-")[0]),
+        previous=int(fields[b"previous"]),
+    )
 
 
 def _pairs(flat: Sequence[bytes]) -> Iterable[tuple[Any, bytes]]:

