@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from cluster.task_queue.leases import TaskLeases
 from cluster.task_queue.queue import TaskQueue
-from cluster.task_queue.task import Lease, Progress, TaskRecord
+from cluster.task_queue.task import Lease, Progress, TaskCancelledError, TaskRecord
 
 
 class RunningTask:
@@ -25,8 +25,17 @@ class RunningTask:
         return self.lease.record
 
     async def heart_beat(self) -> None:
-        """Also to know, before something is written elsewhere, that the task is still ours."""
         self._note(await self._leases.heart_beat(self.lease))
+
+    async def ensure_wanted(self) -> None:
+        """To be asked before something final is written elsewhere.
+
+        Raises:
+            TaskCancelledError: nobody wants the task any more.
+        """
+        await self.heart_beat()
+        if self.cancel_requested.is_set():
+            raise TaskCancelledError
 
     async def report(self, progress: Progress) -> None:
         self._note(await self._leases.report(self.lease, progress))

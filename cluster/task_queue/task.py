@@ -122,3 +122,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
 
 class LeaseLostError(Exception):
     """Another worker has the task now; what this one still writes about it is refused."""
+
+
+class TaskCancelledError(Exception):
+    """Nobody wants the task any more; its handler lets this pass."""

@@ -22,6 +22,7 @@ from cluster.task_queue.task import (
     LeaseLostError,
     Outcome,
     TaskBody,
+    TaskCancelledError,
     TaskStatus,
     type_name,
 )
@@ -184,7 +185,8 @@ class TaskWorkerLoop:
         lease = task.lease
         is_cancelled = handling.cancelled()
         error = asyncio.CancelledError() if is_cancelled else handling.exception()
-        if is_cancelled and task.cancel_requested.is_set():
+        is_unwanted = is_cancelled or isinstance(error, TaskCancelledError)
+        if is_unwanted and task.cancel_requested.is_set():
             await self._leases.finish(lease, Outcome(status=TaskStatus.CANCELLED))
         elif is_cancelled and self._out_of_time.is_set():
             await self._leases.give_back(lease)

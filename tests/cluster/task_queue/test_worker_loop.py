@@ -145,6 +145,30 @@ async def test_a_handler_that_reports_hears_of_a_cancel_at_once(queue: TaskQueue
         assert (await end_of(queue, record)).status is TaskStatus.CANCELLED
 
 
+async def test_a_handler_that_asks_before_its_last_step_does_not_do_it_in_vain(
+    queue: TaskQueue,
+) -> None:
+    has_started, go_on = asyncio.Event(), asyncio.Event()
+    took_the_step = False
+
+    async def run(body: Count, running: RunningTask) -> Outcome:
+        nonlocal took_the_step
+        await running.ensure_wanted()
+        has_started.set()
+        await go_on.wait()
+        await running.ensure_wanted()
+        took_the_step = True
+        return SUCCESS
+
+    record = await queue.enqueue(task())
+    async with working(queue, run, lease_s=600):
+        await has_started.wait()
+        await queue.cancel("a", record.task_id)
+        go_on.set()
+        assert (await end_of(queue, record)).status is TaskStatus.CANCELLED
+    assert not took_the_step
+
+
 async def test_a_loop_that_stops_lets_tasks_end_within_the_time(queue: TaskQueue) -> None:
     has_started, go_on = asyncio.Event(), asyncio.Event()
 
