@@ -8,13 +8,24 @@ K = key/value heads, N = H + K, D = head width, V = vocabulary. Sizes are per te
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from models.attention.backend import StepAttention
 from models.checkpoint import DecoderConfig
-from models.layers import Linear, Rope, rms_norm, rotate
+from models.layers import Linear, Rope, rms_norm
+from models.operations import DecoderOperations, HeadNorms, Rotation, TorchOperations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderStep:
+    """What every layer of a step uses."""
+
+    operations: DecoderOperations
+    rotation: Rotation
+    attention: StepAttention
 
 
 class DecoderLayer:
@@ -37,8 +48,11 @@ class DecoderLayer:
 
         self.input_norm_M = norm(width)
         self.qkv = linear(width, q_width + 2 * kv_width, config.has_qkv_bias)
-        self.q_norm_D = norm(config.head_dim) if config.has_qk_norm else None
-        self.k_norm_D = norm(config.head_dim) if config.has_qk_norm else None
+        self.head_norms: HeadNorms | None = None
+        if config.has_qk_norm:
+            self.head_norms = HeadNorms(
+                query_D=norm(config.head_dim), key_D=norm(config.head_dim), eps=config.rms_norm_eps
+            )
         self.o = linear(q_width, width, config.has_output_bias)
         self.post_attention_norm_M = norm(width)
         self.gate_up = linear(width, 2 * ff_width, config.has_mlp_bias)
@@ -47,36 +61,29 @@ class DecoderLayer:
     def forward(
         self,
         x_TM: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
-        attention: StepAttention,
-    ) -> None:
-        """Add this layer's two contributions to the residual stream, in place."""
-        eps = self._config.rms_norm_eps
-        x_TM += self._attend(rms_norm(x_TM, self.input_norm_M, eps), rotation, attention)
-        x_TM += self._feed_forward(rms_norm(x_TM, self.post_attention_norm_M, eps))
-
-    def _attend(
-        self,
-        x_TM: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
-        attention: StepAttention,
+        added_TM: torch.Tensor | None,
+        step: "DecoderStep",
     ) -> torch.Tensor:
-        num_heads, num_kv_heads = self._config.num_heads, self._config.num_kv_heads
-        head_dim = self._config.head_dim
-        heads_TND = self.qkv(x_TM).view(len(x_TM), -1, head_dim)
-        qk_TND, v_TKD = heads_TND.split_with_sizes((num_heads + num_kv_heads, num_kv_heads), dim=1)
-        if self.q_norm_D is not None and self.k_norm_D is not None:
-            qk_TND = F.rms_norm(qk_TND, self.q_norm_D.shape, None, self._config.rms_norm_eps)
-            qk_TND[:, :num_heads] *= self.q_norm_D
-            qk_TND[:, num_heads:] *= self.k_norm_D
-        rotated_TND = rotate(qk_TND, *rotation)
-        q_THD, k_TKD = rotated_TND.split_with_sizes((num_heads, num_kv_heads), dim=1)
-        out_THD = attention.attend(q_THD, k_TKD, v_TKD, layer_index=self._layer_index)
-        return self.o(out_THD.flatten(1))
+        """One layer. The residual stream `x_TM` changes in place.
 
-    def _feed_forward(self, x_TM: torch.Tensor) -> torch.Tensor:
-        gate_TF, up_TF = self.gate_up(x_TM).chunk(2, dim=-1)
-        return self.down(F.silu(gate_TF).mul_(up_TF))
+        `added_TM` is the previous layer's contribution, which the first norm adds on its way; the
+        last one of this layer is returned, for the next to add.
+        """
+        operations, eps = step.operations, self._config.rms_norm_eps
+        attended_TM = self._attend(
+            operations.add_rms_norm(x_TM, added_TM, self.input_norm_M, eps), step
+        )
+        normed_TM = operations.add_rms_norm(x_TM, attended_TM, self.post_attention_norm_M, eps)
+        return self.down(operations.silu_mul(self.gate_up(normed_TM)))
+
+    def _attend(self, x_TM: torch.Tensor, step: "DecoderStep") -> torch.Tensor:
+        num_heads, num_kv_heads = self._config.num_heads, self._config.num_kv_heads
+        heads_TND = self.qkv(x_TM).view(len(x_TM), -1, self._config.head_dim)
+        qk_TND, v_TKD = heads_TND.split_with_sizes((num_heads + num_kv_heads, num_kv_heads), dim=1)
+        rotated_TND = step.rotation(qk_TND, self.head_norms)
+        q_THD, k_TKD = rotated_TND.split_with_sizes((num_heads, num_kv_heads), dim=1)
+        out_THD = step.attention.attend(q_THD, k_TKD, v_TKD, layer_index=self._layer_index)
+        return self.o(out_THD.flatten(1))
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The checkpoint's names below `model.layers.N.`, each with the slice that it fills."""
@@ -90,9 +97,9 @@ class DecoderLayer:
         yield "post_attention_layernorm.weight", self.post_attention_norm_M
         qkv_names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         yield from _slices(self.qkv, qkv_names, (q_width, kv_width, kv_width))
-        if self.q_norm_D is not None and self.k_norm_D is not None:
-            yield "self_attn.q_norm.weight", self.q_norm_D
-            yield "self_attn.k_norm.weight", self.k_norm_D
+        if self.head_norms is not None:
+            yield "self_attn.q_norm.weight", self.head_norms.query_D
+            yield "self_attn.k_norm.weight", self.head_norms.key_D
         yield from _slices(self.o, ("self_attn.o_proj",), (config.hidden_size,))
         yield from _slices(self.gate_up, ("mlp.gate_proj", "mlp.up_proj"), (ff_width, ff_width))
         yield from _slices(self.down, ("mlp.down_proj",), (config.hidden_size,))
@@ -102,14 +109,22 @@ class Decoder:
     """Embedding, layers, final norm, and the projection to the vocabulary."""
 
     def __init__(
-        self, config: DecoderConfig, *, num_positions: int, dtype: torch.dtype, device: str
+        self,
+        config: DecoderConfig,
+        *,
+        num_positions: int,
+        dtype: torch.dtype,
+        device: str,
+        operations: DecoderOperations | None = None,
     ) -> None:
         """Weights are allocated, not set: `models.weights` fills every one of them.
 
         Args:
             num_positions: positions 0 … num_positions - 1 may be computed.
+            operations: None: torch's own.
         """
         self.config = config
+        self._operations = operations or TorchOperations()
         self.embedding_VM = torch.empty(
             config.vocab_size, config.hidden_size, dtype=dtype, device=device
         )
@@ -140,10 +155,17 @@ class Decoder:
     ) -> torch.Tensor:
         """The hidden states [T, M] before the final norm; writes the step's keys and values."""
         x_TM = F.embedding(token_ids_T, self.embedding_VM)
-        rotation = self._rope.at(positions_T)
+        step = DecoderStep(
+            operations=self._operations,
+            rotation=self._operations.rotation(
+                self._rope, positions_T, num_heads=self.config.num_heads
+            ),
+            attention=attention,
+        )
+        added_TM: torch.Tensor | None = None
         for layer in self.layers:
-            layer.forward(x_TM, rotation, attention)
-        return x_TM
+            added_TM = layer.forward(x_TM, added_TM, step)
+        return x_TM if added_TM is None else x_TM.add_(added_TM)
 
     def logits(self, hidden_RM: torch.Tensor) -> torch.Tensor:
         """Logits [R, V] of some rows of what `forward` returned, in the model's dtype."""

@@ -68,9 +68,10 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 class Rope:
-    """Cosines and sines for every position, computed in float32 and kept in the model's dtype."""
+    """Cosines and signed sines for every position: `table_P2D`, computed in float32 and kept in the
+    model's dtype."""
 
-    __slots__ = ("_table_P2D",)
+    __slots__ = ("table_P2D",)
 
     def __init__(
         self,
@@ -89,11 +90,11 @@ class Rope:
         table_P2D[:, 0, :half], table_P2D[:, 0, half:] = cos, cos
         # The first half's sines are negative, so that a rotation is x·cos + roll(x, D/2)·sin.
         table_P2D[:, 1, :half], table_P2D[:, 1, half:] = -sin, sin
-        self._table_P2D = table_P2D.to(device)
+        self.table_P2D = table_P2D.to(device)
 
     def at(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The cosines and signed sines of these positions, both [T, 1, D]."""
-        table_T2D = self._table_P2D.index_select(0, positions_T)
+        table_T2D = self.table_P2D.index_select(0, positions_T)
         return table_T2D[:, :1], table_T2D[:, 1:]
 
 

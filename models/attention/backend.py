@@ -31,3 +31,17 @@ class AttentionBackend(Protocol):
     def prepare(self, inputs: StepInputs) -> StepAttention:
         """Once per step: everything about it that does not depend on the layer."""
         ...
+
+
+def begun_blocks(inputs: StepInputs, block_size: int) -> list[int]:
+    """Last blocks that the step begins and does not fill.
+
+    What a former owner left behind the context is masked, but a NaN survives a mask.
+    """
+    return [
+        table[(context_len - 1) // block_size]
+        for query_len, context_len, table in zip(
+            inputs.query_lens, inputs.context_lens, inputs.block_tables, strict=True
+        )
+        if context_len % block_size and (context_len - 1) % block_size < query_len
+    ]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from models.attention.backend import begun_blocks
 from models.engine.kv_cache import KVCache
 from models.engine.step_inputs import StepInputs
 
@@ -81,7 +82,7 @@ class CPUAttention:
 
     def prepare(self, inputs: StepInputs) -> "CPUStepAttention":
         """Plan the step, once for each distinct window; empties blocks that the step begins."""
-        self.kv_cache.clear_blocks(_begun_blocks(inputs, self._block_size))
+        self.kv_cache.clear_blocks(begun_blocks(inputs, self._block_size))
         return CPUStepAttention(
             self.kv_cache,
             layer_windows=self.layer_windows,
@@ -304,20 +305,6 @@ def _attend_fresh(
     v_KGQD = v_TKD[rows].transpose(0, 1)[:, None].expand(-1, group_size, -1, -1)
     out_KGQD = F.scaled_dot_product_attention(q_KGQD, k_KGQD, v_KGQD, is_causal=True)
     out_TKGD[rows] = out_KGQD.permute(2, 0, 1, 3)
-
-
-def _begun_blocks(inputs: StepInputs, block_size: int) -> list[int]:
-    """Last blocks that the step begins and does not fill.
-
-    What a former owner left behind the context is masked, but a NaN survives a mask.
-    """
-    return [
-        table[(context_len - 1) // block_size]
-        for query_len, context_len, table in zip(
-            inputs.query_lens, inputs.context_lens, inputs.block_tables, strict=True
-        )
-        if context_len % block_size and (context_len - 1) % block_size < query_len
-    ]
 
 
 def _first_key(context_len: int, window: int | None, block_size: int) -> int:

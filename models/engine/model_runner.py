@@ -13,6 +13,7 @@ from cluster.config import EngineConfig
 from cluster.types import TokenLogprobs
 from models.attention.backend import AttentionBackend
 from models.attention.cpu import CPUAttention
+from models.attention.native import native_attention
 from models.checkpoint import SUPPORTED_DTYPES, DecoderConfig, read_decoder_config
 from models.decoder import Decoder
 from models.engine.beam_candidates import beam_candidates
@@ -31,6 +32,7 @@ from models.engine.step_inputs import (
     StepOutputs,
 )
 from models.layers import can_pack
+from models.native.operations import native_operations
 from models.weights import init_random_weights, load_weights
 
 # Logits of a long prompt are made in parts of this many numbers: 64 MiB in float32.
@@ -84,6 +86,7 @@ class ModelRunner:
             num_positions=context_limit(config, engine_config),
             dtype=self._dtype,
             device=self._device.type,
+            operations=native_operations(config, dtype=self._dtype, device=self._device.type),
         )
         if random_weights:
             init_random_weights(self._decoder, seed=0)
@@ -100,9 +103,7 @@ class ModelRunner:
         self._kv_cache = KVCache.allocate(
             self._plan, config, dtype=self._dtype, device=self._device
         )
-        self._attention: AttentionBackend = CPUAttention(
-            self._kv_cache, num_heads=config.num_heads, layer_windows=config.layer_windows
-        )
+        self._attention = _attention(self._kv_cache, config)
         self._sampler = Sampler()
         self._config = config
 
@@ -212,6 +213,12 @@ def _candidates(logits_RV: torch.Tensor, inputs: StepInputs) -> dict[int, BeamCa
         logits_RV[wanted], [rows[index] for index in wanted], inputs.grammar_masks
     )
     return dict(zip(wanted, found, strict=True))
+
+
+def _attention(kv_cache: KVCache, config: DecoderConfig) -> AttentionBackend:
+    heads, windows = config.num_heads, config.layer_windows
+    native = native_attention(kv_cache, num_heads=heads, layer_windows=windows)
+    return native or CPUAttention(kv_cache, num_heads=heads, layer_windows=windows)
 
 
 def _device(name: str) -> torch.device:

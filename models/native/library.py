@@ -1,0 +1,122 @@
+"""Builds `kernels.cpp` for this very CPU, once, and loads it.
+
+A compiler is all it takes: the source includes nothing of torch, so it compiles in seconds and
+fits every version. Its threads are torch's own: it links to the OpenMP library that torch has
+loaded, because two pools of threads would fight for the cores.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from cluster.config import shoal_home
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+SWITCH = "SHOAL_NATIVE"  # "0": never; the operations are torch's own then
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp", "-Wall", "-Wextra")
+COMPILERS = ("c++", "g++", "clang++")
+BUILD_TIMEOUT_S = 300.0
+
+_P, _I32, _I64, _F32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
+_SIGNATURES: dict[str, tuple[type, ...]] = {
+    "shoal_attend": (
+        *(_I32, _P, _P, _P, _I64, _I64, _I64, _P, _P, _P, _P, _P, _P),
+        *(_I64, _I64, _I64, _I32, _I32, _I32, _I32, _I32, _F32, _I32),
+    ),
+    "shoal_add_rms_norm": (_I32, _P, _P, _P, _P, _I64, _I64, _F32, _I32),
+    "shoal_rotate": (_I32, _P, _I64, _P, _P, _P, _P, _I64, _I32, _I32, _I32, _F32, _I32),
+    "shoal_silu_mul": (_I32, _P, _P, _I64, _I64, _I32),
+}
+
+
+class NativeBuildError(RuntimeError):
+    """The kernels cannot be built here; the message says why."""
+
+
+@cache
+def native_library() -> ctypes.CDLL | None:
+    """The loaded kernels; None where they are switched off or cannot be built, which is logged."""
+    if os.environ.get(SWITCH, "1") == "0":
+        return None
+    try:
+        return load(build(shoal_home() / "native"))
+    except (NativeBuildError, OSError) as error:
+        logger.warning("CPU kernels are not used, torch's own operations are: %s", error)
+        return None
+
+
+def build(folder: Path) -> Path:
+    """Compile into `folder` unless this source was compiled there with this compiler and CPU.
+
+    Raises:
+        NativeBuildError: no compiler, or it failed.
+    """
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise NativeBuildError(f"there is no C++ compiler ({', '.join(COMPILERS)})")
+    openmp = _loaded_openmp()
+    library = folder / f"kernels-{_fingerprint(compiler, openmp)}.so"
+    if library.exists():
+        return library
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    logger.info("compiling the CPU kernels (once; some seconds)")
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        built = Path(scratch) / "kernels.so"
+        object_file = Path(scratch) / "kernels.o"
+        _run([compiler, *FLAGS, "-c", str(SOURCE), "-o", str(object_file)])
+        link = [str(openmp)] if openmp is not None else ["-fopenmp"]
+        _run([compiler, "-shared", str(object_file), *link, "-o", str(built)])
+        built.replace(library)  # in one piece, whoever else builds at the same time
+    return library
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """The library with its functions' types set."""
+    library = ctypes.CDLL(str(path))
+    for name, types in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes = types
+        function.restype = None
+    return library
+
+
+def _fingerprint(compiler: str, openmp: Path | None) -> str:
+    version = _run([compiler, "--version"])
+    # What `-march=native` comes to here: a home may be shared by machines of different kinds.
+    target = _run([compiler, "-march=native", "-Q", "--help=target"])
+    text = "\n".join((version, target, " ".join(FLAGS), str(openmp), SOURCE.read_text()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NativeBuildError(f"{command[0]}: {error}") from error
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise NativeBuildError(f"{command[0]}: {lines[0]}")
+    return done.stdout
+
+
+def _loaded_openmp() -> Path | None:
+    """The OpenMP library in this process (torch brings one); None where there is none yet."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    for line in maps.splitlines():
+        path = Path(line.rpartition(" ")[2])
+        if path.name.startswith(("libgomp", "libiomp5", "libomp")):
+            return path
+    return None

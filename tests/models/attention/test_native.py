@@ -1,0 +1,189 @@
+"""The CPU kernels' attention, against attention written out in float64.
+
+The layout of a block is the kernels' own, so every key and value enters through the backend: a
+context is stored by one step and attended to by the next.
+"""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from models.attention.native import MAX_GROUP_SIZE, NativeAttention, native_attention
+from models.engine.kv_cache import KVCache
+from models.engine.step_inputs import StepInputs
+
+Length = tuple[int, int]  # tokens of a sequence in the step, and in its context after it
+
+
+class Case:
+    """Sequences whose contexts are stored by a first step, all but their last queries."""
+
+    def __init__(
+        self,
+        lengths: Sequence[Length],
+        *,
+        num_heads: int = 6,
+        num_kv_heads: int = 2,
+        head_dim: int = 32,
+        block_size: int = 16,
+        window: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.window = window
+        self.lengths = sorted(lengths, key=lambda pair: pair[0] > 1)
+        counts = [-(-context // block_size) for _, context in self.lengths]
+        blocks = random.Random(seed).sample(range(1, sum(counts) + 3), sum(counts))
+        self.tables = [[blocks.pop() for _ in range(count)] for count in counts]
+        self.block_size = block_size
+        self.keys, self.values = (
+            [torch.randn(c, num_kv_heads, head_dim).to(dtype) for _, c in self.lengths]
+            for _ in range(2)
+        )
+        self.queries = [torch.randn(c, num_heads, head_dim).to(dtype) for _, c in self.lengths]
+        # What former owners left behind must not matter, whatever it was.
+        shape = (2, sum(counts) + 3, 2, num_kv_heads, block_size, head_dim)
+        cache = KVCache(torch.full(shape, float("nan"), dtype=dtype))
+        found = native_attention(cache, num_heads=num_heads, layer_windows=(None, window))
+        assert isinstance(found, NativeAttention), "the tests need a C++ compiler"
+        self.backend = found
+
+    def attend(self) -> torch.Tensor:
+        """Store the contexts, then attend with the last queries of each sequence."""
+        before = [(i, 0, c - q) for i, (q, c) in enumerate(self.lengths) if c > q]
+        if before:
+            before.sort(key=lambda part: part[2] > 1)
+            self._step(before)
+        return self._step([(i, c - q, c) for i, (q, c) in enumerate(self.lengths)])
+
+    def _step(self, parts: Sequence[tuple[int, int, int]]) -> torch.Tensor:
+        """One step of (sequence, first position, end). Two rows of padding follow its tokens."""
+        size = self.block_size
+        inputs = StepInputs(
+            token_ids=[0] * sum(end - start for _, start, end in parts),
+            positions=[p for _, start, end in parts for p in range(start, end)],
+            slot_mapping=[
+                self.tables[i][p // size] * size + p % size
+                for i, start, end in parts
+                for p in range(start, end)
+            ],
+            query_lens=[end - start for _, start, end in parts],
+            context_lens=[end for _, _, end in parts],
+            block_tables=[self.tables[i] for i, _, _ in parts],
+            sampling_rows=[],
+        )
+
+        def rows(tensors: list[torch.Tensor]) -> torch.Tensor:
+            taken = [tensors[i][start:end] for i, start, end in parts]
+            return torch.cat([*taken, torch.full_like(taken[0][:1].repeat(2, 1, 1), 7.0)])
+
+        out_THD = self.backend.prepare(inputs).attend(
+            rows(self.queries), rows(self.keys), rows(self.values), layer_index=1
+        )
+        assert bool((out_THD[-2:] == 0).all()), "padding comes back as zeros"
+        return out_THD[:-2]
+
+    def expected(self) -> torch.Tensor:
+        outputs = [
+            written_out(q[-length[0] :], k, v, self.window)
+            for q, k, v, length in zip(
+                self.queries, self.keys, self.values, self.lengths, strict=True
+            )
+        ]
+        return torch.cat(outputs)
+
+    def check(self) -> None:
+        ours = self.attend()
+        tolerance = 5e-6 if ours.dtype is torch.float32 else 2e-2
+        torch.testing.assert_close(ours.double(), self.expected(), atol=tolerance, rtol=tolerance)
+
+
+def written_out(
+    q_QHD: torch.Tensor, k_LKD: torch.Tensor, v_LKD: torch.Tensor, window: int | None
+) -> torch.Tensor:
+    group_size = q_QHD.shape[1] // k_LKD.shape[1]
+    k_LHD = k_LKD.double().repeat_interleave(group_size, dim=1)
+    v_LHD = v_LKD.double().repeat_interleave(group_size, dim=1)
+    scores_HQL = torch.einsum("qhd,lhd->hql", q_QHD.double(), k_LHD) / q_QHD.shape[2] ** 0.5
+    num_queries, num_keys = len(q_QHD), len(k_LKD)
+    positions_Q1 = torch.arange(num_keys - num_queries, num_keys)[:, None]
+    distance_QL = positions_Q1 - torch.arange(num_keys)
+    is_seen_QL = distance_QL >= 0
+    if window is not None:
+        is_seen_QL &= distance_QL < window
+    weights_HQL = scores_HQL.masked_fill(~is_seen_QL, float("-inf")).softmax(-1)
+    return torch.einsum("hql,lhd->qhd", weights_HQL, v_LHD)
+
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+@DTYPES
+@pytest.mark.parametrize("window", [None, 1, 5, 16, 300])
+@pytest.mark.parametrize("block_size", [16, 32, 128])
+def test_random_batches_equal_attention_written_out(
+    block_size: int, window: int | None, dtype: torch.dtype
+) -> None:
+    random_ = random.Random(block_size)
+    for seed in range(6):
+        lengths = []
+        for _ in range(random_.randint(1, 6)):
+            context = random_.choice([1, 2, 3, 15, 16, 17, 40, 127, 128, 129, 300])
+            lengths.append((random_.choice([1, 1, context, random_.randint(1, context)]), context))
+        Case(lengths, block_size=block_size, window=window, dtype=dtype, seed=seed).check()
+
+
+@DTYPES
+@pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 3])
+@pytest.mark.parametrize("group_size", [1, 3, 4, 5, 8, MAX_GROUP_SIZE])
+def test_every_shape_of_heads_is_served(
+    head_dim: int, num_kv_heads: int, group_size: int, dtype: torch.dtype
+) -> None:
+    Case(
+        [(1, 50), (1, 1), (20, 33), (9, 9)],
+        num_heads=num_kv_heads * group_size,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        dtype=dtype,
+    ).check()
+
+
+@DTYPES
+def test_a_long_context_is_shared_among_threads_and_put_together_again(dtype: torch.dtype) -> None:
+    for window in (None, 3000):
+        Case([(1, 5000)], num_heads=3, num_kv_heads=1, window=window, dtype=dtype).check()
+        Case([(3, 4100), (1, 2500)], num_heads=2, num_kv_heads=1, dtype=dtype).check()
+
+
+def test_large_scores_do_not_overflow() -> None:
+    case = Case([(1, 200), (4, 90)])
+    for tensor in (*case.queries, *case.keys):
+        tensor.mul_(30)
+    torch.testing.assert_close(case.attend().double(), case.expected(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_sequence_full_of_nans_does_not_reach_its_neighbours() -> None:
+    lengths = [(1, 9), (1, 30), (7, 7)]
+    healthy = Case(lengths).attend()
+    case = Case(lengths)
+    case.queries[1].fill_(float("nan"))
+    case.keys[1][-1] = case.values[1][-1] = float("nan")
+    poisoned = case.attend()
+    assert bool(poisoned[1].isnan().all())
+    torch.testing.assert_close(poisoned[[0, *range(2, 9)]], healthy[[0, *range(2, 9)]])
+
+
+def test_shapes_that_the_kernels_do_not_know_are_left_to_torch() -> None:
+    def cache(
+        block_size: int = 16, head_dim: int = 64, dtype: torch.dtype = torch.float32
+    ) -> KVCache:
+        return KVCache(torch.zeros(1, 2, 2, 1, block_size, head_dim, dtype=dtype))
+
+    for odd in (cache(block_size=8), cache(head_dim=80), cache(dtype=torch.float16)):
+        assert native_attention(odd, num_heads=2, layer_windows=(None,)) is None
+    assert native_attention(cache(), num_heads=13, layer_windows=(None,)) is None
+    assert native_attention(cache(), num_heads=12, layer_windows=(None,)) is not None
