@@ -1,6 +1,12 @@
 """What can go wrong with buckets and objects, beyond the errors that every part of Shoal has."""
 
-from cluster.errors import BodyTooLargeError, NotFoundError, ServiceUnavailableError, ServingError
+from cluster.errors import (
+    BadRequestError,
+    BodyTooLargeError,
+    NotFoundError,
+    ServiceUnavailableError,
+    ServingError,
+)
 from cluster.storage.stored_object import ObjectInfo
 from cluster.types import BucketRef
 
@@ -31,6 +37,21 @@ class BucketExistsError(ServingError):
 class BucketNotEmptyError(ServingError):
     status, code, title = 409, "10015", "Bucket not empty"
     openai_type = "invalid_request_error"
+
+
+class ObjectExistsError(ServingError):
+    """A put that was to make a new object found one."""
+
+    status, code, title = 412, "10015", "Precondition failed"
+    openai_type = "invalid_request_error"
+
+
+class InvalidPartError(BadRequestError):
+    """A part that a completed upload names was not uploaded, or not so."""
+
+
+class InvalidPartOrderError(BadRequestError):
+    """The parts of a completed upload are not in ascending order."""
 
 
 class ObjectTooLargeError(BodyTooLargeError):

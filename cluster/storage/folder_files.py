@@ -24,6 +24,7 @@ from cluster.storage.errors import StorageAccessError, StorageFullError
 from cluster.storage.stored_object import ObjectInfo
 
 RECORD_ATTRIBUTE = "user.shoal.object"
+COPY_BYTES = 2**26
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -72,19 +73,21 @@ class StagedFile:
         """Add another file's bytes, in the kernel; the digest does not cover them."""
         with self._lock, storage_errors(), path.open("rb") as source:
             self._file.flush()
-            remaining = os.fstat(source.fileno()).st_size
-            self.num_bytes += remaining
-            while remaining:
-                copied = os.copy_file_range(source.fileno(), self._file.fileno(), remaining)
-                if not copied:
-                    raise OSError(errno.EIO, f"{path} became shorter while it was copied")
-                remaining -= copied
-            self._file.seek(0, os.SEEK_END)
+            num_bytes = os.fstat(source.fileno()).st_size
+            self._file.seek(self.num_bytes)
+            for offset in range(0, num_bytes, COPY_BYTES):
+                length = min(COPY_BYTES, num_bytes - offset)
+                if os.sendfile(self._file.fileno(), source.fileno(), offset, length) != length:
+                    raise OSError(errno.EIO, f"{path} could not be copied whole")
+            self.num_bytes += num_bytes
 
-    def publish(self, path: Path, *, etag: str, headers: Mapping[str, str]) -> FileRecord:
+    def publish(
+        self, path: Path, key: str, *, etag: str, headers: Mapping[str, str], is_new: bool = False
+    ) -> ObjectInfo:
         """Make it the file at `path`, in one step and on the disk when this returns.
 
         Raises:
+            FileExistsError: there is a file at `path`, and `is_new` forbids that.
             FileNotFoundError: the folder of `path` is gone.
             IsADirectoryError: `path` is a folder.
             StorageFullError: there is no room.
@@ -100,11 +103,16 @@ class StagedFile:
             )
             write_record(descriptor, record)
             os.fsync(descriptor)
-            self._path.replace(path)
+            if is_new and not path.is_dir():  # which `replace` complains about
+                path.hardlink_to(self._path)
+                self._path.unlink()
+            else:
+                self._path.replace(path)
             self._is_published = True
+            info = info_of(key, os.fstat(descriptor), read_record(descriptor))
             self._file.close()
             sync_folder(path.parent)
-        return record
+        return info
 
     def discard(self) -> None:
         """Leave nothing behind, unless it was published."""

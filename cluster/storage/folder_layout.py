@@ -13,15 +13,17 @@ from cluster.storage.errors import (
     BucketExistsError,
     BucketNotEmptyError,
     BucketNotFoundError,
+    ObjectExistsError,
     ObjectNotFoundError,
 )
 from cluster.storage.folder_files import StagedFile, storage_errors, sync_folder
 from cluster.storage.names import bucket_problem, check_bucket_name, check_file_key
-from cluster.storage.stored_object import BucketInfo
+from cluster.storage.stored_object import BucketInfo, ObjectInfo
 from cluster.types import BucketRef
 
 PRIVATE_FOLDER = ".shoal"  # beside the buckets of a tenant; no bucket can be called so
-STALE_S = 24 * 3600.0
+STALE_FILE_S = 24 * 3600.0  # a file that is being written
+STALE_UPLOAD_S = 7 * 24 * 3600.0  # a multipart upload, by its last part
 _NUM_PLACE_ATTEMPTS = 5  # deletes prune empty folders, maybe the one that was just made
 
 
@@ -34,12 +36,15 @@ class FolderLayout:
         self.root = root.resolve()
 
     def sweep(self) -> None:
-        """Remove staged files that nobody has written to for so long that their process is gone."""
-        oldest = time.time() - STALE_S
-        for path in self.root.glob(f"*/{PRIVATE_FOLDER}/staged/*"):
-            with contextlib.suppress(OSError):  # another process sweeps too
-                if path.lstat().st_mtime < oldest:
+        """Remove what nobody has written to for so long that nobody will come back to it."""
+        now = time.time()
+        with contextlib.suppress(OSError):  # another process sweeps too
+            for path in self.root.glob(f"*/{PRIVATE_FOLDER}/staged/*"):
+                if path.lstat().st_mtime < now - STALE_FILE_S:
                     path.unlink()
+            for path in self.root.glob(f"*/{PRIVATE_FOLDER}/uploads/*/*"):
+                if path.lstat().st_mtime < now - STALE_UPLOAD_S:
+                    shutil.rmtree(path)
 
     def private_folder(self, tenant: str) -> Path:
         return self.root / tenant / PRIVATE_FOLDER
@@ -126,18 +131,21 @@ class FolderLayout:
         *,
         etag: str,
         headers: Mapping[str, str],
-    ) -> None:
+        is_new: bool = False,
+    ) -> ObjectInfo:
         """Publish a staged file as an object. Raises what `FolderStore.put` does."""
         for _ in range(_NUM_PLACE_ATTEMPTS):
             path = self.object(ref, key)
             try:
                 with storage_errors():
                     _make_folders(self.bucket(ref), path.parent)
-                staged.publish(path, etag=etag, headers=headers)
-                return
+                return staged.publish(path, key, etag=etag, headers=headers, is_new=is_new)
             except FileNotFoundError:
                 continue
-            except (NotADirectoryError, FileExistsError, IsADirectoryError) as error:
+            except FileExistsError as error:
+                message = f"There is an object {key!r} already."
+                raise ObjectExistsError(message, param="key") from error
+            except (NotADirectoryError, IsADirectoryError) as error:
                 message = f"cannot be {key!r}: a folder's files and folders have different names"
                 raise ValidationError.of("key", message, kind="key_conflict") from error
         raise BucketNotFoundError.of(ref)

@@ -178,19 +178,21 @@ class FolderStore:
         content: bytes | AsyncIterable[bytes],
         *,
         headers: Mapping[str, str] = NO_HEADERS,
+        is_new: bool = False,
     ) -> ObjectInfo:
         """Store an object, whole or not at all: when `content` raises, nothing has changed.
 
         Raises:
+            ObjectExistsError: there is one already, and `is_new` forbids that.
             ValidationError: no object can be called so, or not beside those that are there.
             BucketNotFoundError: there is none.
             StorageFullError: there is no room.
         """
         await self.run(lambda: self.layout.object(ref, key))
         async with self.staged(ref) as staged:
-            async for data in _collected(content):
-                await self.run(partial(staged.write, data))
-            return await self.publish(staged, ref, key, etag=staged.md5, headers=headers)
+            await self.write(staged, content)
+            place = partial(self.layout.place, etag=staged.md5, headers=headers, is_new=is_new)
+            return await self.run(lambda: place(staged, ref, key))
 
     async def delete(self, ref: BucketRef, key: str) -> None:
         """Delete an object, if it is there, and the folders that it leaves empty.
@@ -217,25 +219,16 @@ class FolderStore:
         try:
             yield staged
         finally:
-            # Not awaited: a cancelled upload's file is thrown away all the same.
-            self._threads.submit(staged.discard)
+            discarding = asyncio.wrap_future(self._threads.submit(staged.discard))
+            await asyncio.shield(discarding)  # also when this is cancelled once more
 
-    async def publish(
-        self,
-        staged: StagedFile,
-        ref: BucketRef,
-        key: str,
-        *,
-        etag: str,
-        headers: Mapping[str, str] = NO_HEADERS,
-    ) -> ObjectInfo:
-        """Make a staged file the object. Raises what `put` does."""
-
-        def work() -> ObjectInfo:
-            self.layout.place(staged, ref, key, etag=etag, headers=headers)
-            return look_at(self.layout.object(ref, key), key)
-
-        return await self.run(work)
+    async def write(self, staged: StagedFile, content: bytes | AsyncIterable[bytes]) -> None:
+        """
+        Raises:
+            StorageFullError: there is no room.
+        """
+        async for data in _collected(content):
+            await self.run(partial(staged.write, data))
 
     async def _read(self, reader: FileReader, start: int, stop: int) -> AsyncGenerator[bytes, None]:
         position = start
