@@ -32,8 +32,17 @@ async def read_json(scope: Scope, receive: Receive, *, max_body_bytes: int) -> o
         ValidationError: a number or a text in it that JSON does not have.
         ClientLeftError: the client left before it had sent everything.
     """
+    return decode_json(await read_body(scope, receive, max_body_bytes=max_body_bytes))
+
+
+async def read_body(scope: Scope, receive: Receive, *, max_body_bytes: int) -> bytes:
+    """The body of a request that says it is JSON, not decoded yet.
+
+    Raises:
+        UnsupportedMediaTypeError, BodyTooLargeError, ClientLeftError: see `read_json`.
+    """
     _check_headers(scope, max_body_bytes)
-    return decode_json(await _read(receive, max_body_bytes))
+    return await _read(receive, max_body_bytes)
 
 
 def decode_json(body: bytes) -> object:
