@@ -70,7 +70,8 @@ class TaskLeases:
         """
         block_s = self._lease_s if nothing.due_in_s is None else nothing.due_in_s
         block_s = max(0.001, min(block_s, self._lease_s))  # 0 would be for ever
-        streams = [f"{self._queue.root}:ready:{int(priority)}" for priority in TaskPriority]
+        root = self._queue.root
+        streams = [f"{root}:ready:{int(priority)}" for priority in TaskPriority] + [f"{root}:wake"]
         command: list[Argument] = ["XREAD", "COUNT", 1, "BLOCK", max(1, round(block_s * 1000))]
         command += ["STREAMS", *streams, *nothing.last_ids]
         await self._queue.redis.wait(*command, block_s=block_s)

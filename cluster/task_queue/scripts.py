@@ -12,6 +12,7 @@ only declared key is the root; it makes the others' names from it.
     :turns:<priority>               SET     tenants with an entry in `ready` that nobody has claimed
     :backlog:<priority>:<tenant>    LIST    the tenant's other tasks, the oldest first
     :delayed                        ZSET    tasks for later, by when they are due
+    :wake                           STREAM  the last one that was put there: who waits looks again
     :lanes                          HASH    lane -> the task that has it
     :lane:<lane>                    LIST    tasks that wait for the lane
     :index:<tenant>:<type>:<status> ZSET    all tasks, by when they were created
@@ -63,6 +64,10 @@ local function push(id, where)
   else
     redis.call(where, key('backlog', t[2], t[1]), id)
   end
+end
+local function delay(id, due)
+  redis.call('ZADD', key('delayed'), due, id)
+  redis.call('XADD', key('wake'), 'MAXLEN', 1, '*', 'id', id)
 end
 local function drop_entry(priority, entry)
   redis.call('XACK', key('ready', priority), 'workers', entry)
@@ -145,7 +150,7 @@ redis.call('HSET', key('task', id), 'id', id, 'type', ARGV[2], 'body', ARGV[3], 
 set_status(id, 'queued')
 if coalesce ~= '' then redis.call('SET', key('waiting', coalesce), id) end
 if ARGV[8] ~= '0' then
-  redis.call('ZADD', key('delayed'), at + ARGV[8], id)
+  delay(id, at + ARGV[8])
 else
   push(id, 'RPUSH')
 end
@@ -154,8 +159,8 @@ return {'new', id}
 )
 
 # ARGV: worker, lease_ms, max_losses, number of priorities
-# -> {'task', fields of the task} or {'none', ms until a delayed one is due (-1: none), for each
-# stream its last id: what comes later wakes who waits}
+# -> {'task', fields of the task} or {'none', ms until a delayed one is due (-1: none), the last ids
+# of the streams of each priority and of `wake`: what comes later wakes who waits}
 CLAIM = Script(
     _PRELUDE
     + """
@@ -237,6 +242,8 @@ for priority = 0, ARGV[4] - 1 do
     if info[i] == 'last-generated-id' then last_ids[#last_ids + 1] = info[i + 1] end
   end
 end
+local wake = redis.call('XREVRANGE', key('wake'), '+', '-', 'COUNT', 1)[1]
+last_ids[#last_ids + 1] = wake and wake[1] or '0-0'
 local due = redis.call('ZRANGE', key('delayed'), 0, 0, 'WITHSCORES')
 return {'none', due[2] and math.max(0, due[2] - at) or -1, last_ids}
 """
@@ -296,7 +303,7 @@ if is_cancelled == 1 then
   finish(id, 'cancelled', '', ARGV[4])
 else
   set_status(id, 'queued')
-  redis.call('ZADD', key('delayed'), now() + ARGV[3], id)
+  delay(id, now() + ARGV[3])
 end
 return 0
 """

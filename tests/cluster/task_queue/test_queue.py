@@ -187,6 +187,22 @@ async def test_a_delayed_task_wakes_the_worker_when_it_is_due(queue: TaskQueue) 
             nothing = await worker.claim()
 
 
+async def test_a_task_that_is_delayed_while_a_worker_waits_is_not_overslept(
+    queue: TaskQueue,
+) -> None:
+    worker = leases(queue)
+    nothing = await worker.claim()
+    assert isinstance(nothing, Nothing)
+    waiting = asyncio.create_task(worker.wait_for_work(nothing))
+    await queue.enqueue(task("later", delay_s=0.05))
+    async with asyncio.timeout(5):
+        await waiting
+        nothing = await worker.claim()
+        while isinstance(nothing, Nothing):
+            await worker.wait_for_work(nothing)
+            nothing = await worker.claim()
+
+
 async def test_a_new_task_wakes_a_worker_that_waits(queue: TaskQueue) -> None:
     worker = leases(queue)
     nothing = await worker.claim()
