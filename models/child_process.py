@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,24 +23,30 @@ _ROOT = Path(__file__).resolve().parent.parent
 Message = TypeVar("Message")
 
 
-def start_child(module: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start the child and do not wait for it; the socket is the parent's end."""
+def start_child(
+    module: str, *, environment: Mapping[str, str] | None = None
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start the child and do not wait for it; the socket is the parent's end.
+
+    `environment`: what it has beside the parent's.
+    """
     mine, theirs = socket.socketpair()
     python_path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
     # One thread is enough for such a child, and each reserves address space.
-    environment = {
+    whole_environment = {
         **os.environ,
         "PYTHONPATH": python_path,
         "RAYON_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        **(environment or {}),
     }
     with theirs:
         process = subprocess.Popen(
             [sys.executable, "-m", module, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            env=environment,
+            env=whole_environment,
         )
     return process, mine
 
@@ -70,12 +77,16 @@ def receive_frame(
         TimeoutError: the deadline has passed.
         ConnectionResetError: the other end is gone.
     """
-    (length,) = LENGTH.unpack(receive_exactly(connection, LENGTH.size, deadline))
-    return msgspec.msgpack.decode(receive_exactly(connection, length, deadline), type=kind)
+    return msgspec.msgpack.decode(receive_body(connection, deadline=deadline), type=kind)
 
 
-def receive_exactly(connection: socket.socket, count: int, deadline: float | None) -> bytes:
-    """`count` bytes; raises as `receive_frame` does."""
+def receive_body(connection: socket.socket, *, deadline: float | None) -> bytes:
+    """The next message before it is decoded; raises as `receive_frame` does."""
+    (length,) = LENGTH.unpack(_receive_exactly(connection, LENGTH.size, deadline))
+    return _receive_exactly(connection, length, deadline)
+
+
+def _receive_exactly(connection: socket.socket, count: int, deadline: float | None) -> bytes:
     parts = bytearray()
     while len(parts) < count:
         if deadline is not None:
