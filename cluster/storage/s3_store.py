@@ -36,12 +36,14 @@ from cluster.types import BucketRef
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 2.0
-READ_TIMEOUT_S = 30.0
+READ_TIMEOUT_S = 30.0  # between two pieces of an object
+ANSWER_TIMEOUT_S = 10.0  # of a call about a bucket
 RETRY_AFTER_S = 5.0
 NUM_RETRIES = 2
 PART_BYTES = 8 * 2**20  # of a multipart upload; several are under way at once
 NUM_PARTS_AT_ONCE = 4
 READ_BYTES = 1024 * 1024
+PAGE_SIZE = 1000
 
 _RETRY_STATUSES = frozenset({429, 500, 502, 503, 504})
 _CREDENTIAL_CODES = frozenset(
@@ -77,7 +79,7 @@ class S3Store:
     def __init__(self, endpoint: S3Endpoint) -> None:
         self._endpoint = endpoint
         self._buckets: dict[str, ObstoreBucket] = {}
-        timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         self._http = httpx.AsyncClient(timeout=timeout)
 
     async def close(self) -> None:
@@ -126,7 +128,7 @@ class S3Store:
         token: str | None = None
         num_left_out = 0
         while True:
-            query = [("list-type", "2"), ("prefix", prefix)]
+            query = [("list-type", "2"), ("max-keys", str(PAGE_SIZE)), ("prefix", prefix)]
             query += [("continuation-token", token)] if token else []
             response = await self._call("GET", ref, tuple(query))
             self._check(response, ref)
@@ -302,8 +304,8 @@ class S3Store:
             is_last = attempt == NUM_RETRIES
             try:
                 response = await self._request(method, ref, query)
-            except httpx.ConnectTimeout as error:
-                raise self._away("no connection in time") from error
+            except httpx.TimeoutException as error:
+                raise self._away(f"{type(error).__name__} after several seconds") from error
             except httpx.TransportError as error:
                 if is_last:
                     raise self._away(str(error) or type(error).__name__) from error
