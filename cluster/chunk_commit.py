@@ -117,8 +117,8 @@ async def plan_commit(redis: RedisClient, keys: ChunkKeys, commit: Commit) -> Co
         staying = sorted({name.decode() for name in embedded} - set(names))
         if staying:
             raise ValueError(
-                f"{len(staying)} files, {staying[0]!r} among them, were embedded with other "
-                "settings: put or drop them in the same commit"
+                f"files that were embedded with other settings would stay ({len(staying)}, like "
+                f"{staying[0]!r}): put or drop them in the same commit"
             )
     now = time.time()
     return CommitPlan(

@@ -7,18 +7,13 @@ have been carried out. Connections come back by themselves. The URL's password i
 
 import asyncio
 import hashlib
-import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import cached_property
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import msgspec
-from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.cluster import RedisCluster
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
@@ -35,15 +30,13 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from cluster.config import ConfigError, RedisConfig
+from cluster.config import RedisConfig
 from cluster.errors import ServiceUnavailableError
+from cluster.redis_connections import MAX_CONNECTIONS, Connections, address_of, open_connections
 
 SCHEMA_VERSION = 1  # of all that is stored; part of every key
-MAX_CONNECTIONS = 64  # commands under way at once, to each node; more wait within their deadline
-_MAX_BLOCKING_CONNECTIONS = 64  # besides
 RETRY_AFTER_S = 1.0
 _RETRY_AFTER_FULL_S = 30.0
-_KEEPALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
 
 # Answers of a server that is there and cannot serve now.
 _NOT_NOW = (
@@ -80,9 +73,10 @@ class Script(msgspec.Struct, frozen=True, dict=True):
 class RedisClient:
     """Made by `connect`; belongs to the event loop that uses it first."""
 
-    def __init__(self, config: RedisConfig, redis: "Redis | RedisCluster", address: str) -> None:
+    def __init__(self, config: RedisConfig, connections: Connections, address: str) -> None:
         self._config = config
-        self._redis = redis
+        self._connections = connections
+        self._redis = connections.redis
         self.address = address  # for messages: without user and password
         self._places = asyncio.Semaphore(MAX_CONNECTIONS)
 
@@ -109,7 +103,7 @@ class RedisClient:
             RedisRefusedError: the user or password is wrong, or may not do that.
             ResponseError: the command is wrong.
         """
-        async with self._places_within(self._config.timeout_s):
+        async with self._ready_within(self._config.timeout_s, self._places):
             return await self._redis.execute_command(*command)
 
     async def execute_many(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
@@ -120,7 +114,7 @@ class RedisClient:
         """
         if not commands:
             return []
-        async with self._places_within(self._config.timeout_s):
+        async with self._ready_within(self._config.timeout_s, self._places):
             pipeline = self._redis.pipeline(transaction=False)
             for command in commands:
                 pipeline.execute_command(*command)
@@ -155,13 +149,11 @@ class RedisClient:
         place = command.index("BLOCK") + 1
         left_s = block_s
         while True:
-            # A cluster's client waits no longer for an answer than its timeout.
-            slice_s = min(left_s, _timeout_of_a_node_s(self._config) / 2)
-            now_s = slice_s if self.is_cluster else left_s
+            now_s = min(left_s, self._connections.max_block_s or left_s)
             block_ms = max(1, round(now_s * 1000))  # 0 would be for ever
-            sliced = (*command[:place], block_ms, *command[place + 1 :])
-            async with self._errors_translated(), asyncio.timeout(now_s + self._config.timeout_s):
-                answer = await self._redis.execute_command(*sliced)
+            blocking = (*command[:place], block_ms, *command[place + 1 :])
+            async with self._ready_within(now_s + self._config.timeout_s):
+                answer = await self._redis.execute_command(*blocking)
             left_s -= now_s
             if answer or left_s <= 0:
                 return answer or None
@@ -174,8 +166,7 @@ class RedisClient:
         """
         if not isinstance(self._redis, RedisCluster):
             return [await self.execute(*command)]
-        async with self._places_within(self._config.timeout_s):
-            await self._redis.initialize()
+        async with self._ready_within(self._config.timeout_s, self._places):
             return [
                 await self._redis.execute_command(*command, target_nodes=node)
                 for node in self._redis.get_primaries()
@@ -185,8 +176,11 @@ class RedisClient:
         await self._redis.aclose()
 
     @asynccontextmanager
-    async def _places_within(self, timeout_s: float) -> AsyncIterator[None]:
-        async with self._errors_translated(), asyncio.timeout(timeout_s), self._places:
+    async def _ready_within(
+        self, timeout_s: float, place: AbstractAsyncContextManager[None] | None = None
+    ) -> AsyncIterator[None]:
+        async with self._errors_translated(), asyncio.timeout(timeout_s), place or nullcontext():
+            await self._connections.be_ready()
             yield
 
     @asynccontextmanager
@@ -195,7 +189,7 @@ class RedisClient:
             yield
         except (RedisError, RedisClusterException, OSError) as error:
             if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)):
-                await self._forget_connections()
+                await self._connections.doubt(error)
             translated = self._translated(error)
             if translated is error:
                 raise
@@ -228,13 +222,6 @@ class RedisClient:
             f"Redis at {self.address} {what}", retry_after_s=RETRY_AFTER_S
         )
 
-    async def _forget_connections(self) -> None:
-        """The others may lead nowhere as well: the next commands make new ones."""
-        if isinstance(self._redis, Redis):
-            await self._redis.connection_pool.disconnect(inuse_connections=False)
-        else:
-            await self._redis.aclose()  # also makes it ask for the nodes again
-
 
 def connect(config: RedisConfig) -> RedisClient:
     """A client that connects with its first command.
@@ -243,59 +230,4 @@ def connect(config: RedisConfig) -> RedisClient:
         ConfigError: the URL cannot be used; the message does not show it.
     """
     assert config.url is not None, "the launcher fills the URL in"
-    address = address_of(config.url)
-    options: dict[str, Any] = {
-        # Deadlines are ours: they hold for the whole command, connecting included. But the client
-        # of a cluster has to notice that a node is silent, to ask another one for the slots.
-        "socket_timeout": _timeout_of_a_node_s(config) if config.is_cluster else None,
-        "socket_connect_timeout": config.timeout_s,
-        "retry": Retry(NoBackoff(), 0),
-        "protocol": 2,
-    }
-    if not config.url.startswith("unix:"):
-        options |= {"socket_keepalive": True, "socket_keepalive_options": _KEEPALIVE}
-    num_connections = MAX_CONNECTIONS + _MAX_BLOCKING_CONNECTIONS
-    try:
-        if config.is_cluster:
-            redis: Redis | RedisCluster = RedisCluster.from_url(
-                config.url, max_connections=num_connections, **options
-            )
-        else:
-            pool: Any = ConnectionPool.from_url(
-                config.url, max_connections=num_connections, **options
-            )
-            redis = Redis.from_pool(pool)
-    except (ValueError, TypeError, RedisError, RedisClusterException):
-        # The error may quote a part of the password.
-        raise ConfigError(
-            f"redis.url: the URL of {address} cannot be used (it is not shown because of its "
-            "password); it looks like redis://user:password@host:6379/0, rediss://… for TLS, or "
-            "unix:///folder/redis.sock; a cluster has neither a socket nor a database number"
-        ) from None
-    return RedisClient(config, redis, address)
-
-
-def _timeout_of_a_node_s(config: RedisConfig) -> float:
-    return 0.6 * config.timeout_s
-
-
-def address_of(url: str) -> str:
-    """Where a URL leads, without user, password and options.
-
-    Raises:
-        ConfigError: it cannot be understood.
-    """
-    try:
-        parts = urlsplit(url)
-        if parts.scheme == "unix":
-            return parts.path
-        if parts.scheme not in ("redis", "rediss") or parts.hostname is None:
-            raise ValueError
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        return f"{host}:{parts.port or 6379}"
-    except ValueError:
-        raise ConfigError(
-            "redis.url: cannot be understood (it is not shown because of its password); it looks "
-            "like redis://user:password@host:6379/0, rediss://… for TLS, or "
-            "unix:///folder/redis.sock; special characters of the password are percent-encoded"
-        ) from None
+    return RedisClient(config, open_connections(config), address_of(config.url))

@@ -18,13 +18,13 @@ from redis.exceptions import ResponseError
 from cluster.config import ConfigError, RedisConfig
 from cluster.errors import ServiceUnavailableError
 from cluster.redis_client import (
-    MAX_CONNECTIONS,
     RedisClient,
     RedisFullError,
     RedisRefusedError,
     Script,
     connect,
 )
+from cluster.redis_connections import MAX_CONNECTIONS
 from tests.redis_server import RedisServer, running_cluster
 
 SECRET = "s3cret-of-ours"
@@ -291,6 +291,15 @@ def _write_certificate(folder: Path) -> Path:
     path = folder / "certificate.pem"
     path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
     return path
+
+
+async def test_a_cluster_serves_a_crowd_from_the_first_command_on(
+    redis_cluster_config: RedisConfig,
+) -> None:
+    async with connect(redis_cluster_config) as client:
+        for _ in range(3):
+            await asyncio.gather(*(client.execute("SET", f"k{i}", i) for i in range(200)))
+        await asyncio.gather(*(client.execute_many([("GET", f"k{i}")]) for i in range(200)))
 
 
 @pytest.mark.slow
