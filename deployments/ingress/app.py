@@ -14,12 +14,15 @@ from cluster.anthropic_schema.message import error_body, status_of
 from cluster.api_keys import ApiKeys
 from cluster.config import ApiKeyConfig, ShoalConfig
 from cluster.errors import AuthenticationError, BodyTooLargeError
-from cluster.retrieval import Retriever
+from cluster.object_store import S3_FACE_PATH
+from cluster.storage.folder_store import FolderStore
 from cluster.telemetry import Telemetry
 from deployments.ingress import operations
+from deployments.ingress.bucket_routes import bucket_endpoints
 from deployments.ingress.chat_generation import ChatGenerations
 from deployments.ingress.chat_routes import ChatCompletions
 from deployments.ingress.completion_routes import Completions
+from deployments.ingress.embedding_routes import EmbeddingModels, OpenAIEmbeddings
 from deployments.ingress.errors import (
     STATUS_CLIENT_LEFT,
     ClientLeftError,
@@ -31,11 +34,20 @@ from deployments.ingress.exchange import SCOPE_KEY, Exchange
 from deployments.ingress.grounding import Grounding
 from deployments.ingress.message_routes import CountTokens, Messages, speaks_anthropic
 from deployments.ingress.openapi import OpenAPIDocument
-from deployments.ingress.plain_routes import Health, Metrics, Models, OneModel, Ready
+from deployments.ingress.plain_routes import (
+    Health,
+    Metrics,
+    Models,
+    OneModel,
+    Ready,
+    RetrievalIsOff,
+)
 from deployments.ingress.prompts import PromptBuilder
 from deployments.ingress.request_body import linger
 from deployments.ingress.response_routes import Responses
+from deployments.ingress.s3.face import S3Face
 from deployments.ingress.served_model import ModelDirectory, ServedModel
+from deployments.ingress.services import RetrievalServices
 from deployments.ingress.tokenize_routes import Detokenize, Tokenize
 
 
@@ -45,20 +57,24 @@ def build_asgi_app(
     keys: ApiKeys,
     telemetry: Telemetry,
     *,
-    retriever: Retriever | None = None,
+    retrieval: RetrievalServices | None = None,
 ) -> ASGIApp:
-    """The whole HTTP side. `models` has every model of the configuration, by name."""
+    """The whole HTTP side. `models` has every model of the configuration, by name; `retrieval` is
+    None where the configuration has no embedders."""
     directory = ModelDirectory(models, default_name=config.default_model_name)
     prompts = PromptBuilder()
     for model in models.values():
         telemetry.model(model.name)  # present from the first scrape on
         telemetry.watch_replicas(model.name, model.pool.stats)
+    retriever = None if retrieval is None else retrieval.retriever
     generations = ChatGenerations(
         directory, prompts, telemetry, Grounding(retriever, prompts, config.retrieval)
     )
-    endpoints = _endpoints(
-        directory, prompts, telemetry, generations, limit=config.http.max_body_bytes
-    )
+    limit = config.http.max_body_bytes
+    endpoints = {
+        **_endpoints(directory, prompts, telemetry, generations, limit=limit),
+        **_retrieval_endpoints(retrieval, directory, telemetry, limit=limit),
+    }
     routes = [
         Route(path, endpoints[operation], methods=[operation.method])
         for operation in operations.OPERATIONS
@@ -74,8 +90,18 @@ def build_asgi_app(
         finally:
             prompts.close()
 
-    router = Router(routes, redirect_slashes=False, lifespan=lifespan)
-    return ErrorBoundary(Authentication(router, keys), telemetry)
+    app: ASGIApp = Authentication(Router(routes, redirect_slashes=False, lifespan=lifespan), keys)
+    if retrieval is not None and isinstance(retrieval.objects, FolderStore):
+        app = StorageFront(
+            app,
+            S3Face(
+                retrieval.objects,
+                keys,
+                on_change=retrieval.tasks.request_sync,
+                max_object_bytes=config.storage.max_upload_bytes,
+            ),
+        )
+    return ErrorBoundary(app, telemetry)
 
 
 def _endpoints(
@@ -101,6 +127,54 @@ def _endpoints(
         operations.READY: Ready(directory),
         operations.METRICS: Metrics(telemetry),
     }
+
+
+def _retrieval_endpoints(
+    retrieval: RetrievalServices | None,
+    directory: ModelDirectory,
+    telemetry: Telemetry,
+    *,
+    limit: int,
+) -> dict[operations.Operation, ASGIApp]:
+    """What serves embeddings and the operations about buckets."""
+    embedders = {} if retrieval is None else retrieval.embedders
+    embeddings = OpenAIEmbeddings(
+        embedders,
+        telemetry,
+        chat_model_names=[model.name for model in directory.all()],
+        max_body_bytes=limit,
+    )
+    endpoints: dict[operations.Operation, ASGIApp] = {
+        operations.EMBEDDINGS: embeddings,
+        operations.EMBEDDING_MODELS: EmbeddingModels(embedders),
+    }
+    if retrieval is None:
+        return endpoints | dict.fromkeys(operations.BUCKET_OPERATIONS, RetrievalIsOff())
+    return endpoints | bucket_endpoints(
+        chunks=retrieval.chunks,
+        tasks=retrieval.tasks,
+        objects=retrieval.objects,
+        retriever=retrieval.retriever,
+        openai_embeddings=embeddings,
+        embedding_models=list(embedders),
+        max_body_bytes=limit,
+    )
+
+
+class StorageFront:
+    """Sends what is for the S3 face there, which has its own keys, errors and bodies."""
+
+    def __init__(self, app: ASGIApp, s3_face: S3Face) -> None:
+        self._app = app
+        self._s3_face = s3_face
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if scope["type"] == "http" and (path + "/").startswith(S3_FACE_PATH + "/"):
+            scope[SCOPE_KEY].route = S3_FACE_PATH
+            await self._s3_face(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 class Authentication:

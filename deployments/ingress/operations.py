@@ -3,6 +3,7 @@
 The app's routes and the OpenAPI document are both made of this table.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,7 @@ from cluster.anthropic_schema.message import MessageObject, TokenCount
 from cluster.anthropic_schema.request import CountTokensRequest, MessageRequest
 from cluster.openai_schema.chat import ChatCompletion, ChatCompletionRequest
 from cluster.openai_schema.completions import CompletionRequest, TextCompletion
+from cluster.openai_schema.embeddings import EmbeddingAnswer, EmbeddingModelList, EmbeddingRequest
 from cluster.openai_schema.error_bodies import Status
 from cluster.openai_schema.models import ModelList, ModelObject
 from cluster.openai_schema.response_object import ResponseObject
@@ -23,6 +25,20 @@ from cluster.openai_schema.tokenization import (
     TokenizeChatRequest,
     TokenizePromptRequest,
 )
+from cluster.telnyx_schema.buckets import (
+    BucketFilesAnswer,
+    BucketNamesAnswer,
+    BucketNotFoundBody,
+    SimilaritySearchAnswer,
+    SimilaritySearchRequest,
+)
+from cluster.telnyx_schema.tasks import (
+    STATUS_FILTERS,
+    EmbedBucketRequest,
+    EmbedURLRequest,
+    TaskAnswer,
+    TaskListAnswer,
+)
 
 #: OpenAI's paths, Telnyx's at the time of the page, Telnyx's now.
 PREFIXES = ("/v1", "/v2/ai", "/v2/ai/openai")
@@ -33,17 +49,30 @@ _RUN_ERRORS = (408, 429, 500, 503)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A value in the query or in a header; all of them may be left out."""
+
+    name: str
+    place: Literal["query", "header"] = "query"
+    schema: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Operation:
     """One endpoint under all its paths."""
 
     name: str
     summary: str
-    method: Literal["GET", "POST"] = "POST"
+    method: Literal["GET", "POST", "DELETE"] = "POST"
     paths: tuple[str, ...]
+    parameters: tuple[Parameter, ...] = ()
     requests: tuple[type[BaseModel], ...] = ()  # the body is one of them; (): no body
     answer: type[BaseModel] | None  # None: text
+    other_answer: type[BaseModel] | None = None  # what the second of the requests is answered with
+    is_empty: bool = False  # the answer has no body
     has_stream: bool = False  # with `stream: true` the answer is a stream of events
     errors: tuple[int, ...] = ()
+    not_found: type[BaseModel] | None = None  # another body that a 404 may have
     is_open: bool = False  # needs no key
     is_anthropic: bool = False
 
@@ -114,6 +143,21 @@ DETOKENIZE = Operation(
     answer=DetokenizeAnswer,
     errors=_BODY_ERRORS,
 )
+EMBEDDINGS = Operation(
+    name="embeddings",
+    summary="Vectors of texts (OpenAI)",
+    paths=_paths("embeddings", prefixes=("/v1", "/v2/ai/openai")),
+    requests=(EmbeddingRequest,),
+    answer=EmbeddingAnswer,
+    errors=_BODY_ERRORS + _RUN_ERRORS,
+)
+EMBEDDING_MODELS = Operation(
+    name="embedding_models",
+    summary="The embedding models served here",
+    method="GET",
+    paths=_paths("embeddings/models", prefixes=("/v1", "/v2/ai/openai")),
+    answer=EmbeddingModelList,
+)
 MODELS = Operation(
     name="models",
     summary="The models served here",
@@ -155,8 +199,106 @@ METRICS = Operation(
     is_open=True,
 )
 
+_UNAVAILABLE = (404, 500, 503)  # 404: also where retrieval is switched off
+_IDEMPOTENCY_KEY = Parameter(
+    name="Idempotency-Key", place="header", schema={"type": "string", "maxLength": 255}
+)
+_PAGE = (
+    Parameter(name="page[number]", schema={"type": "integer", "minimum": 0, "maximum": 1_000_000}),
+    Parameter(name="page[size]", schema={"type": "integer", "minimum": 1, "maximum": 1000}),
+)
+_STATUS = Parameter(
+    name="status", schema={"type": "array", "items": {"enum": list(STATUS_FILTERS)}}
+)
+_EMBEDDINGS = "/v2/ai/embeddings"
+
+EMBED_BUCKET = Operation(
+    name="embed_bucket",
+    summary="Embed a bucket in the background; or, with `input`, embed texts as OpenAI does",
+    paths=(_EMBEDDINGS,),
+    parameters=(_IDEMPOTENCY_KEY,),
+    requests=(EmbedBucketRequest, EmbeddingRequest),
+    answer=TaskAnswer,
+    other_answer=EmbeddingAnswer,
+    errors=_BODY_ERRORS + _RUN_ERRORS,
+)
+EMBEDDING_TASKS = Operation(
+    name="embedding_tasks",
+    summary="The tenant's embedding tasks by status, the newest first",
+    method="GET",
+    paths=(_EMBEDDINGS,),
+    parameters=(_STATUS, *_PAGE),
+    answer=TaskListAnswer,
+    errors=(422, *_UNAVAILABLE),
+)
+EMBED_URL = Operation(
+    name="embed_url",
+    summary="Put the pages of a website into a bucket and embed them, in the background",
+    paths=(f"{_EMBEDDINGS}/url",),
+    parameters=(_IDEMPOTENCY_KEY,),
+    requests=(EmbedURLRequest,),
+    answer=TaskAnswer,
+    errors=_BODY_ERRORS + _RUN_ERRORS,
+)
+SIMILARITY_SEARCH = Operation(
+    name="similarity_search",
+    summary="The passages of a bucket that are most similar to a text",
+    paths=(f"{_EMBEDDINGS}/similarity-search",),
+    requests=(SimilaritySearchRequest,),
+    answer=SimilaritySearchAnswer,
+    errors=_BODY_ERRORS + _RUN_ERRORS,
+)
+EMBEDDED_BUCKETS = Operation(
+    name="embedded_buckets",
+    summary="The names of the tenant's embedded buckets",
+    method="GET",
+    paths=(f"{_EMBEDDINGS}/buckets",),
+    answer=BucketNamesAnswer,
+    errors=_UNAVAILABLE,
+)
+EMBEDDED_BUCKET = Operation(
+    name="embedded_bucket",
+    summary="The files of an embedded bucket, and how the embedding of each went",
+    method="GET",
+    paths=(f"{_EMBEDDINGS}/buckets/{{bucket_name}}",),
+    answer=BucketFilesAnswer,
+    errors=_UNAVAILABLE,
+)
+DELETE_EMBEDDINGS = Operation(
+    name="delete_embeddings",
+    summary="Remove a bucket's embeddings; its objects stay",
+    method="DELETE",
+    paths=EMBEDDED_BUCKET.paths,
+    answer=None,
+    is_empty=True,
+    errors=_UNAVAILABLE,
+    not_found=BucketNotFoundBody,
+)
+EMBEDDING_TASK = Operation(
+    name="embedding_task",
+    summary="One embedding task",
+    method="GET",
+    paths=(f"{_EMBEDDINGS}/{{task_id:uuid}}",),
+    answer=TaskAnswer,
+    errors=_UNAVAILABLE,
+)
+
+#: In the order in which paths are tried.
+BUCKET_OPERATIONS = (
+    EMBED_BUCKET,
+    EMBEDDING_TASKS,
+    EMBED_URL,
+    SIMILARITY_SEARCH,
+    EMBEDDED_BUCKETS,
+    EMBEDDED_BUCKET,
+    DELETE_EMBEDDINGS,
+    EMBEDDING_TASK,
+)
 OPERATIONS = (
     CHAT,
+    EMBEDDINGS,
+    EMBEDDING_MODELS,
+    *BUCKET_OPERATIONS,
     COMPLETIONS,
     RESPONSES,
     MESSAGES,

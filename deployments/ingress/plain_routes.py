@@ -4,7 +4,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from cluster.errors import ServiceUnavailableError
+from cluster.errors import NotFoundError, ServiceUnavailableError
 from cluster.openai_schema.models import ModelList
 from cluster.telemetry import CONTENT_TYPE, Telemetry
 from deployments.ingress.exchange import SCOPE_KEY
@@ -67,6 +67,13 @@ class Metrics:
         scope[SCOPE_KEY].route = "/metrics"
         page = self._telemetry.exposition()
         await Response(page, headers={"content-type": CONTENT_TYPE})(scope, receive, send)
+
+
+class RetrievalIsOff:
+    """Every operation about buckets, where the configuration has no embedders."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise NotFoundError("Retrieval is switched off here: the configuration has no embedders.")
 
 
 def _json(body: bytes) -> Response:

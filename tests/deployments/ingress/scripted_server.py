@@ -17,11 +17,11 @@ from starlette.types import ASGIApp
 
 from cluster.api_keys import ApiKeys, hash_key
 from cluster.config import ShoalConfig, parse_config
-from cluster.retrieval import Retriever
 from cluster.telemetry import ReplicaLoad, Telemetry
 from cluster.types import FinishReason, Request, TokenDelta, TokenLogprobs
 from deployments.ingress.app import build_asgi_app
 from deployments.ingress.served_model import ServedModel, load_served_model
+from deployments.ingress.services import RetrievalServices
 from models.tokenizer import Tokenizer
 
 KEY = "shoal-test-key"
@@ -178,7 +178,7 @@ async def serving(
     config: ShoalConfig,
     keys: ApiKeys | None = None,
     *,
-    retriever: Retriever | None = None,
+    retrieval: RetrievalServices | None = None,
     context: int = CONTEXT,
 ) -> AsyncIterator[Server]:
     pool = ScriptedPool(lambda request: iter(deltas(request, [])))
@@ -187,7 +187,7 @@ async def serving(
     )
     telemetry = Telemetry()
     keys = keys or ApiKeys.from_config(config.auth)
-    app = build_asgi_app(config, {model.name: model}, keys, telemetry, retriever=retriever)
+    app = build_asgi_app(config, {model.name: model}, keys, telemetry, retrieval=retrieval)
     async with listening(app) as port:
         started = Server(port=port, pool=pool, tokenizer=model.tokenizer, telemetry=telemetry)
         started.says("ok")

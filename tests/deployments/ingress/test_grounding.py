@@ -14,6 +14,7 @@ from cluster.config import parse_config
 from cluster.errors import NotFoundError, ServiceUnavailableError
 from cluster.retrieval import SearchMode
 from cluster.types import BucketRef, Chunk, FoundChunk
+from deployments.ingress.services import RetrievalServices
 from tests.deployments.ingress.scripted_server import KEY, MODEL, Server, serving, stream
 
 OTHER_KEY = "shoal-other-key"
@@ -86,7 +87,11 @@ async def server(checkpoint: Path, retriever: WrittenRetriever) -> AsyncIterator
             },
         }
     )
-    async with serving(checkpoint, config, retriever=retriever, context=700) as running:
+    unused: Any = None
+    retrieval = RetrievalServices(
+        embedders={}, retriever=retriever, chunks=unused, tasks=unused, objects=unused
+    )
+    async with serving(checkpoint, config, retrieval=retrieval, context=700) as running:
         yield running
 
 

@@ -1,6 +1,7 @@
 """The published description of the API is valid, complete, and says the same as the checks."""
 
 import re
+import uuid
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from cluster.api_keys import ApiKeys
 from deployments.ingress import operations
-from deployments.ingress.openapi import openapi_document
+from deployments.ingress.openapi import documented, openapi_document
 from tests.deployments.ingress.scripted_server import Server, configuration, serving
 
 
@@ -36,7 +37,7 @@ async def test_the_document_has_every_route_and_every_route_is_there(server: Ser
         served = (await client.get("/openapi.json")).json()
     assert served == openapi_document(is_key_required=True)
     in_table = {
-        (path.replace(":path}", "}"), operation.method.lower())
+        (documented(path), operation.method.lower())
         for operation in operations.OPERATIONS
         for path in operation.paths
     }
@@ -44,10 +45,15 @@ async def test_the_document_has_every_route_and_every_route_is_there(server: Ser
     assert in_document == in_table | {(operations.OPENAPI_PATH, "get")}
     async with server.http() as client:
         for path, method in in_document:
-            answer = await client.request(method, path.replace("{model_id}", "no/such"))
+            answer = await client.request(method, _with_values(path))
             is_unknown_path = answer.status_code == 404 and "no such path" in answer.text
             assert not is_unknown_path, path
             assert answer.status_code != 405, path
+
+
+def _with_values(path: str) -> str:
+    values = {"model_id": "no/such", "bucket_name": "none", "task_id": str(uuid.uuid4())}
+    return path.format(**values)
 
 
 async def test_without_keys_the_document_asks_for_none(checkpoint: Any) -> None:
