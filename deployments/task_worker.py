@@ -1,0 +1,100 @@
+"""One Serve replica that works off the durable queue.
+
+Any number of replicas may run; one that dies costs repeated work at most. What it embeds waits
+behind what people ask the embedders for.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from cluster.config import ShoalConfig, shoal_home
+from cluster.object_store import open_object_store
+from cluster.redis_client import connect
+from deployments.bucket_worker import BucketWorker
+from deployments.embedder_handle import ServeEmbedder
+from deployments.process_logs import write_to_serve_log
+from deployments.serve_private import keep_replica_server_off_other_interfaces
+from deployments.startup_error import StartupError
+from models.documents.reader import DocumentReader
+from models.documents.settings import ReadingLimits
+
+logger = logging.getLogger(__name__)
+
+#: For tasks to end in when the replica is drained; then they are given back. Serve's
+#: `graceful_shutdown_timeout_s` must be longer.
+GRACE_S = 10.0
+
+
+class TaskWorker:
+    """The Serve deployment class; `app.build_application` sets its options."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits the constructor
+        self,
+        config: ShoalConfig,
+        embedders: Mapping[str, DeploymentHandle],
+        *,
+        log_level: str,
+    ) -> None:
+        """`embedders`: the replicas of each embedding model, by its name.
+
+        Raises:
+            StartupError: Redis' URL or the storage cannot be used; says why.
+        """
+        write_to_serve_log(log_level)
+        keep_replica_server_off_other_interfaces(ray.util.get_node_ip_address())
+        try:
+            self._redis = connect(config.redis)
+            self._objects = open_object_store(config.storage, shoal_home())
+        except ValueError as error:
+            raise StartupError(str(error)) from error
+        retrieval = config.retrieval
+        self._reader = DocumentReader(
+            ReadingLimits(
+                max_bytes=retrieval.max_object_bytes,
+                timeout_s=retrieval.parse_timeout_s,
+                memory_bytes=retrieval.parse_memory_bytes,
+            )
+        )
+        self._worker = BucketWorker(
+            config,
+            self._redis,
+            self._objects,
+            self._reader,
+            {
+                name: ServeEmbedder(handle, model_name=name, timeout_s=retrieval.search_timeout_s)
+                for name, handle in embedders.items()
+            },
+            name=serve.get_replica_context().replica_id.unique_id,
+        )
+        self._running = asyncio.create_task(self._worker.run())
+
+    # Called by Serve.
+
+    def check_health(self) -> None:
+        """
+        Raises:
+            RuntimeError: nothing is worked off any more; Serve replaces the replica.
+        """
+        if self._running.done():
+            raise RuntimeError("the worker's loop has ended")
+
+    async def __del__(self) -> None:
+        """Serve awaits this before it kills the process: end the tasks, or give them back."""
+        if not hasattr(self, "_running"):
+            return  # the constructor failed
+        await self._worker.stop(grace_s=GRACE_S)
+        await self._running
+        await self._reader.close()
+        await self._objects.close()
+        await self._redis.close()
+
+    # Called through handles.
+
+    def stats(self) -> dict[str, float]:
+        """For `shoal status`."""
+        return {"num_tasks_running": float(self._worker.num_running)}
