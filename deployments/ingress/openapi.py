@@ -25,7 +25,7 @@ _DESCRIPTIONS = {
     200: "The answer.",
     400: "Refused, though well-formed; or not JSON.",
     401: "No valid API key.",
-    404: "No such model.",
+    404: "No such model, bucket or task.",
     408: "The client reads too slowly.",
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
@@ -34,24 +34,34 @@ _DESCRIPTIONS = {
     500: "An error of the server.",
     503: "No replica can answer now; see Retry-After.",
 }
+# A parameter in a route's path, and starlette's converter for it.
+_IN_PATH = re.compile(r"\{(\w+)(:\w+)?\}")
+_PATH_SCHEMAS: dict[str, Schema] = {
+    "": {"type": "string", "minLength": 1},
+    ":path": {"type": "string"},
+    ":uuid": {"type": "string", "format": "uuid"},
+}
 _STREAM = (
     "The answer; with `stream: true` as server-sent events, and an error after the first of them "
     "as an event."
 )
 
 
-def openapi_document(*, is_key_required: bool) -> Schema:
+def openapi_document(
+    *, is_key_required: bool, operations: Sequence[Operation] = OPERATIONS
+) -> Schema:
     """What `/openapi.json` serves."""
     types: list[tuple[type[BaseModel], JsonSchemaMode]] = [
         (ErrorsBody, "serialization"),
         (ValidationErrorBody, "serialization"),
         (ErrorBody, "serialization"),
     ]
-    for operation in OPERATIONS:
+    for operation in operations:
         types += [(request, "validation") for request in operation.requests]
-        types += [(operation.answer, "serialization")] if operation.answer else []
+        answers = (operation.answer, operation.other_answer, operation.not_found)
+        types += [(answer, "serialization") for answer in answers if answer is not None]
     refs, definitions = models_json_schema(types, ref_template="#/components/schemas/{model}")
-    writer = _Writer(refs, is_key_required=is_key_required)
+    writer = _Writer(operations, refs, is_key_required=is_key_required)
     document: Schema = {
         "openapi": "3.1.0",
         "info": {"title": "Shoal", "version": "1.0.0", "summary": "Inference on your own machines"},
@@ -79,16 +89,23 @@ class OpenAPIDocument:
 class _Writer:
     """Operations as the document has them. `refs`: from a type and a mode to its schema."""
 
-    def __init__(self, refs: Mapping[Any, Schema], *, is_key_required: bool) -> None:
+    def __init__(
+        self,
+        operations: Sequence[Operation],
+        refs: Mapping[Any, Schema],
+        *,
+        is_key_required: bool,
+    ) -> None:
+        self._operations = operations
         self._refs = refs
         self._is_key_required = is_key_required
 
     def paths(self) -> Schema:
         written: Schema = {}
-        for operation in OPERATIONS:
+        for operation in self._operations:
             for path in operation.paths:
-                method = operation.method.lower()
-                written[path.replace(":path}", "}")] = {method: self._operation(operation, path)}
+                item = written.setdefault(documented(path), {})
+                item[operation.method.lower()] = self._operation(operation, path)
         own = {"description": "This document.", "content": {JSON: {"schema": {"type": "object"}}}}
         written[OPENAPI_PATH] = {
             "get": {
@@ -102,10 +119,10 @@ class _Writer:
 
     def _operation(self, operation: Operation, path: str) -> Schema:
         written: Schema = {
-            "operationId": operation.method.lower() + re.sub(r"\W+", "_", path).rstrip("_"),
+            "operationId": _operation_id(operation, path),
             "summary": operation.summary,
             "tags": [operation.name],
-            "parameters": _parameters(operation),
+            "parameters": _parameters(operation, path),
             "responses": self._responses(operation),
             "security": self._security(operation),
         }
@@ -135,10 +152,16 @@ class _Writer:
         return responses
 
     def _success(self, operation: Operation) -> Schema:
-        if operation.answer is None:
-            content: Schema = {"text/plain": {"schema": {"type": "string"}}}
-        else:
-            content = {JSON: {"schema": self._refs[operation.answer, "serialization"]}}
+        if operation.is_empty:
+            return {"description": "Done; the answer is empty."}
+        answers = [
+            self._refs[answer, "serialization"]
+            for answer in (operation.answer, operation.other_answer)
+            if answer is not None
+        ]
+        content: Schema = {"text/plain": {"schema": {"type": "string"}}}
+        if answers:
+            content = {JSON: {"schema": _any_of(answers)}}
         if operation.has_stream:
             content["text/event-stream"] = {"schema": {"type": "string"}}
         description = _STREAM if operation.has_stream else _DESCRIPTIONS[200]
@@ -147,16 +170,30 @@ class _Writer:
     def _error_ref(self, operation: Operation, status: int) -> Schema:
         if operation.is_anthropic:
             return self._refs[ErrorBody, "serialization"]
+        if status == 404 and operation.not_found is not None:
+            bodies = (operation.not_found, ErrorsBody)
+            return _any_of([self._refs[body, "serialization"] for body in bodies])
         body = ValidationErrorBody if status == 422 else ErrorsBody
         return self._refs[body, "serialization"]
 
 
-def _parameters(operation: Operation) -> list[Schema]:
-    parameters: list[Schema] = []
-    if any("{model_id" in path for path in operation.paths):
-        parameters.append(
-            {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}
-        )
+def documented(path: str) -> str:
+    """A route's path as the document has it: without converters."""
+    return _IN_PATH.sub(r"{\1}", path)
+
+
+def _operation_id(operation: Operation, path: str) -> str:
+    return operation.method.lower() + re.sub(r"\W+", "_", path).rstrip("_")
+
+
+def _parameters(operation: Operation, path: str) -> list[Schema]:
+    parameters: list[Schema] = [
+        {"name": name, "in": "path", "required": True, "schema": _PATH_SCHEMAS[converter]}
+        for name, converter in _IN_PATH.findall(path)
+    ]
+    for parameter in operation.parameters:
+        schema = dict(parameter.schema)
+        parameters.append({"name": parameter.name, "in": parameter.place, "schema": schema})
     if operation.is_anthropic:
         versions = {"type": "string", "enum": [version.decode() for version in VERSIONS]}
         parameters.append({"name": "anthropic-version", "in": "header", "schema": versions})

@@ -18,7 +18,7 @@ from schemathesis import Case, GenerationMode, checks
 from schemathesis.specs.openapi import checks as openapi_checks
 
 from deployments.ingress import operations
-from deployments.ingress.openapi import openapi_document
+from deployments.ingress.openapi import documented, openapi_document
 from tests.deployments.ingress.scripted_server import KEY, Server, configuration, serving
 
 CHECKS = [
@@ -56,7 +56,7 @@ def running(checkpoint: Path) -> Iterator[Server]:
 def fuzz(server: Server, name: str, mode: GenerationMode, num_cases: int) -> int:
     """How many cases were sent."""
     operation = NAMES[name]
-    path = operation.paths[0].replace(":path}", "}")
+    path = documented(operation.paths[0])
     document = openapi_document(is_key_required=True)
     described = document["paths"][path][operation.method.lower()]
     # A header that is wrong by itself would hide what becomes of a wrong body.
