@@ -78,7 +78,7 @@ def build_step_inputs(
         block_tables=[seq.block_table for seq in singles],
         sampling_rows=[],
         block_copies=batch.block_copies,
-        grammar_masks=masks.of(matchers) if matchers else None,
+        read_grammar_masks=masks.begin(matchers) if matchers else None,
     )
     mask_rows = itertools.count()
     for index, sequence in enumerate(singles):

@@ -198,6 +198,8 @@ class Engine:
             masks=self._grammar_masks,
         )
         outputs = self._runner.execute(inputs)
+        if inputs.read_grammar_masks is not None:
+            inputs.read_grammar_masks()  # no matcher moves on before its mask is there
         deltas = self._scheduler.update(batch, outputs)
         self._num_steps += 1
         self._last_step_at_s = time.monotonic()
@@ -220,7 +222,8 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Stop the processes that guard the compilation of grammars."""
+        """Stop the processes that guard the compilation of grammars, and the thread of masks."""
+        self._grammar_masks.close()
         if self._grammar_compiler is not None:
             self._grammar_compiler.close()
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.engine.allowed_tokens import forbid_unmasked
 from models.engine.step_inputs import SamplingRow
 
 
@@ -22,7 +23,7 @@ def edit_logits(
     grammar_masks: NDArray[np.int32] | None = None,
 ) -> torch.Tensor:
     """Apply, in this order: logit_bias, repetition, frequency and presence penalties, bans, and
-    the grammars' masks (see `StepInputs.grammar_masks`).
+    the grammars' masks (see `StepInputs.grammar_masks`) where they are given.
 
     Returns a float32 copy, or `logits_RV` itself, in its own dtype, when no row asks for an edit;
     the argument never changes. Every token id must be below V.
@@ -44,27 +45,21 @@ def edit_logits(
         )
         if edits
     ]
-    masked = {i: row.mask_row for i, row in enumerate(rows) if row.mask_row is not None}
+    masked = {} if grammar_masks is None else mask_rows(rows)
     if not steps and not masked:
         return logits_RV
     # Only here, because a copy of the whole batch costs more than all edits together.
     edited_RV = logits_RV.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     for edits, apply in steps:
         apply(edited_RV.view(-1), *edits.tensors(edited_RV))
-    if masked:
-        assert grammar_masks is not None, "a row names a mask"
-        _forbid_unmasked(edited_RV, list(masked), grammar_masks[list(masked.values())])
+    if grammar_masks is not None and masked:
+        forbid_unmasked(edited_RV, masked, grammar_masks)
     return edited_RV
 
 
-def _forbid_unmasked(logits_RV: torch.Tensor, rows: list[int], masks_GW: NDArray[np.int32]) -> None:
-    bits = np.unpackbits(masks_GW.view(np.uint8), axis=1, bitorder="little")
-    is_forbidden_GV = torch.from_numpy(bits[:, : logits_RV.shape[1]] == 0).to(logits_RV.device)
-    if len(rows) == len(logits_RV):
-        logits_RV.masked_fill_(is_forbidden_GV, -torch.inf)
-        return
-    indices = torch.tensor(rows, device=logits_RV.device)
-    logits_RV[indices] = logits_RV[indices].masked_fill(is_forbidden_GV, -torch.inf)
+def mask_rows(rows: AbstractSequence[SamplingRow]) -> dict[int, int]:
+    """Which row of the grammars' masks each row has that has one."""
+    return {index: row.mask_row for index, row in enumerate(rows) if row.mask_row is not None}
 
 
 class _Edits:

@@ -3,6 +3,7 @@
 Legend: T = tokens in the step, S = sequences, R = rows that are sampled.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 
@@ -53,8 +54,15 @@ class StepInputs:
     # Copies of whole blocks (source, destination), done before anything is written.
     block_copies: list[tuple[int, int]] = field(default_factory=list)
     prompt_logprobs_rows: list[PromptLogprobsRow] = field(default_factory=list)
-    # G × ceil(vocabulary / 32) words, bit i of word w for token 32 w + i: what grammars allow.
-    grammar_masks: NDArray[np.int32] | None = None
+    # Waits for `grammar_masks`, which are being filled while the step is computed.
+    read_grammar_masks: Callable[[], NDArray[np.int32]] | None = None
+
+    @property
+    def grammar_masks(self) -> NDArray[np.int32] | None:
+        """What grammars allow: G × ceil(vocabulary / 32) words, bit i of word w for token
+        32 w + i.
+        """
+        return None if self.read_grammar_masks is None else self.read_grammar_masks()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
