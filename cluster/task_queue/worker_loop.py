@@ -105,6 +105,8 @@ class TaskWorkerLoop:
     def _forget(self, work: asyncio.Task[None]) -> None:
         self._works.discard(work)
         self._slots.release()
+        if not work.cancelled() and work.exception() is not None:  # its lease runs out
+            logger.error("a task's end could not be recorded", exc_info=work.exception())
 
     async def _next_lease(self) -> Lease | None:
         """None when the loop is to stop."""
