@@ -13,7 +13,7 @@ from typing import Any
 import boto3
 import httpx
 from botocore.config import Config
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.api_keys import ApiKeys, hash_key
 from cluster.config import ApiKeyConfig
@@ -38,9 +38,10 @@ class FaceServer:
     root: Path
     face: S3Face
     changes: list[BucketRef] = field(default_factory=list)
-    #: How each request ended: None, or the exception that came out of the face.
-    ended: queue.Queue[BaseException | None] = field(default_factory=queue.Queue)
+    #: (method and path, the exception that came out of the face or None) of each that ended.
+    ended: queue.Queue[tuple[str, BaseException | None]] = field(default_factory=queue.Queue)
     change_error: Exception | None = None
+    other_paths: ASGIApp | None = None  # what answers beside the face
 
     @property
     def url(self) -> str:
@@ -68,6 +69,14 @@ class FaceServer:
         connection.sendall("\r\n".join([*map(str.strip, lines), "", ""]).encode() + body)
         return connection
 
+    def end_of(self, call: str) -> BaseException | None:
+        """Wait until a request like `GET /docs/x` has ended; the exception that it ended with."""
+        method, _, path = call.partition(" ")
+        while True:
+            ended, error = self.ended.get(timeout=20)
+            if ended == f"{method} {S3_FACE_PATH}{path}":
+                return error
+
     def files(self, *, private: bool = True) -> list[str]:
         """Every file below the root; `private`: those of the store itself, too."""
         paths = (path for path in self.root.rglob("*") if path.is_file())
@@ -81,15 +90,19 @@ class FaceServer:
             await receive()
             await send({"type": "lifespan.shutdown.complete"})
             return
+        if self.other_paths is not None and not scope["path"].startswith(S3_FACE_PATH):
+            await self.other_paths(scope, receive, send)
+            return
+        ended: BaseException | None = None
         try:
             await self.face(scope, receive, send)
         except ClientLeftError as error:  # which the boundary around the face takes
-            self.ended.put(error)
+            ended = error
         except BaseException as error:
-            self.ended.put(error)
+            ended = error
             raise
-        else:
-            self.ended.put(None)
+        finally:
+            self.ended.put((f"{scope['method']} {scope['path']}", ended))
 
 
 def error_of(caught: Any) -> tuple[str, int]:

@@ -1,17 +1,17 @@
 import base64
-import errno
 import hashlib
 import io
 import resource
 import socket
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
 from botocore.exceptions import ClientError
 
-from cluster.storage.folder_files import StagedFile
 from deployments.ingress.errors import ClientLeftError
 from tests.deployments.ingress.s3.face_server import MAX_OBJECT_BYTES, FaceServer, error_of
 
@@ -199,12 +199,12 @@ def test_who_expects_100_continue_gets_it(server: FaceServer, s3: Any) -> None:
 def test_a_client_that_leaves_midway_leaves_nothing_behind(server: FaceServer, s3: Any) -> None:
     s3.put_object(Bucket="docs", Key="x", Body=b"old")
     upload = s3.create_multipart_upload(Bucket="docs", Key="y")["UploadId"]
-    while not server.ended.empty():
-        server.ended.get()
+    assert server.end_of("PUT /docs/x") is None
     for target in ("x", "new", f"y?uploadId={upload}&partNumber=1"):
         head = f"PUT /v2/storage/s3/docs/{target} HTTP/1.1\nContent-Length: 50000000"
         server.send_raw(head, bytes(3 * MEGABYTE)).close()
-        assert isinstance(server.ended.get(timeout=20), ClientLeftError)
+        path = target.partition("?")[0]
+        assert isinstance(server.end_of(f"PUT /docs/{path}"), ClientLeftError)
     assert s3.get_object(Bucket="docs", Key="x")["Body"].read() == b"old"
     expected = [f"default/.shoal/uploads/docs/{upload}/upload.json"]
     assert server.files() == [*expected, "default/docs/x"]
@@ -212,12 +212,10 @@ def test_a_client_that_leaves_midway_leaves_nothing_behind(server: FaceServer, s
 
 def test_a_client_that_leaves_a_download_ends_it(server: FaceServer, s3: Any) -> None:
     s3.put_object(Bucket="docs", Key="x", Body=bytes(64 * MEGABYTE))
-    while not server.ended.empty():
-        server.ended.get()
     connection = server.send_raw("GET /v2/storage/s3/docs/x HTTP/1.1")
     assert connection.recv(1000)
     connection.close()
-    assert isinstance(server.ended.get(timeout=20), ClientLeftError)
+    assert isinstance(server.end_of("GET /docs/x"), ClientLeftError)
 
 
 def test_slow_clients_do_not_hold_others_up(server: FaceServer, s3: Any) -> None:
@@ -250,23 +248,29 @@ def test_large_uploads_and_downloads_take_flat_memory(server: FaceServer, s3: An
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb < 24 * 1024
 
 
-def test_a_full_disk_is_said_and_nothing_is_left(
-    server: FaceServer, s3: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class FullDisk(io.BytesIO):
-        def write(self, data: Any) -> int:
-            raise OSError(errno.ENOSPC, "No space left on device")
+@contextmanager
+def files_of_at_most(num_bytes: int) -> Iterator[None]:
+    """The system refuses to write more, as it does when a disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    init = StagedFile.__init__
 
-    def on_a_full_disk(staged: Any, folder: Any) -> None:
-        init(staged, folder)
-        staged._file = FullDisk()
-
-    monkeypatch.setattr(StagedFile, "__init__", on_a_full_disk)
-    with pytest.raises(ClientError, match="disk of the object store is full") as caught:
-        s3.put_object(Bucket="docs", Key="x", Body=b"x")
-    assert error_of(caught) == ("StorageFull", 507)
-    monkeypatch.undo()
-    s3.put_object(Bucket="docs", Key="y", Body=b"x")
-    assert server.files() == ["default/docs/y"]
+def test_a_full_disk_is_said_and_nothing_is_left(server: FaceServer, s3: Any) -> None:
+    s3.put_object(Bucket="docs", Key="x", Body=b"old")
+    upload = s3.create_multipart_upload(Bucket="docs", Key="y")["UploadId"]
+    part = {"Bucket": "docs", "Key": "y", "UploadId": upload, "PartNumber": 1}
+    data = bytes(4 * MEGABYTE)
+    with files_of_at_most(3 * MEGABYTE):
+        for call in (
+            lambda: s3.put_object(Bucket="docs", Key="x", Body=data),
+            lambda: s3.upload_part(**part, Body=data),
+        ):
+            with pytest.raises(ClientError, match="disk of the object store is full") as caught:
+                call()
+            assert error_of(caught) == ("StorageFull", 507)
+    assert s3.get_object(Bucket="docs", Key="x")["Body"].read() == b"old"
+    assert server.files() == [f"default/.shoal/uploads/docs/{upload}/upload.json", "default/docs/x"]
