@@ -108,9 +108,9 @@ async def plan_commit(redis: RedisClient, keys: ChunkKeys, commit: Commit) -> Co
         ("HGET", keys.head, "version"),
         ("GET", keys.meta),
         ("SCARD", keys.trash),
-        *(("HGET", keys.manifest, name) for name in names),
+        ("HMGET", keys.manifest, "", *names),  # it wants a field, and no file has an empty name
     ]
-    version, raw_meta, num_trashed, *entries = await redis.execute_many(commands)
+    version, raw_meta, num_trashed, (_, *entries) = await redis.execute_many(commands)
     meta = None if raw_meta is None else _META.decode(raw_meta)
     if meta is not None and meta.settings() != settings:
         embedded = await redis.execute("HKEYS", keys.manifest)

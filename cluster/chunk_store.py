@@ -5,7 +5,7 @@ crash leaves behind. Shapes: N = chunks, D = the embedding's width.
 """
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -32,7 +32,7 @@ from cluster.redis_client import Argument, RedisClient
 from cluster.types import BucketRef, Chunk
 
 MAX_SEGMENT_CHUNKS = 1_000
-_MAX_SEGMENT_BYTES = 2 * 2**20  # of vectors
+_MAX_SEGMENT_BYTES = 2 * 2**20  # of vectors, and of texts
 _MAX_READ_BYTES = 4 * 2**20  # of vectors, in one command
 _MAX_READ_CHUNKS = 4_000  # texts, in one round trip
 _BATCH = 500  # files whose status is noted in one round trip
@@ -115,27 +115,23 @@ class ChunkStore:
         """
         assert len(chunks) == len(vectors_ND), (len(chunks), vectors_ND.shape)
         keys, refs = self._keys(bucket), []
-        step = _segment_chunks(vectors_ND.shape[1]) if len(chunks) else 1
-        for first in range(0, len(chunks), step):
+        raw_chunks = [_ENCODER.encode(chunk) for chunk in chunks]
+        commands: list[tuple[Argument, ...]] = []
+        for first, last in _segment_bounds(raw_chunks, vectors_ND):
+            await self._redis.execute_many(commands)  # those of the previous segment
             segment_id = secrets.token_hex(8)
-            part = chunks[first : first + step]
-            rows: list[Argument] = []
-            for row, chunk in enumerate(part):
-                rows += (row, _ENCODER.encode(chunk))
-            vectors = np.ascontiguousarray(vectors_ND[first : first + step], dtype="<f2").tobytes()
+            vectors = np.ascontiguousarray(vectors_ND[first:last], dtype="<f2").tobytes()
+            rows = [x for row in enumerate(raw_chunks[first:last]) for x in row]
             vectors_key, texts_key = keys.segment(segment_id)
-            await self._redis.execute_many(
-                [
-                    ("SET", vectors_key, vectors, "EX", chunk_keys.STAGED_TTL_S),
-                    ("HSET", texts_key, *rows),
-                    ("EXPIRE", texts_key, chunk_keys.STAGED_TTL_S),
-                ]
-            )
-            refs.append(SegmentRef(segment_id=segment_id, num_chunks=len(part)))
-        staged_key = keys.staged(*_identity(filename, etag, settings))
-        await self._redis.execute(
-            "SET", staged_key, _ENCODER.encode(refs), "EX", chunk_keys.STAGED_TTL_S
-        )
+            commands = [
+                ("SET", vectors_key, vectors, "EX", chunk_keys.STAGED_TTL_S),
+                ("HSET", texts_key, *rows),
+                ("EXPIRE", texts_key, chunk_keys.STAGED_TTL_S),
+            ]
+            refs.append(SegmentRef(segment_id=segment_id, num_chunks=last - first))
+        key = keys.staged(*_identity(filename, etag, settings))
+        staging = ("SET", key, _ENCODER.encode(refs), "EX", chunk_keys.STAGED_TTL_S)
+        await self._redis.execute_many([*commands, staging])
         return tuple(refs)
 
     async def staged(
@@ -363,8 +359,22 @@ class ChunkStore:
         return ChunkKeys(self._redis, bucket)
 
 
-def _segment_chunks(width: int) -> int:
-    return max(1, min(MAX_SEGMENT_CHUNKS, _MAX_SEGMENT_BYTES // 2 // width))
+def _segment_bounds(
+    raw_chunks: Sequence[bytes], vectors_ND: NDArray[np.float32]
+) -> Iterator[tuple[int, int]]:
+    """Where segments begin and end, none of them too large to be read at once."""
+    first, num_bytes = 0, 0
+    max_chunks = MAX_SEGMENT_CHUNKS
+    if len(raw_chunks):
+        max_chunks = max(1, min(max_chunks, _MAX_SEGMENT_BYTES // (2 * vectors_ND.shape[1])))
+    for index, raw in enumerate(raw_chunks):
+        is_full = index - first == max_chunks or num_bytes + len(raw) > _MAX_SEGMENT_BYTES
+        if is_full and index > first:
+            yield first, index
+            first, num_bytes = index, 0
+        num_bytes += len(raw)
+    if raw_chunks:
+        yield first, len(raw_chunks)
 
 
 def _read_until(segments: Sequence[LiveSegment], first: int, max_chunks: int) -> int:

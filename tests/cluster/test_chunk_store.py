@@ -9,7 +9,7 @@ from cluster.chunk_store import ChunkStore, ConflictError, SegmentGoneError
 from cluster.config import RedisConfig
 from cluster.redis_client import RedisClient, connect
 from cluster.retrieval import EmbedderFacts
-from cluster.types import BucketRef
+from cluster.types import BucketRef, Chunk
 from tests.cluster.chunk_samples import (
     BUCKET,
     SETTINGS,
@@ -79,6 +79,19 @@ async def test_wide_vectors_make_smaller_segments(store: ChunkStore) -> None:
     snapshot = await store.snapshot(BUCKET)
     read = [array.shape async for _, array in store.vectors(BUCKET, snapshot.segments)]
     assert read == [(256, 4096), (256, 4096), (88, 4096)]
+
+
+async def test_long_texts_make_smaller_segments(store: ChunkStore) -> None:
+    chunks = [Chunk(text=f"{i} " + "x" * 600_000, start=0, end=1) for i in range(7)]
+    chunks.append(Chunk(text="y" * 3_000_000, start=0, end=1))
+    refs = await store.write_segments(
+        BUCKET, "a.txt", "e1", chunks, vectors_of(8), settings=SETTINGS
+    )
+    assert [ref.num_chunks for ref in refs] == [3, 3, 1, 1]
+    await commit(store, record_of("a.txt", refs))
+    snapshot = await store.snapshot(BUCKET)
+    parts = [part async for _, part in store.all_chunks(BUCKET, snapshot.segments)]
+    assert [chunk for part in parts for chunk in part] == chunks
 
 
 async def test_a_file_without_chunks_is_embedded_too(store: ChunkStore) -> None:
