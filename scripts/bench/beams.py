@@ -9,30 +9,12 @@ import time
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from cluster.types import BeamParams, Request, SamplingParams
-from models.engine.engine import Engine
+from cluster.types import BeamParams, SamplingParams
 from scripts.bench.checkpoints import SHAPES, checkpoint
-from scripts.bench.engine import make_engine, random_prompts
+from scripts.bench.engine_load import make_engine, random_prompts, run_engine
 from scripts.bench.report import Figure, environment, table
 
 PACKAGES = ("torch", "transformers")
-
-
-def run_ours(engine: Engine, prompts: list[list[int]], width: int, output_len: int) -> float:
-    """Tokens per second of returned hypotheses, one for each prompt."""
-    params = SamplingParams(
-        max_tokens=output_len, temperature=0.0, ignore_eos=True, beam=BeamParams(width=width)
-    )
-    start_s = time.perf_counter()
-    for number, prompt in enumerate(prompts):
-        engine.add_request(
-            Request(request_id=str(number), prompt_token_ids=prompt, sampling_params=params)
-        )
-    num_tokens = 0
-    while engine.has_unfinished:
-        num_tokens += sum(len(delta.token_ids) for delta in engine.step())
-    assert num_tokens == len(prompts) * output_len
-    return num_tokens / (time.perf_counter() - start_s)
 
 
 def main() -> None:
@@ -56,7 +38,13 @@ def main() -> None:
         do_sample=False,
         pad_token_id=0,
     )
-    ours: list[float] = []
+    params = SamplingParams(
+        max_tokens=arguments.output_len,
+        temperature=0.0,
+        ignore_eos=True,
+        beam=BeamParams(width=arguments.width),
+    )
+    ours: list[float] = []  # tokens per second of returned hypotheses, one for each prompt
     theirs: list[float] = []
     for repetition in range(-1, arguments.repeat):
         prompts = random_prompts(
@@ -65,7 +53,7 @@ def main() -> None:
             SHAPES[arguments.shape]["vocab_size"],
             repetition,
         )
-        ours.append(run_ours(engine, prompts, arguments.width, arguments.output_len))
+        ours.append(run_engine(engine, prompts, params).tokens_per_s)
         start_s = time.perf_counter()
         output = model.generate(torch.tensor(prompts), generation_config=generation)
         elapsed_s = time.perf_counter() - start_s

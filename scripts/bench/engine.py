@@ -9,7 +9,6 @@ repetition runs ours and the peer one after the other; the ratio is taken pair b
 """
 
 import argparse
-import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,39 +17,19 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from cluster.config import EngineConfig
-from cluster.types import Request, SamplingParams
+from cluster.types import SamplingParams
 from models.engine.engine import Engine
-from models.engine.model_runner import ModelRunner
 from scripts.bench.checkpoints import SHAPES, checkpoint
+from scripts.bench.engine_load import make_engine, random_prompts, run_engine
 from scripts.bench.report import Figure, environment, table
 
 PACKAGES = ("torch", "transformers")
 
 
-def make_engine(folder: Path) -> Engine:
-    config = EngineConfig(max_model_len=2048, kv_cache_memory_bytes=2**30)
-    return Engine(ModelRunner(folder, config), config)
-
-
-def random_prompts(count: int, length: int, vocab_size: int, seed: int) -> list[list[int]]:
-    rng = random.Random(1000 + seed)  # a negative seed would equal its absolute value
-    return [[rng.randrange(2, vocab_size) for _ in range(length)] for _ in range(count)]
-
-
-def run_ours(engine: Engine, prompts: list[list[int]], output_len: int) -> float:
+def run_greedy(engine: Engine, prompts: list[list[int]], output_len: int) -> float:
     """Seconds until every prompt has its output."""
     params = SamplingParams(max_tokens=output_len, temperature=0.0, ignore_eos=True)
-    start_s = time.perf_counter()
-    for number, prompt in enumerate(prompts):
-        engine.add_request(
-            Request(request_id=str(number), prompt_token_ids=prompt, sampling_params=params)
-        )
-    num_tokens = 0
-    while engine.has_unfinished:
-        num_tokens += sum(len(delta.token_ids) for delta in engine.step())
-    assert num_tokens == len(prompts) * output_len
-    return time.perf_counter() - start_s
+    return run_engine(engine, prompts, params).elapsed_s
 
 
 def transformers_runner(folder: Path) -> Callable[[list[list[int]], int], float]:
@@ -88,7 +67,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         theirs: list[float] = []
         for repetition in range(-1, arguments.repeat):  # the first one warms up
             prompts = random_prompts(concurrency, arguments.prompt_len, vocab_size, repetition)
-            ours.append(num_tokens / run_ours(engine, prompts, arguments.output_len))
+            ours.append(num_tokens / run_greedy(engine, prompts, arguments.output_len))
             if peer is not None:
                 theirs.append(num_tokens / peer(prompts, arguments.output_len))
             print(
@@ -115,8 +94,8 @@ def measure_prefix(arguments: argparse.Namespace, folder: Path) -> None:
     second: list[float] = []
     for repetition in range(-1, arguments.repeat):
         prefix, *tails = random_prompts(3, 512, vocab_size, repetition)
-        first.append(1000 * run_ours(engine, [prefix + tails[0][:32]], 1))
-        second.append(1000 * run_ours(engine, [prefix + tails[1][:32]], 1))
+        first.append(1000 * run_greedy(engine, [prefix + tails[0][:32]], 1))
+        second.append(1000 * run_greedy(engine, [prefix + tails[1][:32]], 1))
     ratios = tuple(b / a for a, b in zip(first[1:], second[1:], strict=True))
     print(
         table(

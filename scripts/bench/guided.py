@@ -8,15 +8,14 @@ compiled and cached before the first counted run.
 
 import argparse
 import json
-import time
 
 from cluster.config import EngineConfig
-from cluster.types import GrammarKind, GrammarSpec, Request, SamplingParams
+from cluster.types import GrammarKind, GrammarSpec, SamplingParams
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
 from models.grammar.compiler import GrammarCompiler
 from scripts.bench.checkpoints import SHAPES, checkpoint
-from scripts.bench.engine import random_prompts
+from scripts.bench.engine_load import Run, random_prompts, run_engine
 from scripts.bench.report import Figure, environment, table
 
 PACKAGES = ("torch", "llguidance")
@@ -37,21 +36,6 @@ SCHEMA = {
 }
 
 
-def run(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> float:
-    """Output tokens per second."""
-    start_s = time.perf_counter()
-    for number, prompt in enumerate(prompts):
-        engine.add_request(
-            Request(request_id=str(number), prompt_token_ids=prompt, sampling_params=params)
-        )
-    num_tokens = 0
-    while engine.has_unfinished:
-        num_tokens += sum(len(delta.token_ids) for delta in engine.step())
-    assert params.max_tokens is not None
-    assert num_tokens == len(prompts) * params.max_tokens
-    return num_tokens / (time.perf_counter() - start_s)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -69,8 +53,8 @@ def main() -> None:
     )
     runner = ModelRunner(folder, config)
     spec = GrammarSpec(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(SCHEMA))
-    plain: list[float] = []
-    guided: list[float] = []
+    plain: list[Run] = []
+    guided: list[Run] = []
     with GrammarCompiler(
         folder / "tokenizer.json",
         vocab_size=runner.vocab_size,
@@ -81,8 +65,8 @@ def main() -> None:
             prompts = random_prompts(
                 arguments.concurrency, arguments.prompt_len, runner.vocab_size, repetition
             )
-            turns: list[tuple[list[float], GrammarSpec | None]] = [(plain, None), (guided, spec)]
-            for figures, grammar in turns[:: 1 if repetition % 2 else -1]:
+            turns: list[tuple[list[Run], GrammarSpec | None]] = [(plain, None), (guided, spec)]
+            for runs, grammar in turns[:: 1 if repetition % 2 else -1]:
                 params = SamplingParams(
                     max_tokens=arguments.output_len,
                     temperature=1.0,
@@ -90,18 +74,25 @@ def main() -> None:
                     ignore_eos=True,
                     grammar=grammar,
                 )
-                figures.append(run(engine, prompts, params))
-            print(f"  run {repetition + 1}: {plain[-1]:.1f} plain, {guided[-1]:.1f} guided")
-    ratios = tuple(g / p for g, p in zip(guided[1:], plain[1:], strict=True))
-    print(
-        table(
-            [f"{arguments.concurrency} concurrent", "output tok/s", "ratio"],
-            [
-                ["without a grammar", f"{Figure(tuple(plain[1:]))}", ""],
-                ["JSON Schema, cached", f"{Figure(tuple(guided[1:]))}", f"{Figure(ratios):.3f}"],
-            ],
-        )
-    )
+                runs.append(run_engine(engine, prompts, params))
+            rates = f"{plain[-1].tokens_per_s:.1f} plain, {guided[-1].tokens_per_s:.1f} guided"
+            print(f"  run {repetition + 1}: {rates}", flush=True)
+    print(_table(f"{arguments.concurrency} concurrent", plain[1:], guided[1:]))
+
+
+def _table(load: str, plain: list[Run], guided: list[Run]) -> str:
+    pairs = list(zip(guided, plain, strict=True))
+    rates = Figure(tuple(g.tokens_per_s / p.tokens_per_s for g, p in pairs))
+    costs = Figure(tuple(g.cpu_s / p.cpu_s for g, p in pairs))
+    rows = []
+    for name, runs, ratios in (
+        ("without a grammar", plain, ("", "")),
+        ("JSON Schema, cached", guided, (f"{rates:.3f}", f"{costs:.3f}")),
+    ):
+        tokens_per_s = Figure(tuple(run.tokens_per_s for run in runs))
+        cpu_ms = Figure(tuple(1000 * run.cpu_s / run.num_tokens for run in runs))
+        rows.append([name, f"{tokens_per_s}", ratios[0], f"{cpu_ms:.2f}", ratios[1]])
+    return table([load, "output tok/s", "ratio", "CPU, ms/token", "ratio"], rows)
 
 
 if __name__ == "__main__":
