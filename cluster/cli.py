@@ -1,6 +1,7 @@
 """The `shoal` command: reads arguments, prints results, turns errors into one line and exit 1.
 
-What the commands do is in `cli_chat`, `cli_launch` and `cli_logs`; what they say in `cli_report`.
+What the commands do is in `cli_bucket`, `cli_chat`, `cli_launch` and `cli_logs`; what they say in
+`cli_report`.
 """
 
 import sys
@@ -15,10 +16,13 @@ import typer
 from rich.console import Console
 
 from cluster import cli_launch
+from cluster.cli_bucket import bucket_app
+from cluster.cli_bucket_client import BucketClient
 from cluster.cli_chat import ChatClient, ChatOptions, ask_once, converse
 from cluster.cli_error import CommandError
 from cluster.cli_logs import LogFollower, find_logs, last_lines, log_name
 from cluster.cli_report import config_summary, key_note, next_steps, show, status_report
+from cluster.cli_sample import SAMPLE_BUCKET, SAMPLE_QUESTION, ensure_sample_bucket
 from cluster.cli_target import api_url, deployed_or_found_config, find_config, read_api_key
 from cluster.config import ConfigError, load_config, shoal_home
 
@@ -35,6 +39,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at a configuration file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(bucket_app, name="bucket")
 
 ConfigOption = Annotated[
     Path | None,
@@ -65,6 +70,10 @@ def up(
         str | None,
         typer.Option(metavar="TEXT", help="Then ask this, show the answer and what to do next."),
     ] = None,
+    sample: Annotated[
+        bool,
+        typer.Option("--sample", help="Then embed the sample bucket, and answer from it."),
+    ] = False,
 ) -> None:
     """Start the cluster on this machine and return when it is ready; it goes on running.
 
@@ -82,13 +91,24 @@ def up(
     _say(f"ready at {started.url} ({took})")
     if started.first_key is not None:
         _say(key_note(started.first_key))
-    if ask is None:
-        return
-    _say(f"\n> {ask}")
     key = None if started.first_key is None else started.first_key.text
     with ChatClient(started.url, api_key=key) as client:
-        ask_once(client, ask, options=ChatOptions(), console=_errors())
-    _say("\n" + next_steps(started.url, started.first_key))
+        if ask is not None:
+            _ask(client, ask, ChatOptions())
+        if sample and started.config.embedders:
+            with BucketClient(started.url, api_key=key) as bucket_client:
+                if ensure_sample_bucket(bucket_client, console=_errors()):
+                    say_with_time(f"the sample bucket {SAMPLE_BUCKET!r} is embedded")
+            options = ChatOptions(temperature=0, buckets=(SAMPLE_BUCKET,))
+            _ask(client, SAMPLE_QUESTION, options)
+    if ask is not None or sample:
+        _say("\n" + next_steps(started.url, started.first_key))
+
+
+def _ask(client: ChatClient, question: str, options: ChatOptions) -> None:
+    from_buckets = f"  (from {', '.join(options.buckets)})" if options.buckets else ""
+    _say(f"\n> {question}{from_buckets}")
+    ask_once(client, question, options=options, console=_errors())
 
 
 @app.command()
@@ -122,6 +142,10 @@ def chat(
     system: Annotated[str | None, typer.Option("--system", "-s", help="A system message.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 for the likeliest answer.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="The longest answer, in tokens.")] = None,
+    bucket: Annotated[
+        list[str] | None,
+        typer.Option("--bucket", "-b", help="Answer from this embedded bucket; may be repeated."),
+    ] = None,
     once: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Ask this, print the answer and leave.")
     ] = None,
@@ -135,7 +159,11 @@ def chat(
     With --once the answer goes to standard output and its speed to standard error.
     """
     options = ChatOptions(
-        model=model, system=system, temperature=temperature, max_tokens=max_tokens
+        model=model,
+        system=system,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        buckets=tuple(bucket or ()),
     )
     address = (url or api_url(deployed_or_found_config())).rstrip("/")
     with ChatClient(address, api_key=read_api_key()) as client:

@@ -39,6 +39,7 @@ class ChatOptions:
     system: str | None = None
     temperature: float | None = None
     max_tokens: int | None = None
+    buckets: tuple[str, ...] = ()  # to answer from
 
     def opening(self) -> list[Message]:
         """The messages before the first question."""
@@ -50,6 +51,7 @@ class ChatOptions:
             "model": self.model,
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
+            "tools": self._tools() or None,
         }
         return {
             "messages": messages,
@@ -57,6 +59,11 @@ class ChatOptions:
             "stream_options": {"include_usage": True},
             **{name: value for name, value in optional.items() if value is not None},
         }
+
+    def _tools(self) -> list[dict[str, object]]:
+        if not self.buckets:
+            return []
+        return [{"type": "retrieval", "retrieval": {"bucket_ids": list(self.buckets)}}]
 
 
 class ChatClient:
@@ -114,6 +121,7 @@ class Answer:
         self.text = ""
         self.finish_reason: str | None = None
         self.num_tokens: int | None = None  # known once the usage has arrived
+        self.sources: tuple[str, ...] = ()  # what it was given to read: bucket/file, each once
         self.first_token_s: float | None = None
         self.total_s = 0.0
 
@@ -137,7 +145,11 @@ class Answer:
         text = ""
         for choice in event.get("choices", ()):
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
-            text += choice.get("delta", {}).get("content") or ""
+            delta = choice.get("delta", {})
+            text += delta.get("content") or ""
+            if retrieval := delta.get("retrieval"):
+                found = [f"{c['bucket_id']}/{c['filename']}" for c in retrieval["chunks"]]
+                self.sources = tuple(dict.fromkeys(found))
         return text
 
     def figures(self) -> str:
@@ -220,6 +232,9 @@ def _show(answer: Answer, console: Console) -> None:
         for piece in pieces:
             typer.echo(_CONTROL_CHARACTERS.sub("", piece), nl=False)
     typer.echo()
+    if answer.sources:
+        sources = _CONTROL_CHARACTERS.sub("", ", ".join(answer.sources))
+        console.print(f"read: {sources}", style="dim", highlight=False, markup=False)
     console.print(answer.figures(), style="dim", highlight=False)
 
 
