@@ -75,23 +75,18 @@ class LexicalView:
 
     def _query_of(self, clause: Clause, weights: "CorpusWeights") -> Query | None:
         """None: no chunk has any of its spellings."""
-        spellings = [s for s in clause.spellings if self._may_have(clause, s)]
-        if not spellings and clause.fallback:
-            spellings = [s for s in [(clause.fallback,)] if self._may_have(clause, s)]
         queries = [
             Query.boost_query(
                 self._spelling_query(clause, spelling),
                 weights.correction(self, clause, spelling)
                 * (1.0 if spelling == clause.spellings[0] else _OTHER_SPELLING_WEIGHT),
             )
-            for spelling in spellings
+            for spelling in weights.spellings(clause)
+            if all(self.num_with(clause, word) for word in spelling)
         ]
         if len(queries) > 1:
             return Query.disjunction_max_query(queries)
         return queries[0] if queries else None
-
-    def _may_have(self, clause: Clause, spelling: tuple[str, ...]) -> bool:
-        return all(self.num_with(clause, word) for word in spelling)
 
     def _spelling_query(self, clause: Clause, spelling: tuple[str, ...]) -> Query:
         if clause.is_unspaced:
@@ -108,21 +103,37 @@ class CorpusWeights:
         self._views = views
         self._num_chunks = sum(view.num_chunks for view in views)
 
-    def weight(self, clause: Clause, spelling: tuple[str, ...]) -> float:
-        """Of a spelling: as tantivy weighs it, the sum over its words."""
+    def total(self, clauses: Iterable[Clause]) -> float:
+        """What is scored, about, by a chunk that has each thing once that any chunk has."""
         return sum(
-            _inverse_frequency(self._num_chunks, sum(v.num_with(clause, word) for v in self._views))
-            for word in spelling
+            max((self._weight(clause, spelling) for spelling in self.spellings(clause)), default=0)
+            for clause in clauses
         )
 
+    def spellings(self, clause: Clause) -> list[tuple[str, ...]]:
+        """Those of a clause that may be found anywhere."""
+        found = [s for s in clause.spellings if all(self._num_with(clause, word) for word in s)]
+        if not found and clause.fallback and self._num_with(clause, clause.fallback):
+            return [(clause.fallback,)]
+        return found
+
     def correction(self, view: LexicalView, clause: Clause, spelling: tuple[str, ...]) -> float:
-        """What a view's own weight has to be multiplied with."""
+        """What a view's own weight of a spelling has to be multiplied with."""
         if len(self._views) == 1:
             return 1.0
         own = sum(
             _inverse_frequency(view.num_chunks, view.num_with(clause, word)) for word in spelling
         )
-        return self.weight(clause, spelling) / own
+        return self._weight(clause, spelling) / own
+
+    def _weight(self, clause: Clause, spelling: tuple[str, ...]) -> float:
+        """As tantivy weighs a spelling: the sum over its words."""
+        return sum(
+            _inverse_frequency(self._num_chunks, self._num_with(clause, word)) for word in spelling
+        )
+
+    def _num_with(self, clause: Clause, word: str) -> int:
+        return sum(view.num_with(clause, word) for view in self._views)
 
 
 def _inverse_frequency(num_chunks: int, num_with: int) -> float:

@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 
 from models.retrieval.bucket_index import BucketView
 from models.retrieval.exact_index import Hits
-from models.retrieval.fusion import Ranking, fuse
+from models.retrieval.fusion import Ranked, fuse
 from models.retrieval.lexical_index import CorpusWeights, parse_query
 from models.retrieval.segments import ChunkPlace, SegmentEntry
 
 # Chosen on one half of the labelled set (`scripts/bench/retrieval_quality.py`).
-RANK_OFFSET = 10.0
-DENSE_WEIGHT = 1.0
-LEXICAL_WEIGHT = 1.0
 LATER_QUERY_WEIGHT = 0.5  # of each query after the first
+# A chunk's place among the lexical hits counts as much as one among the dense hits when it has this
+# share of what the query's words are worth: a chunk with a few common words of it is no hit.
+FULL_LEXICAL_SHARE = 0.6
+MAX_LEXICAL_WEIGHT = 2.0
 MIN_DEPTH = 50  # places of a ranking that are fused
 
 
@@ -91,49 +92,47 @@ def _dense_hits(searches: Sequence[Search]) -> dict[tuple[int, int], list[Hits]]
 
 
 def _run(search: Search, number: int, hits: dict[tuple[int, int], list[Hits]]) -> list[Candidate]:
-    rankings: list[Ranking[_Item]] = []
+    rankings: list[list[Ranked[_Item]]] = []
     for query in range(len(search.queries)):
         weight = LATER_QUERY_WEIGHT if query else 1.0
         if search.use_dense:
-            rankings += [
-                Ranking(ranked, DENSE_WEIGHT * weight)
-                for ranked in _dense_rankings(search, query, number, hits)
-            ]
+            rankings += _dense_rankings(
+                search, [hits[number, place][query] for place in range(len(search.buckets))], weight
+            )
         if search.use_lexical:
-            rankings.append(Ranking(_lexical_ranking(search, query), LEXICAL_WEIGHT * weight))
-    scores = fuse(rankings, rank_offset=RANK_OFFSET)
-    return _candidates(search, _ordered(search, scores.items())[: search.count])
+            rankings.append(_lexical_ranking(search, search.queries[query], weight))
+    return _candidates(search, _ordered(search, fuse(rankings).items())[: search.count])
 
 
 def _dense_rankings(
-    search: Search, query: int, number: int, hits: dict[tuple[int, int], list[Hits]]
-) -> list[list[_Item]]:
+    search: Search, hits: Sequence[Hits], weight: float
+) -> list[list[Ranked[_Item]]]:
     """One ranking per embedding model."""
     by_model: dict[str, list[tuple[_Item, float]]] = {}
-    for place, bucket in enumerate(search.buckets):
-        found = hits[number, place][query]
+    for place, (bucket, found) in enumerate(zip(search.buckets, hits, strict=True)):
         by_model.setdefault(bucket.model_name, []).extend(
             ((place, key), score)
             for key, score in zip(found.keys.tolist(), found.scores.tolist(), strict=True)
         )
-    return [_ranking(search, found) for found in by_model.values()]
+    return [
+        [Ranked(item, weight) for item, _ in _ordered(search, found)[: _depth(search)]]
+        for found in by_model.values()
+    ]
 
 
-def _lexical_ranking(search: Search, query: int) -> list[_Item]:
-    clauses = parse_query(search.queries[query])
+def _lexical_ranking(search: Search, query: str, weight: float) -> list[Ranked[_Item]]:
+    clauses = parse_query(query)
     weights = CorpusWeights([bucket.view.lexical for bucket in search.buckets])
-    return _ranking(
-        search,
-        [
-            ((place, key), score)
-            for place, bucket in enumerate(search.buckets)
-            for key, score in bucket.view.lexical.search(clauses, _depth(search), weights)
-        ],
-    )
-
-
-def _ranking(search: Search, found: Iterable[tuple[_Item, float]]) -> list[_Item]:
-    return [item for item, _ in _ordered(search, found)[: _depth(search)]]
+    found = [
+        ((place, key), score)
+        for place, bucket in enumerate(search.buckets)
+        for key, score in bucket.view.lexical.search(clauses, _depth(search), weights)
+    ]
+    full_score = weights.total(clauses) * FULL_LEXICAL_SHARE
+    return [
+        Ranked(item, weight * min(MAX_LEXICAL_WEIGHT, score / full_score))
+        for item, score in _ordered(search, found)[: _depth(search)]
+    ]
 
 
 def _ordered(search: Search, found: Iterable[tuple[_Item, float]]) -> list[tuple[_Item, float]]:
