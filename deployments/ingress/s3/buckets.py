@@ -56,6 +56,11 @@ class BucketOperations:
         await self._check(request)
         await send_answer(send, request, xml_answer("LocationConstraint", ""))
 
+    async def versioning(self, request: S3Request, send: Send) -> None:
+        """Never on. Clients ask before they delete."""
+        await self._check(request)
+        await send_answer(send, request, xml_answer("VersioningConfiguration", ""))
+
     async def delete(self, request: S3Request, send: Send) -> None:
         await self._store.delete_bucket(request.ref)
         await self._changed(request.ref)

@@ -127,6 +127,7 @@ class S3Face:
             (Level.SERVICE, "GET", ""): Route(handler=buckets.list_buckets),
             (Level.BUCKET, "GET", ""): Route(handler=buckets.list_objects, query=_LISTING),
             (Level.BUCKET, "GET", "location"): Route(handler=buckets.location),
+            (Level.BUCKET, "GET", "versioning"): Route(handler=buckets.versioning),
             (Level.BUCKET, "GET", "uploads"): Route(handler=uploads.list_uploads, query=_UPLOADS),
             (Level.BUCKET, "HEAD", ""): Route(handler=buckets.head),
             (Level.BUCKET, "PUT", ""): Route(handler=buckets.create),

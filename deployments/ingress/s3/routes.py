@@ -19,7 +19,7 @@ Handler = Callable[[S3Request, Send], Awaitable[None]]
 ChangeListener = Callable[[BucketRef], Awaitable[None]]
 
 # Query names that choose an operation, the deciding one first.
-_SELECTORS = ("location", "delete", "uploads", "uploadId")
+_SELECTORS = ("location", "versioning", "delete", "uploads", "uploadId")
 # What clients add without meaning anything by it.
 _ALWAYS_ALLOWED = {"x-id"}
 

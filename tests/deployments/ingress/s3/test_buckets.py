@@ -16,6 +16,7 @@ def test_buckets_are_created_listed_and_deleted(server: FaceServer) -> None:
     assert [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]] == ["archive", "handbook"]
     assert s3.head_bucket(Bucket="handbook")["BucketRegion"] == "us-east-1"
     assert s3.get_bucket_location(Bucket="handbook")["LocationConstraint"] is None
+    assert "Status" not in s3.get_bucket_versioning(Bucket="handbook")
     s3.delete_bucket(Bucket="handbook")
     assert [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]] == ["archive"]
 
@@ -117,7 +118,9 @@ def test_what_is_not_implemented_says_so_by_name(server: FaceServer, s3: Any) ->
     calls = [
         lambda: s3.get_bucket_acl(Bucket="docs"),
         lambda: s3.put_bucket_policy(Bucket="docs", Policy="{}"),
-        lambda: s3.get_bucket_versioning(Bucket="docs"),
+        lambda: s3.put_bucket_versioning(
+            Bucket="docs", VersioningConfiguration={"Status": "Enabled"}
+        ),
         lambda: s3.list_object_versions(Bucket="docs"),
         lambda: s3.get_object_tagging(Bucket="docs", Key="x"),
         lambda: s3.get_object(Bucket="docs", Key="x", VersionId="1"),
