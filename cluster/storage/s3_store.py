@@ -28,6 +28,7 @@ from cluster.storage.errors import (
     check_size,
 )
 from cluster.storage.names import bucket_problem, check_bucket_name, check_key, key_problem
+from cluster.storage.s3_put import put_or_abort
 from cluster.storage.signature import Credentials, encode_query, signed_headers
 from cluster.storage.stored_object import BucketInfo, ObjectInfo, OpenObject
 from cluster.storage.xml_document import XMLError, children, parse_xml, text_of
@@ -40,8 +41,6 @@ READ_TIMEOUT_S = 30.0  # between two pieces of an object
 ANSWER_TIMEOUT_S = 10.0  # of a call about a bucket
 RETRY_AFTER_S = 5.0
 NUM_RETRIES = 2
-PART_BYTES = 8 * 2**20  # of a multipart upload; several are under way at once
-NUM_PARTS_AT_ONCE = 4
 READ_BYTES = 1024 * 1024
 PAGE_SIZE = 1000
 
@@ -198,14 +197,7 @@ class S3Store:
         """
         bucket = self._bucket(ref, key)
         content_type = (headers or {}).get("content-type")
-        put = obstore.put_async(
-            bucket,
-            key,
-            content,
-            attributes={"Content-Type": content_type} if content_type else None,
-            chunk_size=PART_BYTES,
-            max_concurrency=NUM_PARTS_AT_ONCE,
-        )
+        put = put_or_abort(bucket, key, content, content_type)
         await self._object_call(ref, key, put)
         return await self.head(ref, key)
 

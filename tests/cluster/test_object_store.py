@@ -1,3 +1,4 @@
+import asyncio
 import hashlib
 import os
 import resource
@@ -5,6 +6,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -60,6 +62,16 @@ async def store(
     opened = open_object_store(config, tmp_path)
     yield opened
     await opened.close()
+
+
+def boto_at(endpoint: str) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id="key",
+        aws_secret_access_key="secret",
+    )
 
 
 async def keys(store: ObjectStore, prefix: str = "") -> list[str]:
@@ -123,6 +135,34 @@ async def test_a_put_that_fails_midway_changes_nothing(store: ObjectStore) -> No
             await store.put(HANDBOOK, key, broken())
     assert await keys(store) == ["notes.md"]
     assert (await store.get(HANDBOOK, "notes.md", max_bytes=100))[1] == b"old"
+
+
+async def test_a_put_that_is_broken_or_cancelled_leaves_no_parts_at_the_endpoint(
+    endpoint: str, at_endpoint: StorageConfig, tmp_path: Path
+) -> None:
+    store = open_object_store(at_endpoint, tmp_path)
+    await store.create_bucket(HANDBOOK)
+    has_begun = asyncio.Event()
+
+    async def content(*, breaks: bool) -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield bytes(MEGABYTE)
+        if breaks:
+            raise RuntimeError("broken")
+        has_begun.set()
+        await asyncio.Event().wait()
+
+    with pytest.raises(RuntimeError, match="broken"):
+        await store.put(HANDBOOK, "x", content(breaks=True))
+    putting = asyncio.create_task(store.put(HANDBOOK, "y", content(breaks=False)))
+    await has_begun.wait()
+    putting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await putting
+    name = at_endpoint.s3_bucket_name.format(tenant="default", bucket="handbook")
+    assert "Uploads" not in boto_at(endpoint).list_multipart_uploads(Bucket=name)
+    assert await keys(store) == []
+    await store.close()
 
 
 async def test_keys_are_listed_in_the_order_of_their_bytes(store: ObjectStore) -> None:
@@ -252,13 +292,7 @@ async def test_objects_with_keys_that_nobody_can_read_are_left_out_of_listings(
 ) -> None:
     store = open_object_store(at_endpoint, tmp_path)
     await store.create_bucket(HANDBOOK)
-    client = boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name="us-east-1",
-        aws_access_key_id="key",
-        aws_secret_access_key="secret",
-    )
+    client = boto_at(endpoint)
     name = at_endpoint.s3_bucket_name.format(tenant="default", bucket="handbook")
     for key in ("a//b", "docs/", "fine", "tab\tbed", "docs/../x"):
         client.put_object(Bucket=name, Key=key, Body=b"x")

@@ -1,5 +1,6 @@
 """What the S3 face sends: headers, XML documents, and an object's bytes at the client's pace."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -8,9 +9,11 @@ from xml.sax.saxutils import escape
 
 from starlette.types import Send
 
+from deployments.ingress.errors import ClientLeftError
 from deployments.ingress.s3.errors import S3Error
 from deployments.ingress.s3.request import S3Request
 
+IDLE_TIMEOUT_S = 60.0  # between two pieces of a body
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 _DECLARATION = b'<?xml version="1.0" encoding="UTF-8"?>\n'
 
@@ -59,9 +62,17 @@ async def send_start(
 
 
 async def send_chunks(send: Send, chunks: AsyncIterator[bytes]) -> None:
-    """A body; the server's flow control is awaited after each piece."""
+    """A body; the server's flow control is awaited after each piece.
+
+    Raises:
+        ClientLeftError: the client takes nothing for a minute.
+    """
     async for data in chunks:
-        await send({"type": "http.response.body", "body": data, "more_body": True})
+        try:
+            async with asyncio.timeout(IDLE_TIMEOUT_S):
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        except TimeoutError:
+            raise ClientLeftError from None
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -1,5 +1,6 @@
 """Operations on buckets: list, create, look, delete, and delete many objects at once."""
 
+import asyncio
 from xml.etree.ElementTree import Element
 
 from starlette.types import Send
@@ -86,7 +87,7 @@ class BucketOperations:
                 "MalformedXML", f"A Delete document with 1 to {MAX_DELETES} objects is expected."
             )
         await self._check(request)
-        results = [await self._delete_one(request, key) for key in keys]
+        results = await asyncio.gather(*(self._delete_one(request, key) for key in keys))
         await self._changed(request.ref)
         if (text_of(root, "Quiet") or "").lower() == "true":
             results = [result for result in results if result[0] == "Error"]

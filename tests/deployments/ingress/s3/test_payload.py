@@ -13,6 +13,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from deployments.ingress.errors import ClientLeftError
+from deployments.ingress.s3 import answers, payload
 from tests.deployments.ingress.s3.face_server import MAX_OBJECT_BYTES, FaceServer, error_of
 
 MEGABYTE = 2**20
@@ -216,6 +217,21 @@ def test_a_client_that_leaves_a_download_ends_it(server: FaceServer, s3: Any) ->
     assert connection.recv(1000)
     connection.close()
     assert isinstance(server.end_of("GET /docs/x"), ClientLeftError)
+
+
+def test_clients_that_neither_send_nor_read_are_given_up(
+    server: FaceServer, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.put_object(Bucket="docs", Key="x", Body=bytes(64 * MEGABYTE))
+    monkeypatch.setattr(answers, "IDLE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(payload, "IDLE_TIMEOUT_S", 0.1)
+    with server.send_raw("GET /v2/storage/s3/docs/x HTTP/1.1"):
+        assert isinstance(server.end_of("GET /docs/x"), ClientLeftError)
+    head = "PUT /v2/storage/s3/docs/y HTTP/1.1\nContent-Length: 1000"
+    with server.send_raw(head, b"x") as connection:
+        answer = connection.makefile("rb").read()
+    assert b"<Code>RequestTimeout</Code>" in answer
+    assert server.files() == ["default/docs/x"]
 
 
 def test_slow_clients_do_not_hold_others_up(server: FaceServer, s3: Any) -> None:
