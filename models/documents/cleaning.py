@@ -18,7 +18,7 @@ _INVISIBLE = (
 )
 _TABLE: dict[int, str | None] = {**dict.fromkeys(_INVISIBLE), **_LIGATURES, 0xA0: " "}
 # A word that the end of a line divides, where the file itself says so.
-_DIVIDED_WORD = re.compile("(?<=\\w)[\x02\u00ad\ufffe][\r\n]*(?=\\w)")
+_DIVIDED_WORD = re.compile("[\x02\u00ad\ufffe](?<=\\w.)[\r\n]*(?=\\w)")
 
 
 def clean(text: str) -> str:

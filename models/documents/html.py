@@ -16,7 +16,8 @@ _DECLARED_CHARSET = re.compile(
     rb"<meta[^>]{0,200}charset\s{0,9}=\s{0,9}[\"']?([A-Za-z0-9_.:-]{1,40})"
 )
 _DECLARATION_BYTES = 4096
-_HEAD_END = re.compile(r"</head\s*>|<body\b|</title\s*>(?![\s\S]*(?:</head|<body))", re.IGNORECASE)
+_HEAD_END = re.compile(r"</head\s*>|(?=<body\b)", re.IGNORECASE)
+_TITLE_END = re.compile(r"</title\s*>", re.IGNORECASE)
 _TITLE = re.compile(r"<title\b[^>]*>([^<]*)</title", re.IGNORECASE)
 _MAX_HEAD_CHARS = 65_536
 _MAX_TITLE_CHARS = 200
@@ -39,6 +40,10 @@ def read_html_text(text: str, *, title: str | None = None) -> Iterator[Block]:
 
 def _decode(data: bytes) -> str:
     has_mark = data.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return data.decode("utf-8-sig")  # nothing else is valid UTF-8 by chance
+    except UnicodeDecodeError:
+        pass
     declared = _DECLARED_CHARSET.search(data[:_DECLARATION_BYTES].lower())
     codec = "" if declared is None else WEB_ENCODINGS.get(declared.group(1).decode("ascii"), "")
     if codec and not has_mark:
@@ -51,7 +56,7 @@ def _decode(data: bytes) -> str:
 
 def _divide(text: str) -> tuple[str, str]:
     """The head, and the rest: the converter would write the head's fields into the text."""
-    match = _HEAD_END.search(text)
+    match = _HEAD_END.search(text) or _TITLE_END.search(text)
     return (text[: match.end()], text[match.end() :]) if match else ("", text)
 
 

@@ -93,7 +93,12 @@ class _Sections:
             return 0
         above = self._lines[-1].strip()
         before = self._lines[-2].strip() if len(self._lines) > 1 else ""
-        if not above or before or above[0] in "#>|-*+`" or len(stripped) < 2:
+        if (
+            not above
+            or (before and not before.startswith(_FENCES))
+            or above[0] in "#>|-*+`"
+            or len(stripped) < 2
+        ):
             return 0
         return 1 if stripped[0] == "=" else 2
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cluster.types import Chunk
 from models.documents.errors import UnreadableDocumentError
-from models.documents.reading_process import ReadingProcess
+from models.documents.reading_process import ReadingProcess, ReadingProcessKilledError
 from models.documents.reading_wire import ChunkPiece, TextPiece
 from models.documents.settings import ChunkSettings, ReadingLimits
 
@@ -73,10 +73,28 @@ class DocumentReader:
     async def _pieces(
         self, path: Path, filename: str, settings: ChunkSettings | None
     ) -> AsyncGenerator[ChunkPiece | TextPiece, None]:
+        num_pieces = 0
+        try:
+            async with aclosing(self._read_once(path, filename, settings)) as pieces:
+                async for piece in pieces:
+                    num_pieces += 1
+                    yield piece
+            return
+        except ReadingProcessKilledError:
+            if num_pieces:
+                raise
+        # Another file of another process may have been the cause.
+        async with aclosing(self._read_once(path, filename, settings)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _read_once(
+        self, path: Path, filename: str, settings: ChunkSettings | None
+    ) -> AsyncGenerator[ChunkPiece | TextPiece, None]:
         descriptor = _open(path, self._limits.max_bytes)
         try:
             async with self._slots:
-                process = self._idle.pop() if self._idle else ReadingProcess(self._limits)
+                process = self._take()
                 self._busy.add(process)
                 try:
                     async with aclosing(process.read(descriptor, filename, settings)) as pieces:
@@ -90,6 +108,14 @@ class DocumentReader:
                         self._end(process)
         finally:
             os.close(descriptor)
+
+    def _take(self) -> ReadingProcess:
+        while self._idle:
+            process = self._idle.pop()
+            if process.is_alive:
+                return process
+            self._end(process)  # somebody else has killed it: the kernel, when memory ended
+        return ReadingProcess(self._limits)
 
     def _end(self, process: ReadingProcess) -> None:
         process.kill()

@@ -25,11 +25,16 @@ from models.documents.reading_wire import (
 from models.documents.settings import ChunkSettings, ReadingLimits
 
 _START_TIMEOUT_S = 120.0  # imports on a loaded machine
+_END_TIMEOUT_S = 5.0  # between the connection's end and the process'
 _MAX_FRAME_BYTES = 256 * 2**20
 _MAX_FILES = 200  # then a fresh process takes over: parsers leak
 #: Pieces that come slower than this, beyond the time limit, are given up.
 _MIN_CHARS_PER_S = 20_000
 _DECODER: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+
+
+class ReadingProcessKilledError(UnreadableDocumentError):
+    """Somebody killed the process: the kernel, when memory ended. The file may not be the cause."""
 
 
 class ReadingProcess:
@@ -54,6 +59,10 @@ class ReadingProcess:
     def process_id(self) -> int:
         return self._process.pid
 
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
     async def read(
         self, descriptor: int, filename: str, settings: ChunkSettings | None
     ) -> AsyncGenerator[ChunkPiece | TextPiece, None]:
@@ -72,7 +81,7 @@ class ReadingProcess:
                 async for piece in pieces:
                     yield piece
         except (ConnectionError, msgspec.DecodeError) as error:
-            raise UnreadableDocumentError(await self._cause_of_death()) from error
+            raise await self._cause_of_death() from error
 
     def kill(self) -> None:
         """End the process at once, whatever it does; a read that goes on fails."""
@@ -147,14 +156,31 @@ class ReadingProcess:
         if isinstance(answer, Refused):
             raise UnreadableDocumentError(answer.reason)
 
-    async def _cause_of_death(self) -> str:
-        self.kill()  # where it only has closed its end
-        await self.wait()
-        code = self._process.returncode
-        if code == -signal.SIGXCPU:
-            return f"Reading it takes more than {self._limits.timeout_s:g} s of processor time."
-        limit = self._limits.memory_bytes
-        return f"Its parser crashed, or needed more than {limit:,} bytes of memory."
+    async def _cause_of_death(self) -> UnreadableDocumentError:
+        if self._process.poll() is None:
+            await self._await_end()
+        limits = self._limits
+        if self._process.returncode == -signal.SIGKILL:
+            return ReadingProcessKilledError(
+                "The process that read it was killed; the machine may have run out of memory."
+            )
+        if self._process.returncode == -signal.SIGXCPU:
+            return UnreadableDocumentError(
+                f"Reading it takes more than {limits.timeout_s:g} s of processor time."
+            )
+        return UnreadableDocumentError(
+            f"Its parser crashed, or needed more than {limits.memory_bytes:,} bytes of memory."
+        )
+
+    async def _await_end(self) -> None:
+        """Of a process that has closed its end of the connection, or said what it may not."""
+        try:
+            async with asyncio.timeout(_END_TIMEOUT_S):
+                while self._process.poll() is None:  # noqa: ASYNC110 - there is no event of it
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            self._process.send_signal(signal.SIGABRT)
+            await self.wait()
 
     async def _send(self, message: msgspec.Struct) -> None:
         await asyncio.get_running_loop().sock_sendall(self._socket, encode_frame(message))

@@ -63,11 +63,12 @@ def _row_blocks(rows: Iterable[Sequence[str]], heading: str) -> Iterator[Block]:
 
 
 def is_header(row: Sequence[str]) -> bool:
-    """Whether a table's first row names its columns: no two alike, and none a number."""
+    """Whether a table's first row names its columns: several, no two alike, and none a number."""
     cells = [cell.strip() for cell in row]
     named = [cell for cell in cells if cell]
     return (
-        len(named) >= max(1, len(cells) - 1)  # the corner of a table may be empty
+        len(cells) > 1
+        and len(named) >= len(cells) - 1  # the corner of a table may be empty
         and len(set(named)) == len(named)
         and all(len(cell) <= _MAX_LABEL_CHARS and not _is_number(cell) for cell in named)
     )

@@ -41,14 +41,15 @@ _NOT_ASCII = re.compile(rb"[\x80-\xff]")
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _MAX_CONTROL_SHARE = 0.002
 # What Western European text has beside letters.
-_WESTERN_MARKS = frozenset("€…‘’“”•–—™ ¡¢£¥§©ª«®¯°±²³´µ·¹º»¼½¾¿×÷‰†\xad")
+_WESTERN_MARKS = frozenset("€…‘’‚“”„‹›•–—™ ¡¢£¥§©ª«®¯°±²³´µ·¹º»¼½¾¿×÷‰†\xad")
 _LONG_RUN = re.compile(r"[^\W\d_a-zA-Z]{4,}")
 
 
 def load_codecs() -> None:
     """Load every codec that reading may need: where no file can be opened later."""
-    # The fifth is that of names in archives.
-    for name in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp437", *WEB_ENCODINGS.values()):
+    names_in_archives = "cp437"
+    unicode = ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32")
+    for name in (*unicode, names_in_archives, *WEB_ENCODINGS.values()):
         codecs.lookup(name)
 
 
