@@ -3,6 +3,8 @@
 Paths of theirs have their errors too: see `speaks_anthropic`.
 """
 
+from functools import partial
+
 from starlette.types import Receive, Scope, Send
 
 from cluster.anthropic_schema.message import TokenCount
@@ -16,7 +18,7 @@ from deployments.ingress.exchange import SCOPE_KEY, Exchange
 from deployments.ingress.message_answer import MessageAnswer
 from deployments.ingress.message_translation import chat_of_message
 from deployments.ingress.request_body import read_json
-from deployments.ingress.responses import send_stream, send_whole, unless_client_leaves
+from deployments.ingress.responses import unless_client_leaves
 from deployments.ingress.served_model import ServedModel
 
 ROUTE = "/v1/messages"
@@ -51,12 +53,8 @@ class Messages:
         self, request: MessageRequest, model: ServedModel, send: Send, exchange: Exchange
     ) -> None:
         exchange.request_id = new_id("msg", separator="_")
-        chat, names = chat_of_message(request)
-        send_answer = send_stream if request.stream else send_whole
-        with names.in_errors():
-            generation = await self._generations.start(chat, model, exchange)
-            answer = MessageAnswer(exchange.request_id, model, generation)
-            await send_answer(generation, answer, send, exchange)
+        make_answer = partial(MessageAnswer, exchange.request_id, model)
+        await chat_of_message(request).answer(self._generations, model, make_answer, send, exchange)
 
 
 class CountTokens:

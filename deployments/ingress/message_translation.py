@@ -47,6 +47,7 @@ from cluster.openai_schema.tools import (
     ToolChoice,
 )
 from deployments.ingress.field_names import FieldNames, FieldPath
+from deployments.ingress.translated_chat import TranslatedChat
 
 _RENAMED: dict[FieldPath, FieldPath] = {
     ("stop",): ("stop_sequences",),
@@ -58,9 +59,8 @@ _RENAMED: dict[FieldPath, FieldPath] = {
 }
 
 
-def chat_of_message(request: CountTokensRequest) -> tuple[ChatCompletionRequest, FieldNames]:
-    """The chat request, and how to speak of it to the client.
-
+def chat_of_message(request: CountTokensRequest) -> TranslatedChat:
+    """
     Raises:
         ValidationError: parts that a text model cannot read, or fields that contradict each other.
     """
@@ -86,11 +86,7 @@ def chat_of_message(request: CountTokensRequest) -> tuple[ChatCompletionRequest,
         messages=conversation.locs,
         of_functions={"parameters": "input_schema"},
     )
-    with names.in_errors():
-        problems = chat.problems()
-        if problems:
-            raise ValidationError(problems)
-    return chat, names
+    return TranslatedChat.checked(chat, names)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from deployments.ingress.exchange import SCOPE_KEY, Exchange
 from deployments.ingress.request_body import read_json
 from deployments.ingress.response_answer import ResponseAnswer
 from deployments.ingress.response_translation import chat_of_response
-from deployments.ingress.responses import send_stream, send_whole, unless_client_leaves
+from deployments.ingress.responses import unless_client_leaves
 from deployments.ingress.served_model import ServedModel
 
 ROUTE = "/v1/responses"
@@ -35,9 +35,7 @@ class Responses:
         self, request: ResponseRequest, model: ServedModel, send: Send, exchange: Exchange
     ) -> None:
         exchange.request_id = new_id("resp", separator="_")
-        chat, names = chat_of_response(request)
         answer = ResponseAnswer(exchange.request_id, model, request)
-        send_answer = send_stream if request.stream else send_whole
-        with names.in_errors():
-            generation = await self._generations.start(chat, model, exchange)
-            await send_answer(generation, answer, send, exchange)
+        await chat_of_response(request).answer(
+            self._generations, model, lambda _: answer, send, exchange
+        )

@@ -47,6 +47,7 @@ from cluster.openai_schema.tools import (
     ToolChoice,
 )
 from deployments.ingress.field_names import FieldNames, FieldPath
+from deployments.ingress.translated_chat import TranslatedChat
 
 _RENAMED: dict[FieldPath, FieldPath] = {
     ("messages",): ("input",),
@@ -58,9 +59,8 @@ _RENAMED: dict[FieldPath, FieldPath] = {
 }
 
 
-def chat_of_response(request: ResponseRequest) -> tuple[ChatCompletionRequest, FieldNames]:
-    """The chat request, and how to speak of it to the client.
-
+def chat_of_response(request: ResponseRequest) -> TranslatedChat:
+    """
     Raises:
         ValidationError: parts that a text model cannot read, or fields that contradict each other.
     """
@@ -90,11 +90,7 @@ def chat_of_response(request: ResponseRequest) -> tuple[ChatCompletionRequest, F
         stream=request.stream,
     )
     names = FieldNames(renamed=_RENAMED, messages=conversation.locs)
-    with names.in_errors():
-        problems = chat.problems()
-        if problems:
-            raise ValidationError(problems)
-    return chat, names
+    return TranslatedChat.checked(chat, names)
 
 
 @dataclass(slots=True, kw_only=True)
