@@ -91,9 +91,10 @@ class CommitPlan(msgspec.Struct, frozen=True, kw_only=True):
             chunk_keys.MAX_LOG_ENTRIES,
             len(self.commit.put),
         ]
+        for name, file in self.new_files.items():
+            arguments += (name, _ENCODER.encode(file))
         for record in self.commit.put:
-            file = _ENCODER.encode(self.new_files[record.filename])
-            arguments += (record.filename, file, encode_record(record))
+            arguments += (record.filename, encode_record(record))
         return [*arguments, *self.commit.drop]
 
 

@@ -89,8 +89,8 @@ end
 
 # KEYS: head, meta, manifest, files, log; then the added segments' and the removed segments' keys.
 # ARGV: version that was read, digest of the commit, meta, change, number of added keys, TTL of
-#   removed keys, longest log, number of files put; then filename, manifest entry and file record of
-#   each of them; then the dropped filenames.
+#   removed keys, longest log, number of files put; then filename and manifest entry of each of
+#   them, filename and file record of each of them, and the dropped filenames.
 # Returns the new version, -1 when another commit came between, -2 when an added segment is gone.
 COMMIT = Script(
     _NEXT_VERSION
@@ -99,21 +99,32 @@ local head, meta, manifest, files, log = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEY
 local version = tonumber(redis.call('HGET', head, 'version') or '0')
 if redis.call('HGET', head, 'commit') == ARGV[2] then return version end
 if version ~= tonumber(ARGV[1]) then return -1 end
-local last_added = 5 + tonumber(ARGV[5])
-for i = 6, last_added do
-  if redis.call('EXISTS', KEYS[i]) == 0 then return -2 end
+
+-- Many fields or keys at a time, but not more than Lua's stack holds.
+local function by_thousands(first, last, what)
+  for i = first, last, 1000 do what(i, math.min(i + 999, last)) end
 end
+
+local last_added, num_found = 5 + tonumber(ARGV[5]), 0
+by_thousands(6, last_added, function(i, j)
+  num_found = num_found + redis.call('EXISTS', unpack(KEYS, i, j))
+end)
+if num_found < last_added - 5 then return -2 end
 for i = 6, last_added do redis.call('PERSIST', KEYS[i]) end
 for i = last_added + 1, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[6]) end
-local dropped = 9 + 3 * tonumber(ARGV[8])
-for i = 9, dropped - 1, 3 do
-  redis.call('HSET', manifest, ARGV[i], ARGV[i + 1])
-  redis.call('HSET', files, ARGV[i], ARGV[i + 2])
-end
-for i = dropped, #ARGV do
-  redis.call('HDEL', manifest, ARGV[i])
-  redis.call('HDEL', files, ARGV[i])
-end
+
+local num_fields = 2 * tonumber(ARGV[8])
+by_thousands(9, 8 + num_fields, function(i, j)
+  redis.call('HSET', manifest, unpack(ARGV, i, j))
+end)
+by_thousands(9 + num_fields, 8 + 2 * num_fields, function(i, j)
+  redis.call('HSET', files, unpack(ARGV, i, j))
+end)
+by_thousands(9 + 2 * num_fields, #ARGV, function(i, j)
+  redis.call('HDEL', manifest, unpack(ARGV, i, j))
+  redis.call('HDEL', files, unpack(ARGV, i, j))
+end)
+
 version = next_version(version)
 redis.call('SET', meta, ARGV[3])
 redis.call('HSET', head, 'version', string.format('%.0f', version), 'commit', ARGV[2])

@@ -35,6 +35,7 @@ MAX_SEGMENT_CHUNKS = 1_000
 _MAX_SEGMENT_BYTES = 2 * 2**20  # of vectors, and of texts
 _MAX_READ_BYTES = 4 * 2**20  # of vectors, in one command
 _MAX_READ_CHUNKS = 4_000  # texts, in one round trip
+_FILES_PER_TIMEOUT = 5_000  # a commit of more may take longer
 _BATCH = 500  # files whose status is noted in one round trip
 
 _META = msgspec.msgpack.Decoder(BucketMeta)
@@ -194,6 +195,7 @@ class ChunkStore:
                     keys=plan.keys(keys),
                     # Even then: it may be this very commit that made the newer version.
                     args=[-1 if is_overtaken else plan.version, *plan.arguments()],
+                    timeout_s=self._redis.timeout_s * (1 + len(commit.names) / _FILES_PER_TIMEOUT),
                 )
             )
             if new_version > 0:

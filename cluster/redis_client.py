@@ -90,12 +90,17 @@ class RedisClient:
     def is_cluster(self) -> bool:
         return isinstance(self._redis, RedisCluster)
 
+    @property
+    def timeout_s(self) -> float:
+        """Of a command."""
+        return self._config.timeout_s
+
     def key(self, *parts: str) -> str:
         """`shoal:1:part:part`. Braces around a part of it name the slot on a cluster."""
         return ":".join((self._config.key_prefix, str(SCHEMA_VERSION), *parts))
 
-    async def execute(self, *command: Argument) -> Any:
-        """One command; strings come back as bytes.
+    async def execute(self, *command: Argument, timeout_s: float | None = None) -> Any:
+        """One command; strings come back as bytes. `timeout_s` is for one that has much to do.
 
         Raises:
             ServiceUnavailableError: the server does not answer in time, or not now.
@@ -103,7 +108,7 @@ class RedisClient:
             RedisRefusedError: the user or password is wrong, or may not do that.
             ResponseError: the command is wrong.
         """
-        async with self._ready_within(self._config.timeout_s, self._places):
+        async with self._ready_within(timeout_s or self._config.timeout_s, self._places):
             return await self._redis.execute_command(*command)
 
     async def execute_many(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
@@ -126,18 +131,23 @@ class RedisClient:
             return answers
 
     async def run(
-        self, script: Script, *, keys: Sequence[str], args: Sequence[Argument] = ()
+        self,
+        script: Script,
+        *,
+        keys: Sequence[str],
+        args: Sequence[Argument] = (),
+        timeout_s: float | None = None,
     ) -> Any:
-        """Run a script, atomically.
+        """Run a script, atomically. `timeout_s` is for one that has much to do.
 
         Raises:
             as `execute`.
         """
         tail = (len(keys), *keys, *args)
         try:
-            return await self.execute("EVALSHA", script.digest, *tail)
+            return await self.execute("EVALSHA", script.digest, *tail, timeout_s=timeout_s)
         except NoScriptError:
-            return await self.execute("EVAL", script.source, *tail)
+            return await self.execute("EVAL", script.source, *tail, timeout_s=timeout_s)
 
     async def wait(self, *command: Argument, block_s: float) -> Any:
         """XREAD or XREADGROUP with `BLOCK`, whose value becomes `block_s`, on a connection that no

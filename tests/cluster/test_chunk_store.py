@@ -1,5 +1,7 @@
 """The chunk store against a real server and a real cluster."""
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -150,6 +152,24 @@ async def test_a_segment_that_stays_under_another_etag_is_described_anew(
     assert change.removed == (record.segments[0].segment_id,)
     assert [(s.segment_id, s.etag) for s in change.added] == [(record.segments[0].segment_id, "e2")]
     assert await ttls_of(redis_client, record) == {-1}
+
+
+async def test_a_commit_of_very_many_files_is_one_commit(
+    store: ChunkStore, redis_client: RedisClient
+) -> None:
+    names = [f"{number:04}" for number in range(1_100)]
+    records = await asyncio.gather(*(write(store, name, 1) for name in names))
+    version = await commit(store, *records)
+    assert await searchable_texts(store) == [f"{name} e1 0" for name in names]
+    ttls = await asyncio.gather(*(ttls_of(redis_client, record) for record in records))
+    assert set().union(*ttls) == {-1}
+    await store.commit(
+        BUCKET, settings=SETTINGS, put=[record_of("z")], drop=names[:-1], expected_version=version
+    )
+    assert list(await store.files(BUCKET)) == [names[-1], "z"]
+    assert await searchable_texts(store) == [f"{names[-1]} e1 0"]
+    ttls = await asyncio.gather(*(ttls_of(redis_client, record) for record in records[:-1]))
+    assert all(0 < ttl <= 300 for ttl in set().union(*ttls))
 
 
 async def test_who_was_overtaken_is_refused_but_a_lost_answer_can_be_asked_again(
