@@ -26,7 +26,8 @@ from cluster.storage.stored_object import ObjectInfo
 RECORD_ATTRIBUTE = "user.shoal.object"
 COPY_BYTES = 2**26
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+# EXDEV: something else is mounted there, into which nothing can be moved.
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV}
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import re
 import zlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Protocol
 
 from starlette.types import Receive
 
+from cluster.storage.signature import UNSIGNED_PAYLOAD
 from deployments.ingress.errors import ClientLeftError
 from deployments.ingress.s3.aws_chunked import ChunkedBody
 from deployments.ingress.s3.errors import S3Error
@@ -156,12 +158,11 @@ def _claims(request: S3Request) -> list[_Claim]:
         if len(expected) != digest.digest_size:
             raise S3Error("InvalidDigest", "The content-md5 given is not one.")
         claims.append(_Claim(header="content-md5", digest=digest, expected=expected))
-    sha256 = headers.get(_SHA256, "")
-    if len(sha256) == 64:
-        try:
-            expected = bytes.fromhex(sha256)
-        except ValueError:
-            raise S3Error("InvalidArgument", f"The {_SHA256} given is not hexadecimal.") from None
+    sha256 = headers.get(_SHA256, UNSIGNED_PAYLOAD)
+    if sha256 != UNSIGNED_PAYLOAD and not sha256.startswith("STREAMING-"):
+        if not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+            raise S3Error("InvalidArgument", f"The {_SHA256} given is not one.")
+        expected = bytes.fromhex(sha256)
         claims.append(
             _Claim(
                 header=_SHA256,

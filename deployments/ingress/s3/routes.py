@@ -63,6 +63,8 @@ def find_route(routes: Routes, request: S3Request) -> Route:
 
 
 def _level(request: S3Request) -> Level:
+    if not request.bucket and request.key:
+        raise S3Error("InvalidBucketName", "The path has two slashes where a bucket should be.")
     if not request.bucket:
         return Level.SERVICE
     return Level.OBJECT if request.key else Level.BUCKET

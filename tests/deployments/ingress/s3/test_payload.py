@@ -130,6 +130,7 @@ def test_trailers_that_were_announced_must_come_and_be_right(server: FaceServer,
         ("x-amz-checksum-crc32", crc32(b"other"), "BadDigest"),
         ("x-amz-content-sha256", "0" * 64, "XAmzContentSHA256Mismatch"),
         ("x-amz-content-sha256", "z" * 64, "InvalidArgument"),
+        ("x-amz-content-sha256", "something", "InvalidArgument"),
     ],
 )
 def test_a_body_that_is_not_what_it_is_said_to_be_is_not_kept(
