@@ -40,7 +40,7 @@ class DeltaStream:
         self._connection = connection
         self._stream_id = stream_id
         self._request_id = request.request_id
-        self._num_unfinished = request.sampling_params.n
+        self._open_indices = set(range(request.sampling_params.n))
         self._max_buffered_tokens = max_buffered_tokens
         self._waiting: list[TokenDelta] = []
         self._num_waiting_tokens = 0
@@ -57,7 +57,7 @@ class DeltaStream:
         while not self._waiting:
             if self._error is not None:
                 raise self._error
-            if self._num_unfinished == 0:
+            if not self._open_indices:
                 return []
             self._wakeup = asyncio.get_running_loop().create_future()
             await self._wakeup
@@ -67,17 +67,31 @@ class DeltaStream:
         """Abort the request unless it has ended; idempotent."""
         self._connection.forget(self._stream_id)
 
+    def end(self, index: int) -> None:
+        """Abort one of the request's sequences; nothing more comes of it."""
+        if index not in self._open_indices:
+            return
+        self._open_indices.remove(index)
+        self._waiting = [delta for delta in self._waiting if delta.index != index]
+        self._num_waiting_tokens = sum(len(delta.token_ids) or 1 for delta in self._waiting)
+        if self._open_indices:
+            self._connection.abort_sequence(self._stream_id, index)
+        else:
+            self.close()
+
     def feed_token(self, index: int, token_id: int) -> None:
         """Take from the connection a token of which there is nothing more to say."""
-        self._take_in(TokenDelta(self._request_id, index, [token_id]), 1)
+        if index in self._open_indices:
+            self._take_in(TokenDelta(self._request_id, index, [token_id]), 1)
 
     def feed(self, delta: wire.StreamDelta) -> bool:
         """Take a delta from the connection; True when it was the stream's last."""
-        if delta.extras is not None and delta.extras.finish_reason is not None:
-            self._num_unfinished -= 1
-        token_delta = wire.to_token_delta(self._request_id, delta)
-        self._take_in(token_delta, len(token_delta.token_ids) or 1)
-        return self._num_unfinished == 0
+        if delta.index in self._open_indices:
+            if delta.extras is not None and delta.extras.finish_reason is not None:
+                self._open_indices.remove(delta.index)
+            token_delta = wire.to_token_delta(self._request_id, delta)
+            self._take_in(token_delta, len(token_delta.token_ids) or 1)
+        return not self._open_indices
 
     def _take_in(self, delta: TokenDelta, num_tokens: int) -> None:
         self._waiting.append(delta)
@@ -163,6 +177,11 @@ class ReplicaConnection(asyncio.Protocol):
         """Abort the stream if it has not ended."""
         if self._streams.pop(stream_id, None) is not None and not self._is_lost:
             self._transport.write(wire.encode_frame(wire.Abort(stream_id)))
+
+    def abort_sequence(self, stream_id: int, index: int) -> None:
+        """Abort one sequence of a stream that goes on."""
+        if stream_id in self._streams and not self._is_lost:
+            self._transport.write(wire.encode_frame(wire.Abort(stream_id, index)))
 
     def ping(self) -> None:
         self._transport.write(wire.encode_frame(wire.Ping()))

@@ -10,7 +10,12 @@ from collections.abc import AsyncGenerator, Mapping
 
 from cluster.errors import ServiceUnavailableError
 from cluster.types import Request, TokenDelta
-from deployments.channel_client import ReplicaConnection, ReplicaGoneError, connect
+from deployments.channel_client import (
+    DeltaStream,
+    ReplicaConnection,
+    ReplicaGoneError,
+    connect,
+)
 from deployments.channel_wire import ChannelProtocolError, ReplicaStats
 from deployments.replica_endpoint import ReplicaEndpoint, ReplicaFacts, ReplicaPicker
 
@@ -43,6 +48,7 @@ class ChannelPool:
         self._max_buffered_tokens = max_buffered_tokens
         self._replica_wait_s = replica_wait_s
         self._connections: dict[str, ReplicaConnection] = {}
+        self._streams: dict[str, DeltaStream] = {}  # by request
         self._connecting: dict[str, asyncio.Task[ReplicaConnection]] = {}
         self._unreachable_until_s: dict[str, float] = {}
         self._upkeep: asyncio.Task[None] | None = None
@@ -89,6 +95,7 @@ class ChannelPool:
         while True:
             connection = await self._choose(deadline_s)
             stream = connection.open(request, max_buffered_tokens=self._max_buffered_tokens)
+            self._streams[request.request_id] = stream
             try:
                 while deltas := await stream.next_deltas():
                     for delta in deltas:
@@ -102,7 +109,14 @@ class ChannelPool:
                         retry_after_s=UNREACHABLE_PAUSE_S,
                     ) from error
             finally:
+                del self._streams[request.request_id]
                 stream.close()
+
+    def end_sequence(self, request_id: str, index: int) -> None:
+        """See `ModelPool`."""
+        stream = self._streams.get(request_id)
+        if stream is not None:
+            stream.end(index)
 
     async def _choose(self, deadline_s: float) -> ReplicaConnection:
         """A usable connection: of two offers, the one with fewer streams of ours."""

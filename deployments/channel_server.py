@@ -38,7 +38,7 @@ class ChannelEngine(Protocol):
     """What the channel needs of an engine; `AsyncEngine` is one."""
 
     def submit(self, request: Request, on_delta: OnDelta, on_token: OnToken) -> None: ...
-    def abort(self, request_id: str) -> None: ...
+    def abort(self, request_id: str, index: int | None = None) -> None: ...
     def add_step_listener(self, listener: Callable[[], None]) -> None: ...
 
 
@@ -46,7 +46,7 @@ class ChannelEngine(Protocol):
 class _ServerStream:
     stream_id: int
     engine_request_id: str
-    num_unfinished: int  # sequences
+    open_indices: set[int]  # of its sequences: neither finished nor aborted
     pending: wire.Step  # of the stream's connection
 
     def add_token(self, index: int, token_id: int) -> None:
@@ -154,6 +154,9 @@ class ChannelServer:
         self._engine.abort(stream.engine_request_id)
         self.note_stream_ended()
 
+    def abort_sequence(self, stream: _ServerStream, index: int) -> None:
+        self._engine.abort(stream.engine_request_id, index)
+
     def note_stream_ended(self) -> None:
         if self.num_streams == 0:
             self._idle.set()
@@ -258,9 +261,7 @@ class _ServerConnection(asyncio.Protocol):
             case wire.Submit():
                 self._submit(message)
             case wire.Abort():
-                stream = self.streams.pop(message.stream_id, None)
-                if stream is not None:
-                    self._server.abort(stream)
+                self._abort(message)
             case wire.Ping():
                 pass  # it was heard, which is all it says
             case _:
@@ -304,7 +305,7 @@ class _ServerConnection(asyncio.Protocol):
         stream = _ServerStream(
             stream_id=message.stream_id,
             engine_request_id=engine_request_id,
-            num_unfinished=request.sampling_params.n,
+            open_indices=set(range(request.sampling_params.n)),
             pending=self._pending,
         )
         self.streams[message.stream_id] = stream
@@ -313,14 +314,26 @@ class _ServerConnection(asyncio.Protocol):
         except ServingError as error:
             self._fail(stream, error)
 
+    def _abort(self, message: wire.Abort) -> None:
+        stream = self.streams.get(message.stream_id)
+        if stream is None:
+            return
+        if message.index is not None:
+            stream.open_indices.discard(message.index)
+        if message.index is None or not stream.open_indices:
+            del self.streams[message.stream_id]
+            self._server.abort(stream)
+        else:
+            self._server.abort_sequence(stream, message.index)
+
     def _on_delta(self, stream: _ServerStream, delta: TokenDelta | ServingError) -> None:
         if isinstance(delta, ServingError):
             self._fail(stream, delta)
             return
         self._pending.deltas.append(wire.to_stream_delta(stream.stream_id, delta))
         if delta.finish_reason is not None:
-            stream.num_unfinished -= 1
-            if stream.num_unfinished == 0:
+            stream.open_indices.discard(delta.index)
+            if not stream.open_indices:
                 self.streams.pop(stream.stream_id, None)
                 self._server.note_stream_ended()
 

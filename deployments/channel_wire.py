@@ -54,9 +54,12 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """The client wants no more of this stream. Naming one that has ended is not an error."""
+    """The client wants no more of this stream, or of one of its sequences. Naming one that has
+    ended is not an error.
+    """
 
     stream_id: int
+    index: int | None = None  # None: all of them
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag=5):

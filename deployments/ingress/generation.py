@@ -105,12 +105,15 @@ class Generation:
                 async for position, delta in deltas:
                     choice = self.choices[position * self._num_per_request + delta.index]
                     if choice.finish_reason is not None:
-                        continue  # ended by a stop string, which the engine does not know
+                        continue  # of its last tokens, one was under way when it was ended here
                     self._observe(position, delta, choice)
                     piece = choice.push(delta)
                     self._metrics.generation_tokens += len(delta.token_ids)
                     if piece.finish_reason is not None:
                         self._num_unfinished -= 1
+                        if delta.finish_reason is None:
+                            request_id = self._requests[position].request_id
+                            self._pool.end_sequence(request_id, delta.index)
                     yield piece
                     if self._num_unfinished == 0:
                         return

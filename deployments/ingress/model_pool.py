@@ -20,6 +20,10 @@ class ModelPool(Protocol):
         """
         ...
 
+    def end_sequence(self, request_id: str, index: int) -> None:
+        """The reader wants no more of one of a request's sequences: it stops, the others go on."""
+        ...
+
     def is_ready(self) -> bool:
         """At least one replica takes requests now."""
         ...

@@ -44,6 +44,7 @@ class _Add:
 @dataclass(frozen=True, slots=True)
 class _Abort:
     request_id: str
+    index: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,12 @@ class _Stop:
 class _Stream:
     """Who hears of one request, and how much of it is still to come."""
 
-    __slots__ = ("has_started", "num_open", "on_delta", "on_token")
+    __slots__ = ("has_started", "on_delta", "on_token", "open_indices")
 
-    def __init__(self, on_delta: OnDelta, on_token: OnToken, num_open: int) -> None:
+    def __init__(self, on_delta: OnDelta, on_token: OnToken, num_sequences: int) -> None:
         self.on_delta = on_delta
         self.on_token = on_token
-        self.num_open = num_open  # sequences that have not finished
+        self.open_indices = set(range(num_sequences))  # neither finished nor aborted
         self.has_started = False
 
 
@@ -133,10 +134,23 @@ class AsyncEngine:
         else:
             self._compile_then_add(request, request.sampling_params.grammar)
 
-    def abort(self, request_id: str) -> None:
-        """Drop a request; no further calls of its `on_delta`. Unknown ids are no error."""
-        if self._forget(request_id):
-            self._commands.put(_Abort(request_id))
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Drop a request; no further calls of its `on_delta`. Unknown ids are no error.
+
+        With an index, drop that sequence alone: it gets no end, and the request ends with the
+        others. Tokens that were under way may still come.
+        """
+        stream = self._streams.get(request_id)
+        if stream is None:
+            return
+        if index is not None:
+            if index not in stream.open_indices:
+                return
+            stream.open_indices.remove(index)
+        if index is None or not stream.open_indices:
+            self._forget(request_id)
+            index = None
+        self._commands.put(_Abort(request_id, index))
 
     def add_step_listener(self, listener: Callable[[], None]) -> None:
         """Call `listener` in the loop's thread after all deltas of a step were handed out."""
@@ -151,13 +165,12 @@ class AsyncEngine:
         """
         deltas: asyncio.Queue[TokenDelta | ServingError] = asyncio.Queue()
         self.submit(request, deltas.put_nowait)
-        num_open = request.sampling_params.n
+        stream = self._streams[request.request_id]
         try:
-            while num_open:
+            while stream.open_indices or not deltas.empty():
                 delta = await deltas.get()
                 if isinstance(delta, ServingError):
                     raise delta
-                num_open -= delta.finish_reason is not None
                 yield delta
         finally:
             self.abort(request.request_id)
@@ -225,9 +238,11 @@ class AsyncEngine:
         if not stream.has_started:
             stream.has_started = True
             self._num_queued -= 1
+        if delta.index not in stream.open_indices:
+            return  # aborted while the step ran
         if delta.finish_reason is not None:
-            stream.num_open -= 1
-            if stream.num_open == 0:
+            stream.open_indices.remove(delta.index)
+            if not stream.open_indices:
                 del self._streams[delta.request_id]
         stream.on_delta(delta)
 
@@ -284,7 +299,7 @@ class AsyncEngine:
             if isinstance(command, _Stop):
                 return False
             if isinstance(command, _Abort):
-                self._engine.abort_request(command.request_id)
+                self._engine.abort_request(command.request_id, command.index)
             else:
                 self._add(command)
             is_idle = not self._engine.has_unfinished

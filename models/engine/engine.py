@@ -182,9 +182,11 @@ class Engine:
         if params.beam.stop_strings and not self._can_spell:
             raise ValidationError.of("stop", "this engine has no tokenizer for stop strings")
 
-    def abort_request(self, request_id: str) -> None:
-        """Forget a request and free its blocks. Unknown and finished ones are no error."""
-        self._scheduler.abort(request_id)
+    def abort_request(self, request_id: str, index: int | None = None) -> None:
+        """Forget a request, or one of its sequences, and free the blocks. Unknown and finished ones
+        are no error.
+        """
+        self._scheduler.abort(request_id, index)
 
     def step(self) -> StepDeltas:
         """One round of continuous batching: choose tokens, compute them, record them."""

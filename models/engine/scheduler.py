@@ -99,11 +99,21 @@ class Scheduler:
             self._beam_groups[sequence.request_id] = self._new_beam_group(sequence)
         self._waiting.push(sequence)
 
-    def abort(self, request_id: str) -> None:
-        """Forget a request and free its blocks; unknown and finished ones are no error."""
-        self._beam_groups.pop(request_id, None)
-        for sequence in self._by_request.pop(request_id, []):
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Forget a request, or one of its sequences, and free the blocks. What is unknown or has
+        finished is no error; beams belong together, and none of them is forgotten alone.
+        """
+        group = self._by_request.get(request_id, [])
+        dropped = list(group)
+        if index is not None:
+            is_beam = request_id in self._beam_groups
+            dropped = [s for s in group if s.index == index and s.num_slots == 1 and not is_beam]
+        for sequence in dropped:
             self._drop(sequence)
+            group.remove(sequence)
+        if not group:
+            self._by_request.pop(request_id, None)
+            self._beam_groups.pop(request_id, None)
 
     def schedule(self) -> Batch:
         """Choose the next step. Blocks are taken here; nothing else about a sequence changes."""
@@ -225,8 +235,7 @@ class Scheduler:
 
     def _note_room(self, sequence: Sequence) -> None:
         """Its blocks are its own from here to the end of the last one."""
-        num_slots = len(sequence.block_table) * self._blocks.block_size
-        sequence.next_block_at = num_slots - 1
+        sequence.next_block_at = len(sequence.block_table) * self._blocks.block_size - 1
 
     def _cached_prefix(self, sequence: Sequence) -> list[int]:
         """Cached blocks of the sequence's beginning; at least one token is left to compute."""
@@ -309,7 +318,7 @@ class Scheduler:
             row += 1
             sequence.append(token_id)
             if token_id in sequence.end_token_ids or sequence.num_tokens >= sequence.max_num_tokens:
-                step.deltas.append(self._report(sequence, token_id, None, is_first=False))
+                step.deltas.append(self._report(sequence, token_id, None))
             else:
                 step.add_token(sequence.request_id, sequence.index, token_id)
         return row
@@ -357,8 +366,7 @@ class Scheduler:
     def _append(
         self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None
     ) -> TokenDelta:
-        is_first = not sequence.output_token_ids
-        if is_first and sequence.index == 0:
+        if not sequence.output_token_ids and sequence.index == 0:
             self.num_prompt_tokens += sequence.num_prompt_tokens
             self.num_cached_tokens += sequence.num_cached_tokens
         if not _accepts(sequence, token_id):
@@ -370,21 +378,17 @@ class Scheduler:
         sequence.is_plain = sequence.has_plain_params and (
             len(sequence.output_token_ids) > sequence.params.min_tokens
         )
-        return self._report(sequence, token_id, logprobs, is_first=is_first)
+        return self._report(sequence, token_id, logprobs)
 
     def _report(
-        self,
-        sequence: Sequence,
-        token_id: int,
-        logprobs: TokenLogprobs | None,
-        *,
-        is_first: bool,
+        self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None
     ) -> TokenDelta:
         """What to tell of a token that was appended. A sequence that it ends is retired."""
         self.num_generated_tokens += 1
         ending = sequence.ending(token_id)
         if ending[0] is not None:
             self._retire(sequence)
+        is_first = len(sequence.output_token_ids) == 1
         return token_delta(sequence, token_id, logprobs, ending, is_first=is_first)
 
     def _new_beam_group(self, sequence: Sequence) -> BeamGroup:

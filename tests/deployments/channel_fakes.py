@@ -25,6 +25,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.running: dict[str, Request] = {}
         self.aborted: list[str] = []
+        self.ended: set[tuple[str, int]] = set()  # sequences
         self.submitted: list[Request] = []
         self.refuse_with: ServingError | None = None
         self.changed = asyncio.Event()
@@ -48,8 +49,10 @@ class FakeEngine:
         self._num_tokens[request.request_id] = 0
         self._tell()
 
-    def abort(self, request_id: str) -> None:
-        if self.running.pop(request_id, None) is not None:
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        if index is not None:
+            self.ended.add((request_id, index))
+        elif self.running.pop(request_id, None) is not None:
             self.aborted.append(request_id)
         self._tell()
 
@@ -65,6 +68,8 @@ class FakeEngine:
             if is_last:
                 del self.running[request_id]
             for index in range(request.sampling_params.n):
+                if (request_id, index) in self.ended:
+                    continue
                 if num_tokens > 1 and not is_last:
                     self._on_token[request_id](index, token_id)
                     continue

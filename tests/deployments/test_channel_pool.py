@@ -49,6 +49,42 @@ async def test_a_request_of_several_sequences_ends_with_the_last_of_them() -> No
             assert token_ids([d for d in deltas if d.index == index]) == [101, 102]
 
 
+async def test_ending_one_sequence_stops_it_in_the_engine_and_leaves_the_others() -> None:
+    async with replica() as only, pool(FakePicker(only.endpoint)) as channel_pool:
+        channel_pool.end_sequence("unknown", 0)
+        stream = channel_pool.generate(request(max_tokens=4, n=3))
+        first = asyncio.ensure_future(anext(stream))
+        await only.engine.until_num_running(1)
+        only.engine.step()
+        deltas = [await first]
+        channel_pool.end_sequence("r", 1)
+        channel_pool.end_sequence("r", 1)
+        await only.engine.until(lambda engine: bool(engine.ended))
+        for _ in range(3):
+            only.engine.step()
+        deltas += await collect(stream)
+        assert [index for _, index in only.engine.ended] == [1]
+        for index in (0, 2):
+            mine = [delta for delta in deltas if delta.index == index]
+            assert token_ids(mine) == [101, 102, 103, 104]
+        assert only.server.num_streams == 0
+        assert only.engine.aborted == []
+
+
+async def test_an_end_that_was_under_way_when_its_sequence_was_ended_counts_once() -> None:
+    async with replica() as only, pool(FakePicker(only.endpoint)) as channel_pool:
+        stream = channel_pool.generate(request(max_tokens=2, n=2))
+        first = asyncio.ensure_future(anext(stream))
+        await only.engine.until_num_running(1)
+        only.engine.step()
+        deltas = [await first]
+        only.engine.step()  # the ends are on the wire
+        channel_pool.end_sequence("r", 0)
+        deltas += await collect(stream)
+        assert token_ids([delta for delta in deltas if delta.index == 1]) == [101, 102]
+        await only.engine.until_num_running(0)
+
+
 async def test_deltas_that_waited_for_the_reader_come_merged() -> None:
     async with replica() as only, pool(FakePicker(only.endpoint)) as channel_pool:
         stream = channel_pool.generate(request(max_tokens=10))

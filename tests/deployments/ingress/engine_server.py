@@ -64,6 +64,9 @@ class EnginePool:
             self.token_ids.setdefault((delta.request_id, delta.index), []).extend(delta.token_ids)
             yield delta
 
+    def end_sequence(self, request_id: str, index: int) -> None:
+        self.engine.abort(request_id, index)
+
     def is_ready(self) -> bool:
         return True
 

@@ -49,6 +49,7 @@ class ScriptedPool:
     has_opened: asyncio.Event = field(default_factory=asyncio.Event)
     all_closed: asyncio.Event = field(default_factory=asyncio.Event)
     num_yielded: int = 0
+    ended_sequences: list[int] = field(default_factory=list)
     ready: bool = True
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
@@ -69,6 +70,9 @@ class ScriptedPool:
             self.num_open -= 1
             if self.num_open == 0:
                 self.all_closed.set()
+
+    def end_sequence(self, request_id: str, index: int) -> None:
+        self.ended_sequences.append(index)
 
     def is_ready(self) -> bool:
         return self.ready

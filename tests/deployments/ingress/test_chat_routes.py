@@ -232,6 +232,7 @@ async def test_a_stop_string_in_one_choice_leaves_the_others_alone(server: Serve
     )
     assert [choice.message.content for choice in answer.choices] == ["a ", "a world b"]
     assert [choice.finish_reason for choice in answer.choices] == ["stop", "length"]
+    assert server.pool.ended_sequences == [0]  # the engine need not go on with it
 
 
 async def test_a_template_that_knows_about_thinking_is_told_what_the_client_wants(

@@ -85,6 +85,24 @@ async def test_closing_the_iterator_frees_the_blocks(engine: AsyncEngine) -> Non
     await asyncio.wait_for(until_idle(engine), 5)
 
 
+async def test_a_request_ends_with_those_of_its_sequences_that_are_left(
+    engine: AsyncEngine, runner: BreakableRunner
+) -> None:
+    runner.gate.clear()
+    runner.num_free_steps = 5
+    lengths = [0, 0, 0]
+    async for delta in engine.generate(request("r", n=3, max_tokens=16)):
+        lengths[delta.index] += len(delta.token_ids)
+        if lengths == [5, 5, 5]:
+            engine.abort("r", 1)
+            engine.abort("r", 1)
+            runner.gate.set()
+    assert (lengths[0], lengths[2]) == (16, 16)
+    assert lengths[1] in (5, 6)  # a step was under way
+    assert engine.num_open_requests == 0
+    await asyncio.wait_for(until_idle(engine), 5)
+
+
 async def test_many_streams_at_once_each_get_their_own_tokens(engine: AsyncEngine) -> None:
     async def collect(k: int) -> list[int]:
         stream = engine.generate(request(str(k), prompt=[k, k], max_tokens=5, n=2))

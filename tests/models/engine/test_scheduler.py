@@ -208,6 +208,35 @@ def test_aborting_frees_every_block_at_any_moment() -> None:
         assert not engine.has_unfinished
 
 
+def test_aborting_one_of_a_requests_sequences_frees_its_own_blocks_and_leaves_the_others() -> None:
+    engine, _ = make_engine()
+    prompt = list(range(30))
+    engine.add_request(make_request("r", prompt, n=3, max_tokens=12, ignore_eos=True))
+    outputs: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    while engine.has_unfinished:
+        for delta in engine.step():
+            outputs[delta.index].extend(delta.token_ids)
+        if len(outputs[1]) == 6:
+            before = engine.stats()
+            engine.abort_request("r", 1)
+            engine.check()
+            if before.num_requests_running == 3:
+                assert engine.stats().num_requests_running == 2
+                assert engine.stats().num_free_blocks > before.num_free_blocks
+    assert [len(outputs[index]) for index in range(3)] == [12, 6, 12]
+    assert outputs[0] == outputs[2]
+    assert engine.stats().num_free_blocks == 64
+
+
+def test_a_sequence_that_has_not_forked_yet_is_not_aborted_alone() -> None:
+    engine, _ = make_engine(budget=8)
+    engine.add_request(make_request("r", list(range(30)), n=2, max_tokens=2, ignore_eos=True))
+    engine.abort_request("r", 0)
+    engine.step()
+    engine.abort_request("r", 0)
+    assert {key: len(output) for key, output in run(engine).items()} == {("r", 0): 2, ("r", 1): 2}
+
+
 def test_requests_that_can_never_be_served_are_refused_with_both_numbers() -> None:
     engine, _ = make_engine(max_model_len=16, num_blocks=8)
     with pytest.raises(Exception, match=r"20 tokens.*16 tokens.*at most 15"):
@@ -237,6 +266,7 @@ operations = st.lists(
         ),
         st.tuples(st.just("step"), st.integers(1, 6)),
         st.tuples(st.just("abort"), st.integers(0, 30)),
+        st.tuples(st.just("abort one"), st.integers(0, 30), st.integers(0, 3)),
     ),
     min_size=5,
     max_size=40,
@@ -250,6 +280,7 @@ class Script:
         self.engine = engine
         self.requests: dict[str, tuple[list[int], int, int]] = {}
         self.aborted: set[str] = set()
+        self.ended: set[tuple[str, int]] = set()  # sequences aborted alone, if they were there
         self.outputs: dict[tuple[str, int], list[int]] = {}
         self.finished: set[tuple[str, int]] = set()
 
@@ -268,6 +299,10 @@ class Script:
                 if str(number) in self.requests:
                     self.aborted.add(str(number))
                 self.engine.abort_request(str(number))
+                self.engine.check()
+            case ("abort one", number, index):
+                self.ended.add((str(number), index))
+                self.engine.abort_request(str(number), index)
                 self.engine.check()
 
     def step(self) -> None:
@@ -316,4 +351,8 @@ def test_random_operations_never_lose_mix_up_or_starve_anything(
         if request_id not in script.aborted:
             expected = expected_output(prompt, max_tokens, limit=limit)
             for index in range(n):
-                assert script.outputs[(request_id, index)] == expected
+                output = script.outputs.get((request_id, index), [])
+                if (request_id, index) in script.ended:
+                    assert output == expected[: len(output)]
+                else:
+                    assert output == expected
