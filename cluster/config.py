@@ -129,8 +129,8 @@ class StorageConfig(Section):
     s3_access_key_id: str | None = None  # None: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY
     s3_secret_access_key: str | None = None
     s3_virtual_hosted_style: bool = False
-    # How a bucket of a tenant is called at the endpoint; must have {tenant} once there are several.
     max_upload_bytes: Annotated[int, Field(gt=0)] = 5 * 2**30  # of one object, into a folder
+    # How a bucket of a tenant is called at the endpoint; must have {tenant} once there are several.
     s3_bucket_name: Annotated[str, Field(pattern=r"\{bucket\}")] = "{bucket}"
 
     @model_validator(mode="after")
