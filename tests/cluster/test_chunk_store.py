@@ -308,6 +308,7 @@ async def test_staged_segments_are_found_by_who_resumes(store: ChunkStore) -> No
     assert await store.staged(BUCKET, "a.txt", "e1", settings=SETTINGS) == refs
 
 
+@pytest.mark.slow
 async def test_changes_are_forgotten_in_the_end_and_then_a_snapshot_is_due(
     redis_config: RedisConfig,
 ) -> None:

@@ -242,6 +242,7 @@ async def test_followers_go_on_after_a_restart_and_miss_nothing(
     assert await hearing == (BUCKET, second)
 
 
+@pytest.mark.slow
 async def test_followers_notice_a_server_that_has_lost_everything(
     store: ChunkStore, breakable: RedisClient, breakable_redis_server: RedisServer
 ) -> None:
