@@ -31,6 +31,8 @@ TARGET_RECALL = 0.99
 # the recall to 0.2 percent.
 _TUNED_RECALL = 0.994
 _NUM_SAMPLES = 256
+_SAMPLES_PER_LOCK = 8
+_TUNE_AFTER_SHARE = 0.1  # of rows added since the recall was measured
 
 
 class ApproximateIndex:
@@ -43,12 +45,14 @@ class ApproximateIndex:
             dtype="f16",
             connectivity=_CONNECTIVITY,
             expansion_add=_EXPANSION_ADD,
-            expansion_search=_FIRST_EXPANSION_SEARCH,
         )
+        self._expansion_search = _FIRST_EXPANSION_SEARCH
         self._num_threads = num_threads
         self._lock = threading.Lock()  # adding may move what a search reads
         self._segments: dict[int, int] = {}  # number -> rows, in the order of their coming
         self._num_rows = 0
+        self._num_tuned_rows = 0
+        self._recall: float | None = None
 
     @property
     def num_rows(self) -> int:
@@ -62,7 +66,18 @@ class ApproximateIndex:
     @property
     def expansion_search(self) -> int:
         """How many rows a search keeps in sight: its effort."""
-        return int(self._index.expansion_search)
+        return self._expansion_search
+
+    @property
+    def recall(self) -> float | None:
+        """Recall@10 as last measured; None: not yet."""
+        return self._recall
+
+    @property
+    def is_tuning_due(self) -> bool:
+        """Many rows have come since it was measured."""
+        num_new = self._num_rows - self._num_tuned_rows
+        return num_new > self._num_tuned_rows * _TUNE_AFTER_SHARE
 
     def add(self, number: int, vectors_ND: NDArray[np.float16]) -> None:
         """Link a segment's rows into the graph; searches go on in between."""
@@ -93,40 +108,57 @@ class ApproximateIndex:
         """For each query nearly its best `count` rows of the segments in `live`."""
         if not live or not self._num_rows:
             return [NO_HITS] * len(queries_BD)
-        return [
-            rescored(query_D, keys, self.vectors(keys), count) if len(keys) else NO_HITS
-            for query_D, keys in zip(
-                queries_BD, self._live_keys(queries_BD, count, live), strict=True
-            )
-        ]
+        return self._search(queries_BD, count, live, self._expansion_search)
 
-    def tune(self, live: Collection[int], *, seed: int = 0) -> float:
-        """Measure recall@10 against exact search and set the least effort that reaches the target.
-
-        Returns the recall at that effort; at the largest one where none reaches the target.
+    def tune(self, live: Collection[int], *, seed: int = 0) -> None:
+        """Measure recall@10 against exact search, and from now on search with the least effort that
+        reaches the target, or with the largest where none does. Goes on beside searches.
         """
+        num_rows = self._num_rows
         queries_BD = self._sample_queries(live, seed)
         truth = self._exact_keys(queries_BD, live)
-        recall = 0.0
+        recall, expansion = 0.0, _FIRST_EXPANSION_SEARCH
         for expansion in _EXPANSIONS_SEARCH:
-            with self._lock:
-                self._index.expansion_search = expansion  # type: ignore[misc]  # has a setter
-            recall = recall_of(self.search(queries_BD, RECALL_AT, live), truth)
+            found = [
+                hits
+                for start in range(0, len(queries_BD), _SAMPLES_PER_LOCK)
+                for hits in self._search(
+                    queries_BD[start : start + _SAMPLES_PER_LOCK], RECALL_AT, live, expansion
+                )
+            ]
+            recall = recall_of(found, truth)
             if recall >= _TUNED_RECALL:
                 break
-        return recall
+        self._expansion_search, self._recall = expansion, recall
+        self._num_tuned_rows = num_rows
+
+    def _search(
+        self,
+        queries_BD: NDArray[np.float32],
+        count: int,
+        live: Collection[int],
+        expansion: int,
+    ) -> list[Hits]:
+        all_keys = self._live_keys(queries_BD, count, live, expansion)
+        return [
+            rescored(query_D, keys, self.vectors(keys), count) if len(keys) else NO_HITS
+            for query_D, keys in zip(queries_BD, all_keys, strict=True)
+        ]
 
     def _live_keys(
-        self, queries_BD: NDArray[np.float32], count: int, live: Collection[int]
+        self,
+        queries_BD: NDArray[np.float32],
+        count: int,
+        live: Collection[int],
+        expansion: int,
     ) -> list[NDArray[np.int64]]:
         """The nearest rows; more of them are asked for where too many belong to dead segments."""
         found: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(queries_BD)
         open_queries = list(range(len(queries_BD)))
         limit = 2 * count
         while open_queries:
-            for query, keys in zip(
-                open_queries, self._nearest(queries_BD[open_queries], limit), strict=True
-            ):
+            nearest = self._nearest(queries_BD[open_queries], limit, expansion)
+            for query, keys in zip(open_queries, nearest, strict=True):
                 found[query] = np.array(
                     [key for key in keys.tolist() if split_key(key)[0] in live], np.int64
                 )
@@ -136,10 +168,13 @@ class ApproximateIndex:
             limit *= 4
         return found
 
-    def _nearest(self, queries_BD: NDArray[np.float32], limit: int) -> list[NDArray[np.int64]]:
+    def _nearest(
+        self, queries_BD: NDArray[np.float32], limit: int, expansion: int
+    ) -> list[NDArray[np.int64]]:
         queries = np.ascontiguousarray(queries_BD.astype(np.float16))
         limit = min(limit, self._num_rows)
         with self._lock:
+            self._index.expansion_search = expansion  # type: ignore[misc]  # has a setter
             found = self._index.search(queries, limit, threads=self._num_threads)
         matches = [found] if isinstance(found, Matches) else [found[i] for i in range(len(found))]
         return [match.keys.astype(np.int64) for match in matches]

@@ -23,10 +23,7 @@ class BucketView:
 
 
 class BucketIndex:
-    """One thread at a time changes it; `view` may be read on any.
-
-    Where a change raises, the last view stays good, but the index must be thrown away.
-    """
+    """One thread at a time changes it; `view` may be read on any."""
 
     def __init__(
         self, width: int, *, max_exact_chunks: int, num_threads: int, capacity: int = 0
@@ -36,6 +33,7 @@ class BucketIndex:
         )
         self._lexical = LexicalIndex(num_threads=num_threads)
         self._next_number = 0
+        self._is_whole = True
         self._view = BucketView(
             version=0,
             segments=SegmentTable(),
@@ -47,6 +45,13 @@ class BucketIndex:
     def view(self) -> BucketView:
         """The newest version."""
         return self._view
+
+    @property
+    def is_whole(self) -> bool:
+        """False after a change that raised: the view is still good, but cannot be changed any more.
+        Also while a change is made.
+        """
+        return self._is_whole
 
     @property
     def num_chunks(self) -> int:
@@ -65,6 +70,7 @@ class BucketIndex:
         """Bring the index to a version. `added` is read once, as it is indexed; a segment that is
         in both lists is replaced. Segments to remove that are not there are no error.
         """
+        self._is_whole = False
         table = self._view.segments
         gone = [number for id_ in removed if (number := table.number_of(id_)) is not None]
         entries: list[SegmentEntry] = []
@@ -77,6 +83,7 @@ class BucketIndex:
             dense=self._dense.view(),
             lexical=lexical,
         )
+        self._is_whole = True
 
     def upkeep(self) -> bool:
         """Do one bounded piece of the work that may wait; False where there was none."""
@@ -90,6 +97,12 @@ class BucketIndex:
             lexical=view.lexical,
         )
         return True
+
+    def measure(self) -> bool:
+        """Measure the recall of approximate search where that is due, and set its effort by it.
+        False where it is not. May go on beside changes.
+        """
+        return self._view.dense.measure()
 
     def _indexed(
         self, segments: Iterable[IndexSegment], entries: list[SegmentEntry]

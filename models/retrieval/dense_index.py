@@ -18,7 +18,6 @@ from models.retrieval.exact_index import NO_HITS, ExactIndex, ExactView, Hits
 from models.retrieval.segments import chunk_keys, split_key
 
 _MAX_DEAD_SHARE = 0.3  # of the graph's rows, before it is built anew
-_TUNE_AFTER_SHARE = 0.1  # of the graph's rows added since the recall was measured
 
 
 class SearchKind(StrEnum):
@@ -57,6 +56,15 @@ class DenseView:
         approximate = self._graph.search(queries_BD, count, self._in_graph)
         return [_merged(pair, count) for pair in zip(exact, approximate, strict=True)]
 
+    def measure(self) -> bool:
+        """See `ApproximateIndex.tune`; False where there is no graph, or where it is as it was
+        measured.
+        """
+        if self._graph is None or not self._in_graph or not self._graph.is_tuning_due:
+            return False
+        self._graph.tune(self._in_graph)
+        return True
+
     def vectors(self, keys: NDArray[np.int64]) -> NDArray[np.float32]:
         """The vectors of some chunks of this view."""
         if self._graph is None:
@@ -81,8 +89,6 @@ class DenseIndex:
         self._exact = ExactIndex(width, capacity=capacity)
         self._graph: ApproximateIndex | None = None
         self._in_graph: dict[int, int] = {}  # number -> rows, of the living
-        self._num_tuned_rows = 0
-        self._recall: float | None = None
 
     @property
     def num_live(self) -> int:
@@ -93,7 +99,7 @@ class DenseIndex:
         return DenseFacts(
             kind=SearchKind.EXACT if graph is None else SearchKind.APPROXIMATE,
             num_bytes=self._exact.num_bytes + (graph.num_bytes if graph else 0),
-            recall=self._recall,
+            recall=graph.recall if graph else None,
             expansion_search=graph.expansion_search if graph else None,
             num_waiting=self._exact.num_live if graph else 0,
         )
@@ -124,9 +130,6 @@ class DenseIndex:
             self._leave_graph(self._graph)
         elif self._exact.numbers:
             self._enter_graph(self._graph, self._exact.numbers[0])
-        elif self._graph.num_rows - self._num_tuned_rows > self._num_tuned_rows * _TUNE_AFTER_SHARE:
-            self._recall = self._graph.tune(frozenset(self._in_graph))
-            self._num_tuned_rows = self._graph.num_rows
         else:
             return False
         return True
@@ -148,8 +151,6 @@ class DenseIndex:
             self._exact.add(number, graph.vectors(chunk_keys(number, num_rows)))
         self._in_graph = {}
         self._graph = None
-        self._recall = None
-        self._num_tuned_rows = 0
 
 
 def _merged(pair: tuple[Hits, Hits], count: int) -> Hits:

@@ -25,8 +25,9 @@ PRODUCT_DTYPE = (
     and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # no public way to ask
     else torch.float32
 )
-# How far a product of unit vectors may be from the truth (Cauchy-Schwarz): each factor is rounded
-# once and the sum once, by at most 2^-8 in bfloat16; and a little for the sum in float32.
+# How far a product may be from the truth, as a share of both vectors' lengths (Cauchy-Schwarz):
+# each factor is rounded once and the sum once, by at most 2^-8 in bfloat16; and a little for the
+# sum in float32.
 _PRODUCT_ERROR = {torch.bfloat16: 3 * 2.0**-8 + 2.0**-11, torch.float32: 2.0**-11}
 _THRESHOLD_ROUNDING = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-22}
 
@@ -74,6 +75,7 @@ class ExactView:
         keys: NDArray[np.int64],
         is_live: NDArray[np.bool_],
         first_rows: dict[int, int],
+        max_length: float,
     ) -> None:
         self._rows = rows
         self._rows_f16_ND = rows_f16_ND
@@ -82,6 +84,7 @@ class ExactView:
         # None: all are alive, and no mask is needed.
         self._dead = None if self._num_live == len(keys) else torch.from_numpy(~is_live)
         self._first_rows = first_rows
+        self._max_length = max_length  # of any row
 
     def __len__(self) -> int:
         return self._num_live
@@ -113,7 +116,8 @@ class ExactView:
         best = torch.topk(scores_BN, min(count, self._num_live), dim=1).values
         dtype = self._rows.dtype
         margin = 2 * _PRODUCT_ERROR[dtype] + _THRESHOLD_ROUNDING[dtype]
-        threshold = (best[:, -1:].float() - margin).to(dtype)
+        lengths_B1 = torch.from_numpy(np.linalg.norm(queries_BD, axis=1, keepdims=True))
+        threshold = (best[:, -1:] - margin * self._max_length * lengths_B1).to(dtype)
         found = torch.nonzero(scores_BN >= threshold).numpy()  # (query, row), by query
         ends = np.searchsorted(found[:, 0], np.arange(1, len(queries_BD)))
         return [
@@ -129,6 +133,7 @@ class ExactIndex:
         self._width = width
         self._num_rows = 0
         self._num_dead = 0
+        self._max_length = 1.0
         self._segments: dict[int, tuple[int, int]] = {}  # number -> first row, rows
         self._is_live: NDArray[np.bool_]
         self._allocate(max(capacity, _MIN_CAPACITY))
@@ -158,6 +163,8 @@ class ExactIndex:
         self._is_live[first:end] = True
         self._segments[number] = (first, len(vectors_ND))
         self._num_rows = end
+        lengths = np.linalg.norm(vectors_ND.astype(np.float32), axis=1)
+        self._max_length = max(self._max_length, float(lengths.max(initial=0)))
 
     def remove(self, number: int) -> None:
         """Tombstone a segment's rows; copy the living together when too many are dead."""
@@ -183,6 +190,7 @@ class ExactIndex:
             keys=self._keys[:end],
             is_live=self._is_live[:end],
             first_rows={number: first for number, (first, _) in self._segments.items()},
+            max_length=self._max_length,
         )
 
     def _allocate(self, capacity: int) -> None:

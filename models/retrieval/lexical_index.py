@@ -159,11 +159,12 @@ class LexicalIndex:
         self._index.register_tokenizer(_PAIRS, TextAnalyzerBuilder(Tokenizer.whitespace()).build())
         self._num_threads = num_threads
         self._text_bytes: dict[int, int] = {}  # segment number -> bytes
+        self._num_text_bytes = 0
 
     @property
     def num_bytes(self) -> int:
         """An estimate: tantivy does not tell."""
-        return int(sum(self._text_bytes.values()) * _INDEX_BYTES_PER_TEXT_BYTE)
+        return int(self._num_text_bytes * _INDEX_BYTES_PER_TEXT_BYTE)
 
     def change(
         self, *, added: Iterable[tuple[int, Sequence[str]]], removed: Iterable[int]
@@ -175,11 +176,12 @@ class LexicalIndex:
         writer = self._index.writer(_WRITER_BYTES_PER_THREAD * self._num_threads, self._num_threads)
         for number in removed:
             writer.delete_documents_by_term(_SEGMENT, number)
-            del self._text_bytes[number]
+            self._num_text_bytes -= self._text_bytes.pop(number)
         for number, texts in added:
             for offset, text in enumerate(texts):
                 writer.add_document(_document(number, offset, text))
             self._text_bytes[number] = sum(map(len, texts))
+            self._num_text_bytes += self._text_bytes[number]
         writer.commit()
         writer.wait_merging_threads()
         self._index.reload()
