@@ -16,7 +16,7 @@ from cluster.config import ShoalConfig
 
 
 def config_summary(config: ShoalConfig) -> list[RenderableType]:
-    """The models as a table, then a line on the API."""
+    """The models as a table, then a line on the API and one on retrieval."""
     table = Table("model", "source", "dtype", "device", "replicas", "context", box=None)
     for model in config.models:
         is_default = model.name == config.default_model_name
@@ -30,7 +30,17 @@ def config_summary(config: ShoalConfig) -> list[RenderableType]:
             "the checkpoint's" if context is None else f"{context} tokens",
         )
     keys = f"the first one and {len(config.auth.api_keys)} of this file"
-    return [table, f"API on {api_url(config)}, keys: {keys if config.auth.required else 'none'}"]
+    api = f"API on {api_url(config)}, keys: {keys if config.auth.required else 'none'}"
+    return [table, api, _retrieval_summary(config)]
+
+
+def _retrieval_summary(config: ShoalConfig) -> str:
+    if not config.embedders:
+        return "Retrieval is off: there are no embedders"
+    names = ", ".join(embedder.name for embedder in config.embedders)
+    redis = "our own on this machine" if config.redis.url is None else "the one of redis.url"
+    storage = config.storage.s3_endpoint or config.storage.folder or "a folder of SHOAL_HOME"
+    return f"Retrieval with {names}; Redis: {redis}; objects: {storage}"
 
 
 def key_note(key: FirstKey) -> str:
@@ -75,20 +85,29 @@ def status_report(status: dict[str, Any]) -> list[RenderableType]:
     for title in ("model", "status", "replicas", "running", "waiting", "KV cache", "tokens/s"):
         table.add_column(title, justify="left" if title in ("model", "status") else "right")
     for pool in status["pools"]:
-        states = pool["replica_states"]
-        others = ", ".join(f"{n} {s.lower()}" for s, n in states.items() if s != "RUNNING")
         table.add_row(
             pool["model_name"],
             pool["status"].lower(),
-            str(states.get("RUNNING", 0)) + (f" (+ {others})" if others else ""),
+            _replicas(pool),
             str(pool["num_requests_running"]),
             str(pool["num_requests_waiting"]),
             f"{pool['kv_cache_usage']:.0%}",
             f"{pool['tokens_per_s']:.1f}",
         )
-    messages = [f"{p['model_name']}: {p['message']}" for p in status["pools"] if p["message"]]
+    for service in status["services"]:
+        table.add_row(service["name"], service["status"].lower(), _replicas(service))
+    named = [(pool["model_name"], pool["message"]) for pool in status["pools"]]
+    named += [(service["name"], service["message"]) for service in status["services"]]
+    messages = [f"{name}: {message}" for name, message in named if message]
     first = f"{status['status'].lower()} at {status['url']}, {status['num_processes']} processes"
     return [first, table, *messages]
+
+
+def _replicas(deployment: dict[str, Any]) -> str:
+    """How many run, and what the others do."""
+    states = deployment["replica_states"]
+    others = ", ".join(f"{n} {s.lower()}" for s, n in states.items() if s != "RUNNING")
+    return str(states.get("RUNNING", 0)) + (f" (+ {others})" if others else "")
 
 
 def show(parts: list[RenderableType]) -> None:

@@ -114,7 +114,7 @@ class RedisConfig(Section):
 
     # redis://, rediss:// or unix://, with user and password; SHOAL_REDIS_URL overrides it. None: a
     # server of our own on this machine, under SHOAL_HOME.
-    url: str | None = None
+    url: Annotated[str | None, Field(repr=False)] = None
     is_cluster: bool = False  # the URL names any node of a Redis Cluster
     key_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,32}$")] = "shoal"
     timeout_s: Annotated[float, Field(gt=0)] = 1.5  # of one command; then 503 with Retry-After

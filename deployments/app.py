@@ -1,21 +1,30 @@
 """The composition root: a `ShoalConfig` becomes one Serve application.
 
-One pool of `ModelReplica` per model, and the `Ingress` that holds a handle to each pool. Serve
-places, checks, replaces and rolls them out; its own HTTP front is not used (`http_listener`).
+One pool of `ModelReplica` per model, one of `EmbedderReplica` per embedding model, the pools of
+`RetrievalReplica` and `TaskWorker`, and the `Ingress` that holds a handle to each. Serve places,
+checks, replaces and rolls them out; its own HTTP front is not used (`http_listener`).
 """
 
 import hashlib
 import re
+from typing import Any
 
 from ray import serve
 from ray.serve import Application
 
-from cluster.config import ModelConfig, ShoalConfig
+from cluster.config import EmbedderConfig, ModelConfig, ShoalConfig
+from deployments.autoscaling_policy import embedder_options, retrieval_options
+from deployments.embedder_replica import EmbedderReplica
 from deployments.ingress_deployment import Ingress
+from deployments.local_ray import TASK_WORKER_CPUS
 from deployments.model_replica import ModelReplica
+from deployments.retrieval_replica import RetrievalReplica
+from deployments.task_worker import TaskWorker
 
 APPLICATION_NAME = "shoal"
 INGRESS_NAME = "Ingress"
+RETRIEVAL_NAME = "Retrieval"
+TASK_WORKER_NAME = "TaskWorker"
 
 # A rollout or a scale-down ends a replica when its streams have ended, however long they are;
 # what is still running after this is cut.
@@ -26,32 +35,49 @@ INGRESS_CPUS = 0.1  # places on Ray, not a limit
 # Serve counts calls through handles only, of which there are few.
 MAX_ONGOING_REQUESTS = 10_000
 
+# How Serve looks after every deployment.
+_CARE: dict[str, Any] = {
+    "max_ongoing_requests": MAX_ONGOING_REQUESTS,
+    "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+    "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
+    "graceful_shutdown_timeout_s": GRACEFUL_SHUTDOWN_TIMEOUT_S,
+    "graceful_shutdown_wait_loop_s": 0.1,
+    "max_constructor_retry_count": 1,
+}
+
 
 def build_application(config: ShoalConfig) -> Application:
     """Everything that `shoal up` runs, as Serve deploys it."""
     pools = {model.name: _pool(model, config.log_level) for model in config.models}
+    embedders = {one.name: _embedder(one, config.log_level) for one in config.embedders}
+    retrieval = _retrieval(config, embedders) if embedders else None
+    task_worker = _task_worker(config, embedders) if embedders else None
     ingress = serve.deployment(
         Ingress,
         name=INGRESS_NAME,
         num_replicas=config.http.num_ingress_replicas,
         ray_actor_options={"num_cpus": INGRESS_CPUS},
-        max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        health_check_period_s=HEALTH_CHECK_PERIOD_S,
-        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
-        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_TIMEOUT_S,
-        graceful_shutdown_wait_loop_s=0.1,
-        max_constructor_retry_count=1,
+        **_CARE,
         # A rollout starts the new ones first: the port is never without a listener.
         max_surge_percent=100,
     )
-    return ingress.bind(config, pools)
+    return ingress.bind(config, pools, embedders, retrieval, task_worker)
 
 
 def deployment_name(model_name: str) -> str:
     """The Serve deployment of a model's pool. Serve's log files are named after it too."""
+    return f"ModelReplica-{_slug(model_name)}"
+
+
+def embedder_deployment_name(model_name: str) -> str:
+    """The same of an embedding model."""
+    return f"EmbedderReplica-{_slug(model_name)}"
+
+
+def _slug(model_name: str) -> str:
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", model_name)
     digest = hashlib.sha256(model_name.encode()).hexdigest()[:6]  # two names may share a slug
-    return f"ModelReplica-{slug}-{digest}"
+    return f"{slug}-{digest}"
 
 
 def _pool(model: ModelConfig, log_level: str) -> Application:
@@ -60,11 +86,39 @@ def _pool(model: ModelConfig, log_level: str) -> Application:
         name=deployment_name(model.name),
         num_replicas=model.num_replicas,
         ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
-        max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        health_check_period_s=HEALTH_CHECK_PERIOD_S,
-        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
-        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_TIMEOUT_S,
-        graceful_shutdown_wait_loop_s=0.1,
-        max_constructor_retry_count=1,
+        **_CARE,
     )
     return deployment.bind(model, log_level=log_level)
+
+
+def _embedder(config: EmbedderConfig, log_level: str) -> Application:
+    deployment = serve.deployment(
+        EmbedderReplica,
+        name=embedder_deployment_name(config.name),
+        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
+        **embedder_options(config),
+        **_CARE,
+    )
+    return deployment.bind(config, log_level=log_level)
+
+
+def _retrieval(config: ShoalConfig, embedders: dict[str, Application]) -> Application:
+    deployment = serve.deployment(
+        RetrievalReplica,
+        name=RETRIEVAL_NAME,
+        ray_actor_options={"num_cpus": config.retrieval.num_cpus},
+        **retrieval_options(config.retrieval),
+        **_CARE,
+    )
+    return deployment.bind(config, embedders, log_level=config.log_level)
+
+
+def _task_worker(config: ShoalConfig, embedders: dict[str, Application]) -> Application:
+    deployment = serve.deployment(
+        TaskWorker,
+        name=TASK_WORKER_NAME,
+        num_replicas=config.retrieval.num_task_workers,
+        ray_actor_options={"num_cpus": TASK_WORKER_CPUS},
+        **_CARE,
+    )
+    return deployment.bind(config, embedders, log_level=config.log_level)

@@ -20,8 +20,23 @@ from ray.serve.schema import (
 )
 
 from cluster.config import ShoalConfig, shoal_home
-from deployments.app import APPLICATION_NAME, build_application, deployment_name
-from deployments.launch_events import Failed, Phase, PoolStatus, Ready, Report, encode_event
+from deployments.app import (
+    APPLICATION_NAME,
+    RETRIEVAL_NAME,
+    TASK_WORKER_NAME,
+    build_application,
+    deployment_name,
+    embedder_deployment_name,
+)
+from deployments.launch_events import (
+    Failed,
+    Phase,
+    PoolStatus,
+    Ready,
+    Report,
+    ServiceStatus,
+    encode_event,
+)
 from deployments.replica_endpoint import ReplicaFacts
 from deployments.startup_error import find_startup_message
 
@@ -62,7 +77,11 @@ def report(config: ShoalConfig) -> None:
         _pool_status(application, model.name, before[model.name], started_s)
         for model in config.models
     ]
-    _say(Report(status=str(application.status.value), pools=pools))
+    services = [
+        _service_status(application.deployments[deployed_as], name)
+        for name, deployed_as in _services(config)
+    ]
+    _say(Report(status=str(application.status.value), pools=pools, services=services))
 
 
 def main() -> None:
@@ -111,19 +130,28 @@ def _failure(application: ApplicationStatusOverview) -> str | None:
 
 
 def _phases(config: ShoalConfig, application: ApplicationStatusOverview) -> list[str]:
+    models = [(model.name, deployment_name(model.name)) for model in config.models]
     phases = []
-    for model in config.models:
-        deployment = application.deployments.get(deployment_name(model.name))
+    for name, deployed_as in (*models, *_services(config)):
+        deployment = application.deployments.get(deployed_as)
         if deployment is None:
             continue
         if deployment.status.value == "HEALTHY":
-            phases.append(f"{model.name}: ready")
+            phases.append(f"{name}: ready")
         else:
             states = _replica_states(deployment)
             num_changing = states.get("STARTING", 0) + states.get("UPDATING", 0)
             if num_changing:
-                phases.append(f"{model.name}: loading ({num_changing} of {model.num_replicas})")
+                phases.append(f"{name}: loading ({num_changing} of {sum(states.values())})")
     return phases
+
+
+def _services(config: ShoalConfig) -> list[tuple[str, str]]:
+    """The deployments that serve no chat model: what a person calls them, what Serve does."""
+    if not config.embedders:
+        return []
+    embedders = [(one.name, embedder_deployment_name(one.name)) for one in config.embedders]
+    return [*embedders, ("retrieval", RETRIEVAL_NAME), ("task workers", TASK_WORKER_NAME)]
 
 
 def _facts(model_name: str) -> ReplicaFacts:
@@ -163,6 +191,15 @@ def _pool_status(
         kv_cache_usage=max((replica["kv_cache_usage"] for replica in now), default=0.0),
         # A replica that was replaced meanwhile starts at zero again.
         tokens_per_s=max(num_tokens, 0.0) / elapsed_s,
+    )
+
+
+def _service_status(deployment: DeploymentStatusOverview, name: str) -> ServiceStatus:
+    return ServiceStatus(
+        name=name,
+        status=str(deployment.status.value),
+        message=find_startup_message(deployment.message) or deployment.message,
+        replica_states=_replica_states(deployment),
     )
 
 

@@ -9,15 +9,23 @@ import ray
 from ray.serve.handle import DeploymentHandle
 
 from cluster.api_keys import ApiKeys
+from cluster.bucket_tasks import BucketTasks
+from cluster.chunk_store import ChunkStore
 from cluster.config import ModelConfig, ShoalConfig, shoal_home
 from cluster.model_source import resolve_model_source
+from cluster.object_store import open_object_store
+from cluster.redis_client import RedisClient, connect
+from cluster.task_queue.queue import TaskQueue
 from cluster.telemetry import Telemetry
 from deployments.channel_pool import ChannelPool
 from deployments.cluster_secret import load_cluster_secret
+from deployments.embedder_handle import ServeEmbedder
 from deployments.http_listener import HTTPListener, bind_shared
 from deployments.ingress.app import build_asgi_app
 from deployments.ingress.served_model import ServedModel, load_served_model
+from deployments.ingress.services import RetrievalServices
 from deployments.process_logs import write_to_serve_log
+from deployments.retriever_handle import ServeRetriever
 from deployments.serve_private import (
     ServeReplicaPicker,
     keep_replica_server_off_other_interfaces,
@@ -29,18 +37,32 @@ class Ingress:
     """The Serve deployment class; `app.build_application` sets its options."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits the constructor
-        self, config: ShoalConfig, handles: dict[str, DeploymentHandle]
+        self,
+        config: ShoalConfig,
+        models: dict[str, DeploymentHandle],
+        embedders: dict[str, DeploymentHandle],
+        retrieval: DeploymentHandle | None,
+        task_worker: DeploymentHandle | None,
     ) -> None:
         """Wait for a replica of every model, then listen.
+
+        Args:
+            models, embedders: by the model's name.
+            retrieval, task_worker: None without embedders. Task workers are called by nobody: they
+                take their work from Redis, and are here to be deployed.
 
         Raises:
             StartupError: in one readable message, why this process cannot serve.
         """
         write_to_serve_log(config.log_level)
         keep_replica_server_off_other_interfaces(ray.util.get_node_ip_address())
+        self._redis: RedisClient | None = None
+        self._services: RetrievalServices | None = None
         try:
             secret = load_cluster_secret(shoal_home())
             listening_socket = bind_shared(config.http.host, config.http.port)
+            if retrieval is not None:
+                self._services = self._open_services(config, embedders, retrieval)
         except ValueError as error:
             raise StartupError(str(error)) from error
         node_id = ray.get_runtime_context().get_node_id()
@@ -52,19 +74,39 @@ class Ingress:
                 own_node_id=node_id,
                 max_buffered_tokens=config.http.max_buffered_tokens,
             )
-            for name, handle in handles.items()
+            for name, handle in models.items()
         }
-        models = await asyncio.gather(*(self._served_model(model) for model in config.models))
+        served = await asyncio.gather(*(self._served_model(model) for model in config.models))
         for pool in self._pools.values():
             pool.start()
         app = build_asgi_app(
             config,
-            {model.name: model for model in models},
+            {model.name: model for model in served},
             ApiKeys.from_config(config.auth),
             Telemetry(),
+            retrieval=self._services,
         )
         self._listener = HTTPListener(app, listening_socket)
         self._listener.start()
+
+    def _open_services(
+        self,
+        config: ShoalConfig,
+        embedders: dict[str, DeploymentHandle],
+        retrieval: DeploymentHandle,
+    ) -> RetrievalServices:
+        timeout_s = config.retrieval.search_timeout_s
+        self._redis = connect(config.redis)
+        return RetrievalServices(
+            embedders={
+                name: ServeEmbedder(handle, model_name=name, timeout_s=timeout_s)
+                for name, handle in embedders.items()
+            },
+            retriever=ServeRetriever(retrieval, timeout_s=timeout_s),
+            chunks=ChunkStore(self._redis),
+            tasks=BucketTasks(TaskQueue(self._redis)),
+            objects=open_object_store(config.storage, shoal_home()),
+        )
 
     async def _served_model(self, config: ModelConfig) -> ServedModel:
         pool = self._pools[config.name]
@@ -97,3 +139,7 @@ class Ingress:
         await self._listener.drain()
         for pool in self._pools.values():
             await pool.stop()
+        if self._services is not None:
+            await self._services.objects.close()
+        if self._redis is not None:
+            await self._redis.close()

@@ -1,10 +1,12 @@
 """The cluster on this machine: `up`, `down`, `status`.
 
-`up` checks what can be checked without Ray, starts Ray (`local_ray`), has the application deployed
-by the driver process, and returns when the API is ready. What fails leaves one readable message
+`up` checks what can be checked without Ray, starts Ray (`local_ray`) and, where none is configured,
+a Redis server (`embedded_redis`), has the application deployed by the driver process, and returns
+when the API is ready. What fails leaves one readable message
 and nothing running. Neither torch nor ray is imported in this process.
 """
 
+import asyncio
 import fcntl
 import os
 import signal
@@ -19,9 +21,22 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from cluster.config import ShoalConfig, shoal_home
+from cluster.config import ConfigError, ShoalConfig, shoal_home
+from cluster.errors import ServingError
+from cluster.redis_client import connect
+from cluster.redis_server_check import check_server, durability_warning
+from deployments import embedded_redis
+from deployments.embedded_redis import EmbeddedRedisError
 from deployments.http_listener import check_port_is_free
-from deployments.launch_events import Event, Failed, Phase, PoolStatus, Ready, decode_event
+from deployments.launch_events import (
+    Event,
+    Failed,
+    Phase,
+    PoolStatus,
+    Ready,
+    ServiceStatus,
+    decode_event,
+)
 from deployments.launch_events import Report as StatusReport
 from deployments.local_ray import (
     ClusterState,
@@ -54,6 +69,7 @@ class ClusterStatus:
     url: str = ""
     status: str = ""  # Serve's word for the application: RUNNING, DEPLOYING, UNHEALTHY, …
     pools: tuple[PoolStatus, ...] = ()
+    services: tuple[ServiceStatus, ...] = ()
     num_processes: int = 0
 
 
@@ -80,7 +96,7 @@ def up(config: ShoalConfig, *, say: Say) -> UpResult:
         state = local_ray.state()
         if state is not None and not _can_keep(local_ray, state, config):
             say("stopping what is left of the previous cluster")
-            local_ray.stop()
+            _stop(local_ray)
             state = None
         if state is not None:
             return _update(local_ray, state, config, say)
@@ -97,7 +113,7 @@ def down() -> int:
     if not home.exists():
         return 0
     with _only_one_launcher(home):
-        return LocalRay(home).stop()
+        return _stop(LocalRay(home))
 
 
 def status(config: ShoalConfig) -> ClusterStatus:
@@ -119,6 +135,7 @@ def status(config: ShoalConfig) -> ClusterStatus:
         url=_url(state.http_host, state.http_port),
         status=event.status,
         pools=tuple(event.pools),
+        services=tuple(event.services),
         num_processes=local_ray.num_processes(state),
     )
 
@@ -130,10 +147,62 @@ def logs_folder() -> Path:
 
 def _start(local_ray: LocalRay, config: ShoalConfig, say: Say) -> UpResult:
     _check_port(config)
+    _stop(local_ray)  # a server of a cluster whose record is lost
     say("starting Ray on this machine")
     with _stopping_on_failure(local_ray):
         state = local_ray.start(config)
         return _deploy(local_ray, state, config, say)
+
+
+def _stop(local_ray: LocalRay) -> int:
+    """Ray's processes first: they may still have something to write."""
+    num_processes = local_ray.stop()
+    try:
+        return num_processes + embedded_redis.stop(shoal_home())
+    except EmbeddedRedisError as error:
+        raise LaunchError(str(error)) from error
+
+
+def _needs_own_redis(config: ShoalConfig) -> bool:
+    return bool(config.embedders) and config.redis.url is None
+
+
+def _with_redis(
+    local_ray: LocalRay, state: ClusterState, config: ShoalConfig, say: Say
+) -> ShoalConfig:
+    """The configuration with the address of a Redis server, ours where it names none."""
+    if not _needs_own_redis(config):
+        return config
+    say("starting Redis on this machine")
+    try:
+        url = embedded_redis.start(
+            shoal_home(),
+            Path(state.run_folder),
+            environment=local_ray.inherited_environment(),
+        )
+    except EmbeddedRedisError as error:
+        raise LaunchError(str(error)) from error
+    return config.model_copy(update={"redis": config.redis.model_copy(update={"url": url})})
+
+
+def _check_redis(config: ShoalConfig, say: Say) -> None:
+    """
+    Raises:
+        LaunchError: it does not answer, or is too old.
+    """
+    if not config.embedders:
+        return
+    try:
+        warning = asyncio.run(_redis_warning(config))
+    except (ConfigError, ServingError) as error:
+        raise LaunchError(str(error)) from error
+    if warning is not None:
+        say(f"WARNING: {warning}")
+
+
+async def _redis_warning(config: ShoalConfig) -> str | None:
+    async with connect(config.redis) as redis:
+        return durability_warning(await check_server(redis))
 
 
 def _update(local_ray: LocalRay, state: ClusterState, config: ShoalConfig, say: Say) -> UpResult:
@@ -157,9 +226,13 @@ def _can_keep(local_ray: LocalRay, state: ClusterState, config: ShoalConfig) -> 
 
 
 def _deploy(local_ray: LocalRay, state: ClusterState, config: ShoalConfig, say: Say) -> UpResult:
-    event = _drive("deploy", local_ray, state, config, say=say)
+    complete = _with_redis(local_ray, state, config, say)
+    _check_redis(complete, say)
+    event = _drive("deploy", local_ray, state, complete, say=say)
     if not isinstance(event, Ready):
         raise LaunchError(event.message if isinstance(event, Failed) else "no outcome")
+    if not _needs_own_redis(config):
+        embedded_redis.stop(shoal_home())  # of the previous configuration
     url = _url(config.http.host, config.http.port)
     _wait_until_ready(url)
     local_ray.write_state(
@@ -247,7 +320,7 @@ def _stopping_on_failure(local_ray: LocalRay) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        local_ray.stop()
+        _stop(local_ray)
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -36,11 +36,21 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s: float  # generated, all replicas
 
 
+class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the other deployments: an embedding model, retrieval, the task workers."""
+
+    name: str
+    status: str  # Serve's word
+    message: str
+    replica_states: dict[str, int]
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):
     """The application as it is."""
 
     status: str  # Serve's word: RUNNING, DEPLOYING, UNHEALTHY, …
     pools: list[PoolStatus]
+    services: list[ServiceStatus] = []
 
 
 Event = Phase | Ready | Failed | Report

@@ -26,6 +26,7 @@ from cluster.config import ShoalConfig
 from deployments.cluster_secret import SECRET_FILE_NAME, create_private_text, new_secret
 
 CLUSTER_ID_VARIABLE = "SHOAL_CLUSTER_ID"
+TASK_WORKER_CPUS = 0.1  # it waits for others mostly; its parsing processes are not Ray's
 OBJECT_STORE_BYTES = 128 * 2**20  # control messages only; Ray's minimum is 75 MiB
 START_TIMEOUT_S = 120.0
 TERMINATE_WAIT_S = 3.0
@@ -142,14 +143,18 @@ class LocalRay:
         self._state_path.unlink(missing_ok=True)
         return num_stopped
 
-    def _environment(self, state: ClusterState) -> dict[str, str]:
-        """Isolated from the Ray settings of whoever calls."""
-        inherited = {
+    def inherited_environment(self) -> dict[str, str]:
+        """What the caller's environment has for processes of the cluster."""
+        own = ("SHOAL_API_KEY", "SHOAL_PORT", "SHOAL_REDIS_URL")  # the configuration has them
+        return {
             name: value
             for name, value in os.environ.items()
-            # The API key is not needed there: the configuration carries its digest.
-            if not name.startswith("RAY_") and name not in ("SHOAL_API_KEY", "SHOAL_PORT")
+            if not name.startswith("RAY_") and name not in own
         }
+
+    def _environment(self, state: ClusterState) -> dict[str, str]:
+        """Isolated from the Ray settings of whoever calls."""
+        inherited = self.inherited_environment()
         python_path = [str(_PACKAGE_ROOT), *filter(None, [inherited.get("PYTHONPATH")])]
         return {
             **inherited,
@@ -217,6 +222,10 @@ def needed_cpus(config: ShoalConfig) -> int:
     Ray's CPUs are places, not cores: a small machine may run more replicas than it has cores.
     """
     reserved = sum(model.num_replicas * model.num_cpus for model in config.models)
+    if config.embedders:
+        searching = config.retrieval.max_replicas * config.retrieval.num_cpus
+        embedding = sum(one.max_replicas * one.num_cpus for one in config.embedders)
+        reserved += searching + embedding + config.retrieval.num_task_workers * TASK_WORKER_CPUS
     return max(os.cpu_count() or 1, math.ceil(reserved) + 1)  # one for the ingresses
 
 

@@ -57,6 +57,14 @@ class FakeLaunch:
             "status": "RUNNING",
             "num_processes": 9,
             "pools": [pool],
+            "services": [
+                {
+                    "name": "retrieval",
+                    "status": "UPDATING",
+                    "message": "",
+                    "replica_states": {"STARTING": 1},
+                }
+            ],
         }
 
 
@@ -193,14 +201,15 @@ def test_other_commands_find_the_cluster_that_was_started(launch, tmp_path) -> N
     assert api_url(deployed_or_found_config()) == "http://127.0.0.1:8000"
 
 
-def test_status_shows_every_pool(launch, capsys) -> None:
+def test_status_shows_every_pool_and_service(launch, capsys) -> None:
     assert run("up") == 0
     capsys.readouterr()
     assert run("status") == 0
     out = capsys.readouterr().out
     assert "running at http://127.0.0.1:8000, 9 processes" in out
-    row = out.splitlines()[-1].split()
-    assert row == ["tiny", "healthy", "2", "(+", "1", "starting)", "3", "5", "25%", "41.3"]
+    *_, pool, service = (line.split() for line in out.splitlines())
+    assert pool == ["tiny", "healthy", "2", "(+", "1", "starting)", "3", "5", "25%", "41.3"]
+    assert service == ["retrieval", "updating", "0", "(+", "1", "starting)"]
 
 
 def test_status_for_a_program_is_json(launch, capsys) -> None:
