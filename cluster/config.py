@@ -74,6 +74,7 @@ class ModelConfig(Section):
     num_replicas: Annotated[int, Field(ge=1)] = 1
     num_cpus: Annotated[float, Field(ge=0)] = 1.0  # reserved on Ray per replica
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1  # ranks that share one replica's model
     chat_template: str | None = None  # a file; None: the checkpoint's own
     # A Jinja file that writes the found chunks into the system message; None: the family's own.
     retrieval_template: str | None = None
