@@ -7,6 +7,7 @@ have been carried out. Connections come back by themselves. The URL's password i
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import cached_property
@@ -48,6 +49,8 @@ _NOT_NOW = (
     RedisClusterException,
 )
 _NOT_NOW_CODES = ("LOADING", "BUSY", "MISCONF", "NOREPLICAS", "READONLY", "CLUSTERDOWN")
+
+logger = logging.getLogger(__name__)
 
 Argument = str | bytes | int | float
 
@@ -211,26 +214,28 @@ class RedisClient:
             return self._translated(error.__cause__)  # of the greeting: a wrong password
         if isinstance(error, OutOfMemoryError):
             return RedisFullError(
-                f"Redis at {self.address} is full (maxmemory): nothing can be stored until it has "
-                "more memory or buckets are deleted",
+                "Redis is full (maxmemory): nothing can be stored until it has more memory or "
+                "buckets are deleted",
                 retry_after_s=_RETRY_AFTER_FULL_S,
             )
         if isinstance(error, (AuthenticationError, NoPermissionError)):
-            return RedisRefusedError(
-                f"Redis at {self.address} refuses our user: {error}", retry_after_s=RETRY_AFTER_S
-            )
+            self._log("refuses our user", error)
+            return RedisRefusedError("Redis refuses our user", retry_after_s=RETRY_AFTER_S)
         if isinstance(error, _NOT_NOW) or str(error).split(" ", 1)[0] in _NOT_NOW_CODES:
-            return self._unavailable(f"cannot serve now: {error}")
+            return self._unavailable("cannot serve now", error)
         if isinstance(error, TimeoutError):  # our own
-            return self._unavailable(f"does not answer within {self._config.timeout_s:g} s")
+            return self._unavailable(f"does not answer within {self._config.timeout_s:g} s", error)
         if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)):
-            return self._unavailable(f"cannot be reached: {error}")
+            return self._unavailable("cannot be reached", error)
         return error
 
-    def _unavailable(self, what: str) -> ServiceUnavailableError:
-        return ServiceUnavailableError(
-            f"Redis at {self.address} {what}", retry_after_s=RETRY_AFTER_S
-        )
+    def _unavailable(self, what: str, error: Exception) -> ServiceUnavailableError:
+        self._log(what, error)
+        return ServiceUnavailableError(f"Redis {what}", retry_after_s=RETRY_AFTER_S)
+
+    def _log(self, what: str, error: Exception) -> None:
+        """Where the server is and what it says are for the operator, not for clients."""
+        logger.warning("Redis at %s %s: %s", self.address, what, error)
 
 
 def connect(config: RedisConfig) -> RedisClient:

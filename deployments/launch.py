@@ -24,6 +24,7 @@ import msgspec
 from cluster.config import ConfigError, ShoalConfig, shoal_home
 from cluster.errors import ServingError
 from cluster.redis_client import connect
+from cluster.redis_connections import address_of
 from cluster.redis_server_check import check_server, durability_warning
 from deployments import embedded_redis
 from deployments.embedded_redis import EmbeddedRedisError
@@ -194,7 +195,10 @@ def _check_redis(config: ShoalConfig, say: Say) -> None:
         return
     try:
         warning = asyncio.run(_redis_warning(config))
-    except (ConfigError, ServingError) as error:
+    except ServingError as error:
+        address = address_of(config.redis.url or "")
+        raise LaunchError(f"{error} (redis.url: {address}): {error.__cause__}") from error
+    except ConfigError as error:
         raise LaunchError(str(error)) from error
     if warning is not None:
         say(f"WARNING: {warning}")
