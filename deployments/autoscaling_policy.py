@@ -1,8 +1,9 @@
 """How many replicas of embedding models and of retrieval there should be, by the work that waits.
 
-Serve counts calls; one of an embedding model is a query of six tokens or a bulk of a hundred thousand. So each
-replica reports its queued tokens in seconds, by its own measured speed, and whether it computes
-(`EmbedderReplica.record_autoscaling_stats`); Serve averages both over time.
+Serve counts calls, which does for searches. A call of an embedding model is a query of six tokens
+or a bulk of a hundred thousand: so each of its replicas reports its queued tokens in seconds, by
+its own measured speed, and whether it computes (`EmbedderReplica.record_autoscaling_stats`); Serve
+averages both over time.
 """
 
 import math

@@ -158,7 +158,7 @@ class ExactIndex:
             self._move(np.flatnonzero(self._is_live[:first]), max(end, int(end * _GROWTH)))
             first, end = self._num_rows, self._num_rows + len(vectors_ND)
         self._rows_f16_ND[first:end] = vectors_ND
-        self._rows[first:end] = torch.from_numpy(np.ascontiguousarray(vectors_ND))
+        self._rows[first:end] = torch.from_numpy(self._rows_f16_ND[first:end])
         self._keys[first:end] = chunk_keys(number, len(vectors_ND))
         self._is_live[first:end] = True
         self._segments[number] = (first, len(vectors_ND))

@@ -20,6 +20,7 @@ _UNSPACED = (
 )
 _UNSPACED_RUN = re.compile(f"[{_UNSPACED}]+")
 _LETTERS_AND_DIGITS = re.compile(r"\d+|[^\W\d_]+")
+_THOUSANDS = re.compile(r"(?<=\d)(?=(?:\d{3})+$)")
 _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue"})
 _SPELT_UMLAUT = re.compile(r"(?<=[aou])e")
 
@@ -82,8 +83,11 @@ def _clauses_of_piece(piece: str, analyze: Analyzer) -> Iterator[Clause]:
 
 
 def _word_clause(word: str, spelt_out: tuple[str, ...]) -> Clause:
-    """A word, and how else it may stand in a text: `qx12` as `QX-12`, `Müller` as `Mueller`."""
-    spellings = dict.fromkeys([(word,), tuple(_LETTERS_AND_DIGITS.findall(word)), spelt_out])
+    """A word, and how else it may stand in a text: `qx12` as `QX-12`, `1234` as `1,234`, `Müller`
+    as `Mueller`.
+    """
+    apart = _THOUSANDS.split(word) if word.isdigit() else _LETTERS_AND_DIGITS.findall(word)
+    spellings = dict.fromkeys([(word,), tuple(apart), spelt_out])
     # `Mueller` as `Müller`, but not `does` as `DOS`.
     fallback = _SPELT_UMLAUT.sub("", word)
     return Clause(
