@@ -261,7 +261,7 @@ class BucketEmbedding:
                 run.vanished.append(info.key)
             except (UnreadableDocumentError, ServingError) as error:
                 failed = file_record(
-                    info, FileStatus.FAILURE, previous, error_reason=_reason(error)
+                    info, FileStatus.FAILURE, previous, error_reason=reason_of_failure(error)
                 )
                 await self._note(run, [failed])
                 run.put.append(failed)
@@ -304,7 +304,7 @@ def _outcome(run: _Run) -> Outcome:
     return Outcome(status=run.status, result=msgspec.json.encode(result), error=error)
 
 
-def _reason(error: UnreadableDocumentError | ServingError) -> str:
+def reason_of_failure(error: UnreadableDocumentError | ServingError) -> str:
     """Why a single file failed.
 
     Raises:

@@ -6,8 +6,9 @@ Several may run at once; Redis decides who does what.
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from cluster.bucket_tasks import BucketTasks, EmbedBucket, SyncBucket
+from cluster.bucket_tasks import BucketTasks, EmbedBucket, EmbedWebsite, SyncBucket
 from cluster.chunk_store import ChunkStore
 from cluster.config import DEFAULT_TENANT, ShoalConfig
 from cluster.errors import ServiceUnavailableError
@@ -21,37 +22,56 @@ from cluster.task_queue.worker_loop import LEASE_S, TaskWorkerLoop
 from cluster.types import BucketRef
 from deployments.bucket_embedding import BucketEmbedding, EmbeddingWish, PassageEmbedder
 from deployments.file_embedding import ChunkReader, FileEmbedding
+from deployments.website_embedding import WebsiteEmbedding
 
 logger = logging.getLogger(__name__)
 
 _NOTHING_TO_DO = Outcome(status=TaskStatus.SUCCEEDED)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What a worker works with; it stays open when the worker stops."""
+
+    redis: RedisClient
+    objects: ObjectStore
+    reader: ChunkReader
+    embedders: Mapping[str, PassageEmbedder]  # by model name
+
+
 class BucketWorker:
-    """What it is given stays open when it stops."""
+    """Belongs to one event loop."""
 
     def __init__(
         self,
         config: ShoalConfig,
-        redis: RedisClient,
-        objects: ObjectStore,
-        reader: ChunkReader,
-        embedders: Mapping[str, PassageEmbedder],
+        around: Surroundings,
         *,
         name: str,
         lease_s: float = LEASE_S,
+        crawled_networks: Sequence[str] = (),
     ) -> None:
+        """`crawled_networks`: the operator's, that may be crawled beside the public internet."""
         self._interval_s = config.retrieval.sync_interval_s
         self._tenants = tenants_of(config)
-        self._chunks = ChunkStore(redis)
-        self._queue = TaskQueue(redis)
+        self._chunks = ChunkStore(around.redis)
+        self._queue = TaskQueue(around.redis)
         self._tasks = BucketTasks(self._queue)
         self._files = FileEmbedding(
-            objects, self._chunks, reader, max_object_bytes=config.retrieval.max_object_bytes
+            around.objects,
+            self._chunks,
+            around.reader,
+            max_object_bytes=config.retrieval.max_object_bytes,
         )
-        self._embedding = BucketEmbedding(objects, self._chunks, self._files, embedders)
+        self._embedding = BucketEmbedding(
+            around.objects, self._chunks, self._files, around.embedders
+        )
+        self._websites = WebsiteEmbedding(
+            around.objects, self._embedding, allowed_networks=crawled_networks
+        )
         self._loop = TaskWorkerLoop(self._queue, name=name, lease_s=lease_s)
         self._loop.handle(EmbedBucket, self._embed)
+        self._loop.handle(EmbedWebsite, self._embed_website)
         self._loop.handle(SyncBucket, self._sync)
 
     @property
@@ -75,6 +95,10 @@ class BucketWorker:
     async def _embed(self, body: EmbedBucket, task: RunningTask) -> Outcome:
         bucket = BucketRef(task.record.tenant, body.bucket_name)
         return await self._embedding.embed(bucket, _wish(body), task)
+
+    async def _embed_website(self, body: EmbedWebsite, task: RunningTask) -> Outcome:
+        bucket = BucketRef(task.record.tenant, body.bucket_name)
+        return await self._websites.embed(bucket, body, _wish(body), task)
 
     async def _sync(self, body: SyncBucket, task: RunningTask) -> Outcome:
         bucket = BucketRef(task.record.tenant, body.bucket_name)

@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from cluster.config import ShoalConfig, shoal_home
 from cluster.object_store import open_object_store
 from cluster.redis_client import connect
-from deployments.bucket_worker import BucketWorker
+from deployments.bucket_worker import BucketWorker, Surroundings
 from deployments.embedder_handle import ServeEmbedder
 from deployments.process_logs import write_to_serve_log
 from deployments.serve_private import keep_replica_server_off_other_interfaces
@@ -60,15 +60,18 @@ class TaskWorker:
                 memory_bytes=retrieval.parse_memory_bytes,
             )
         )
+        timeout_s = retrieval.search_timeout_s
         self._worker = BucketWorker(
             config,
-            self._redis,
-            self._objects,
-            self._reader,
-            {
-                name: ServeEmbedder(handle, model_name=name, timeout_s=retrieval.search_timeout_s)
-                for name, handle in embedders.items()
-            },
+            Surroundings(
+                redis=self._redis,
+                objects=self._objects,
+                reader=self._reader,
+                embedders={
+                    name: ServeEmbedder(handle, model_name=name, timeout_s=timeout_s)
+                    for name, handle in embedders.items()
+                },
+            ),
             name=serve.get_replica_context().replica_id.unique_id,
         )
         self._running = asyncio.create_task(self._worker.run())

@@ -11,7 +11,7 @@ import msgspec
 from cluster.redis_client import Argument, Script
 from cluster.task_queue import scripts
 from cluster.task_queue.queue import TaskQueue
-from cluster.task_queue.records import record_of, token_of
+from cluster.task_queue.records import fields_of, record_of, token_of
 from cluster.task_queue.task import (
     Lease,
     LeaseLostError,
@@ -54,7 +54,7 @@ class TaskLeases:
         )
         assert isinstance(answer, list)
         if answer[0] == b"task":
-            fields = dict(zip(answer[1][::2], answer[1][1::2], strict=True))
+            fields = fields_of(answer[1])
             record = record_of(fields)
             assert record is not None, "a claimed task is remembered"
             return Lease(record=record, token=token_of(fields))

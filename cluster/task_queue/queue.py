@@ -14,7 +14,7 @@ import msgspec
 from cluster.errors import FieldProblem, NotFoundError, ValidationError
 from cluster.redis_client import Argument, RedisClient, Script
 from cluster.task_queue import scripts
-from cluster.task_queue.records import record_of
+from cluster.task_queue.records import fields_of, record_of
 from cluster.task_queue.task import NewTask, TaskRecord, TaskStatus, type_name
 
 DEFAULT_QUEUE = "tasks"
@@ -53,19 +53,18 @@ class TaskQueue:
         body = msgspec.json.encode(task.body)
         name = type_name(type(task.body))
         retention_s = self._retention_s if task.retention_s is None else task.retention_s
-        found, task_id = _words(
-            await self.run(
-                scripts.ENQUEUE,
-                *(str(uuid.uuid4()), name, body, task.tenant, int(task.priority), task.lane),
-                *(_digest(task.coalesce_key), round(task.delay_s * 1000)),
-                round(retention_s * 1000),
-                *(_digest(task.idempotency_key), _digest(f"{name} {body.decode()}")),
-            )
+        answer = await self.run(
+            scripts.ENQUEUE,
+            *(str(uuid.uuid4()), name, body, task.tenant, int(task.priority), task.lane),
+            *(_digest(task.coalesce_key), round(task.delay_s * 1000)),
+            round(retention_s * 1000),
+            *(_digest(task.idempotency_key), _digest(f"{name} {body.decode()}")),
         )
-        if found == "conflict":
-            raise _key_reused(task.idempotency_key, task_id)
-        record = await self._read(task_id)
-        assert record is not None, "a task is remembered when it has just been put in"
+        assert isinstance(answer, list)
+        record = record_of(fields_of(answer[1]))
+        assert record is not None, "a task that was just found is remembered"
+        if answer[0] == b"conflict":
+            raise _key_reused(task.idempotency_key, record.task_id)
         return record
 
     async def get(self, tenant: str, task_id: str) -> TaskRecord:
@@ -234,11 +233,6 @@ class TaskQueue:
 def _digest(text: str) -> str:
     """Of clients' texts, which may be long and have any character; "" stays ""."""
     return hashlib.sha256(text.encode()).hexdigest() if text else ""
-
-
-def _words(answer: object) -> list[str]:
-    assert isinstance(answer, list)
-    return [word.decode() for word in answer]
 
 
 def _key_reused(key: str, task_id: str) -> ValidationError:

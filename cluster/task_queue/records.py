@@ -1,10 +1,15 @@
 """From a task's hash in Redis to a `TaskRecord`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from cluster.task_queue.task import Progress, TaskPriority, TaskRecord, TaskStatus
+
+
+def fields_of(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    """A hash as scripts return it: names and values in turn."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def record_of(fields: Mapping[bytes, bytes]) -> TaskRecord | None:

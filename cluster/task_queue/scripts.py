@@ -124,16 +124,18 @@ DONE = -2
 CANCEL_REQUESTED = 1
 
 # ARGV: id, type, body, tenant, priority, lane, coalesce, delay_ms, retention_ms, once, digest
+# -> {'new', 'known' or 'conflict', the fields of the task that was meant}
 ENQUEUE = Script(
     _PRELUDE
     + """
 local id, tenant, priority, coalesce = ARGV[1], ARGV[4], ARGV[5], ARGV[7]
-if redis.call('EXISTS', key('task', id)) == 1 then return {'known', id} end
+local function answer(how, found) return {how, redis.call('HGETALL', key('task', found))} end
+if redis.call('EXISTS', key('task', id)) == 1 then return answer('known', id) end
 local once = key('once', tenant, ARGV[10])
 if ARGV[10] ~= '' then
   local known = redis.call('HMGET', once, 'id', 'digest')
   if known[1] and redis.call('EXISTS', key('task', known[1])) == 1 then
-    return {known[2] == ARGV[11] and 'known' or 'conflict', known[1]}
+    return answer(known[2] == ARGV[11] and 'known' or 'conflict', known[1])
   end
 end
 local waiting = coalesce ~= '' and redis.call('GET', key('waiting', coalesce))
@@ -142,7 +144,7 @@ if ARGV[10] ~= '' then
   redis.call('HSET', once, 'id', found, 'digest', ARGV[11])
   redis.call('PEXPIRE', once, ARGV[9])
 end
-if waiting then return {'known', waiting} end
+if waiting then return answer('known', waiting) end
 local at = now()
 redis.call('HSET', key('task', id), 'id', id, 'type', ARGV[2], 'body', ARGV[3], 'tenant', tenant,
   'priority', priority, 'lane', ARGV[6], 'coalesce', coalesce, 'created_ms', at,
@@ -154,7 +156,7 @@ if ARGV[8] ~= '0' then
 else
   push(id, 'RPUSH')
 end
-return {'new', id}
+return answer('new', id)
 """
 )
 

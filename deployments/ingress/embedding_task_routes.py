@@ -1,7 +1,6 @@
 """`/v2/ai/embeddings` and `…/url`: tasks that embed buckets, asked for, listed and looked at."""
 
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
@@ -23,6 +22,8 @@ from cluster.telnyx_schema.tasks import (
     TaskObject,
 )
 from cluster.types import BucketRef
+from deployments.crawler.errors import CrawlError
+from deployments.crawler.site_url import SiteURL
 from deployments.ingress.embedding_routes import OpenAIEmbeddings, is_embeddings_request
 from deployments.ingress.errors import send_json
 from deployments.ingress.exchange import SCOPE_KEY, Exchange
@@ -180,14 +181,9 @@ async def _send_task(send: Send, record: TaskRecord) -> None:
 def _check_url(url: str) -> None:
     """
     Raises:
-        ValidationError: it has no scheme and host that a crawler could use.
+        ValidationError: it is none that can be crawled; says why.
     """
     try:
-        parts = urlsplit(url)
-        is_web = parts.scheme in ("http", "https") and bool(parts.hostname)
-        has_port = parts.port != 0
-    except ValueError:
-        is_web = has_port = False
-    if not (is_web and has_port and url.isprintable()):
-        message = f"must be like https://example.com/page; given {shown(url)}"
-        raise ValidationError([FieldProblem(loc=("url",), message=message)])
+        SiteURL.parse(url)
+    except CrawlError as error:
+        raise ValidationError([FieldProblem(loc=("url",), message=str(error))]) from error

@@ -15,7 +15,8 @@ from cluster.redis_client import RedisClient, connect
 from cluster.task_queue.queue import TaskQueue
 from cluster.task_queue.task import TaskRecord
 from cluster.types import BucketRef
-from deployments.bucket_worker import BucketWorker
+from deployments.bucket_worker import BucketWorker, Surroundings
+from deployments.file_embedding import ChunkReader
 from tests.deployments.bucket_fakes import HashEmbedder, LineReader
 
 BUCKET = BucketRef("default", "handbook")
@@ -29,7 +30,7 @@ class Rig:
     redis: RedisClient
     objects: ObjectStore
     embedders: dict[str, HashEmbedder]
-    reader: LineReader = field(default_factory=LineReader)
+    reader: ChunkReader = field(default_factory=LineReader)
 
     def __post_init__(self) -> None:
         self.chunks = ChunkStore(self.redis)
@@ -37,14 +38,24 @@ class Rig:
         self.tasks = BucketTasks(self.queue)
 
     @property
+    def filenames(self) -> list[str]:
+        """Of all that were read."""
+        assert isinstance(self.reader, LineReader)
+        return self.reader.filenames
+
+    @property
     def embedder(self) -> HashEmbedder:
         return self.embedders["m"]
 
     def worker(self, name: str = "w", *, lease_s: float = 5.0) -> BucketWorker:
+        around = Surroundings(
+            redis=self.redis,
+            objects=self.objects,
+            reader=self.reader,
+            embedders=dict(self.embedders),
+        )
         return BucketWorker(
-            *(self.config, self.redis, self.objects, self.reader, self.embedders),
-            name=name,
-            lease_s=lease_s,
+            self.config, around, name=name, lease_s=lease_s, crawled_networks=["127.0.0.0/8"]
         )
 
     @asynccontextmanager

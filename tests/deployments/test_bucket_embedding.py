@@ -65,11 +65,11 @@ async def test_only_what_has_changed_is_read_again_and_what_is_gone_is_dropped(
     async with bucket_rig.working():
         await bucket_rig.embed()
         before = await bucket_rig.files()
-        bucket_rig.reader.filenames.clear()
+        bucket_rig.filenames.clear()
         await bucket_rig.put(a="new", d="more")
         await bucket_rig.objects.delete(BUCKET, "c.txt")
         done = await bucket_rig.embed()
-    assert sorted(bucket_rig.reader.filenames) == ["a.txt", "d.txt"]
+    assert sorted(bucket_rig.filenames) == ["a.txt", "d.txt"]
     assert await bucket_rig.texts() == {"a.txt": ["new"], "b.txt": ["same"], "d.txt": ["more"]}
     assert msgspec.json.decode(done.result)["num_read"] == 2
     after = await bucket_rig.files()

@@ -71,9 +71,9 @@ async def test_a_sync_does_not_read_again_what_could_not_be_read(bucket_rig: Rig
         await bucket_rig.put(c="three")
         await bucket_rig.tasks.request_sync(BUCKET)
         await until_texts(bucket_rig, {"a.txt": ["one"], "c.txt": ["three"]})
-        assert bucket_rig.reader.filenames.count("b.txt") == 1
+        assert bucket_rig.filenames.count("b.txt") == 1
         await bucket_rig.embed()  # who asks for it gets it
-    assert bucket_rig.reader.filenames.count("b.txt") == 2
+    assert bucket_rig.filenames.count("b.txt") == 2
 
 
 async def test_a_bucket_that_was_never_embedded_does_not_become_so_by_a_sync(

@@ -25,7 +25,7 @@ from cluster.retrieval import Embedder, EmbedderFacts, Embeddings, InputKind, Se
 from cluster.task_queue.queue import TaskQueue
 from cluster.types import BucketRef, FoundChunk
 from deployments.bucket_embedding import PassageEmbedder
-from deployments.bucket_worker import BucketWorker
+from deployments.bucket_worker import BucketWorker, Surroundings
 from deployments.ingress.services import RetrievalServices
 from deployments.local_embedder import LocalEmbedder
 from models.documents.reader import DocumentReader
@@ -196,7 +196,10 @@ async def serving_buckets(
             tasks=tasks,
             objects=objects,
         )
-        worker = BucketWorker(config, redis, objects, reader, embedders, name="w", lease_s=1.0)
+        around = Surroundings(redis=redis, objects=objects, reader=reader, embedders=embedders)
+        worker = BucketWorker(
+            config, around, name="w", lease_s=1.0, crawled_networks=["127.0.0.0/8"]
+        )
         working = asyncio.create_task(worker.run())
         try:
             async with serving(checkpoint, config, retrieval=services) as server:
