@@ -82,5 +82,6 @@ def _extract(data: bytes, mime_type: str, **options: Any) -> kreuzberg.Extractio
     try:
         return kreuzberg.extract_bytes_sync(data, mime_type, config)
     except Exception as error:  # it has no common base class of its errors
-        reason = " ".join(str(error).split())[:_MAX_REASON_CHARS]
+        text = str(error).removeprefix(f"{type(error).__name__}: ")
+        reason = " ".join(text.split())[:_MAX_REASON_CHARS]
         raise UnreadableDocumentError(f"It cannot be parsed: {reason}") from error

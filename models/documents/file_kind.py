@@ -1,11 +1,11 @@
 """What a file is: told by its content first, and by its name where the content leaves a choice."""
 
-import zipfile
 from enum import Enum, auto
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from models.documents.errors import UnreadableDocumentError
+from models.documents.office_package import OfficePackage
 
 HEAD_BYTES = 4096
 
@@ -100,17 +100,10 @@ def detect_kind(file: BinaryIO, filename: str) -> FileKind:
 
 
 def _kind_of_archive(file: BinaryIO) -> FileKind:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = set(archive.namelist())
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-        raise UnreadableDocumentError(
-            "It is a ZIP archive (as Office files are) that is damaged or cut short."
-        ) from error
-    finally:
-        file.seek(0)
+    package = OfficePackage(file)
+    file.seek(0)
     for part, kind in _OFFICE_PARTS.items():
-        if part in names:
+        if package.has(part):
             return kind
     raise UnreadableDocumentError(
         "It is a ZIP archive, and not a Word, PowerPoint or Excel file; unpack it."

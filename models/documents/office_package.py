@@ -1,6 +1,8 @@
 """The zip archives that Office files are: which parts they have, unpacked within limits."""
 
+import lzma
 import posixpath
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -13,7 +15,10 @@ from models.documents.errors import UnreadableDocumentError
 MAX_PART_BYTES = 256 * 2**20
 _MAX_RATIO = 1000  # XML seldom shrinks to less than a hundredth
 _RELATIONSHIPS = "{http://schemas.openxmlformats.org/package/2006/relationships}"
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
+_DAMAGE = (  # what zipfile raises, beside its own error, of archives that lie about themselves
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(EOFError, NotImplementedError, RuntimeError, OSError, ValueError, KeyError, IndexError),
+)
 
 
 class OfficePackage:
@@ -62,6 +67,8 @@ class OfficePackage:
         try:
             with self._open(name) as part:
                 yield from ElementTree.iterparse(part, events=("start", "end"))
+        except UnreadableDocumentError:
+            raise
         except ElementTree.ParseError as error:
             raise UnreadableDocumentError(f"{name} is damaged: {error}.") from error
         except _DAMAGE as error:

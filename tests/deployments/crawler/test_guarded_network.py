@@ -41,10 +41,10 @@ class FakeResolver:
 
 @pytest.mark.parametrize(
     "host",
-    (
+    [
         *("127.0.0.1", "localhost", "2130706433", "0x7f000001", "0x7f.1", "127.1", "0177.0.0.1"),
         *("0", "[::1]", "[::ffff:127.0.0.1]", "[::]"),
-    ),
+    ],
 )
 async def test_this_machine_is_not_crawled_however_it_is_written(site: Site, host: str) -> None:
     with pytest.raises(CrawlError, match=r"has the address|no such host|cannot be reached"):

@@ -1,12 +1,15 @@
+import contextlib
 import io
 
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.documents.errors import UnreadableDocumentError
 from models.documents.parser import read_blocks
 from models.documents.settings import Loader
-from tests.models.documents.made_files import docx, paragraph, pdf
+from tests.models.documents.made_files import docx, paragraph, pdf, pptx, styles, table
 
 
 def read(data: bytes, filename: str, loader: Loader = Loader.DEFAULT) -> str:
@@ -58,3 +61,34 @@ def test_the_intercom_loader_refuses_other_json_and_reads_other_files() -> None:
     with pytest.raises(UnreadableDocumentError, match="not JSON"):
         read(b'{"a": 1', "a.json", Loader.INTERCOM)
     assert read(pdf(["text"]), "a.pdf", Loader.INTERCOM) == "text\n"
+
+
+WHOLE_FILES = [
+    ("a.docx", docx(paragraph("H", style="Heading1"), paragraph("text"), table([["a", "b"]]))),
+    ("a.docx", docx(paragraph("x", style="X"), parts=styles('<w:style w:styleId="X"/>'))),
+    ("a.pptx", pptx([("T", "body"), ("U", "more")], notes={0: "note"})),
+    ("a.html", b"<html><head><title>T</title></head><body><h1>H</h1><p>text</p></body></html>"),
+    ("a.md", b"---\nx\n---\n# H\n\ntext\n```\ncode\n```\nU\n==\n"),
+    ("a.csv", b'name,city\n"Ann",Oslo\nBob;x,Rome\n'),
+    ("a.json", b'{"data": [{"a": 1, "b": [1, {"c": "\xc3\xa4"}]}, {"a": null}], "x": "y"}'),
+    ("a.txt", "Größe, 漢字. ".encode() * 20),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    whole=st.sampled_from(WHOLE_FILES),
+    edits=st.lists(
+        st.tuples(st.floats(0, 1), st.integers(0, 20), st.binary(max_size=20)), max_size=4
+    ),
+    loader=st.sampled_from(Loader),
+)
+def test_a_damaged_file_is_read_or_refused(
+    whole: tuple[str, bytes], edits: list[tuple[float, int, bytes]], loader: Loader
+) -> None:
+    filename, data = whole
+    for place, num_removed, added in edits:
+        start = int(place * len(data))
+        data = data[:start] + added + data[start + num_removed :]
+    with contextlib.suppress(UnreadableDocumentError):
+        assert read(data, filename, loader).strip()
