@@ -25,14 +25,17 @@ _DESCRIPTIONS = {
     200: "The answer.",
     400: "Refused, though well-formed; or not JSON.",
     401: "No valid API key.",
-    404: "No such model, bucket or task.",
+    404: "No such model, bucket, task or secret.",
     408: "The client reads too slowly.",
+    409: "There is one with this name already.",
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
     422: "Fields that are wrong, each by its path.",
     429: "Too many requests; see Retry-After.",
     500: "An error of the server.",
-    503: "No replica can answer now; see Retry-After.",
+    502: "An external provider answers with what is no answer.",
+    503: "No replica or provider can answer now; see Retry-After.",
+    504: "An external provider does not answer in time.",
 }
 # A parameter in a route's path, and starlette's converter for it.
 _IN_PATH = re.compile(r"\{(\w+)(:\w+)?\}")
@@ -58,7 +61,10 @@ def openapi_document(
     ]
     for operation in operations:
         types += [(request, "validation") for request in operation.requests]
-        answers = (operation.answer, operation.other_answer, operation.not_found)
+        answers = (
+            *(operation.answer, operation.other_answer),
+            *(operation.not_found, operation.refused),
+        )
         types += [(answer, "serialization") for answer in answers if answer is not None]
     refs, definitions = models_json_schema(types, ref_template="#/components/schemas/{model}")
     writer = _Writer(operations, refs, is_key_required=is_key_required)
@@ -143,7 +149,7 @@ class _Writer:
             statuses.add(401)
         if operation.is_anthropic:
             statuses.discard(422)  # theirs is 400
-        responses = {"200": self._success(operation)}
+        responses = {str(operation.success): self._success(operation)}
         for status in sorted(statuses):
             responses[str(status)] = {
                 "description": _DESCRIPTIONS[status],
@@ -173,6 +179,8 @@ class _Writer:
         if status == 404 and operation.not_found is not None:
             bodies = (operation.not_found, ErrorsBody)
             return _any_of([self._refs[body, "serialization"] for body in bodies])
+        if status in (400, 422) and operation.refused is not None:
+            return self._refs[operation.refused, "serialization"]
         body = ValidationErrorBody if status == 422 else ErrorsBody
         return self._refs[body, "serialization"]
 

@@ -32,6 +32,13 @@ from cluster.telnyx_schema.buckets import (
     SimilaritySearchAnswer,
     SimilaritySearchRequest,
 )
+from cluster.telnyx_schema.integration_secrets import (
+    SECRET_TYPES,
+    IntegrationSecretAnswer,
+    IntegrationSecretListAnswer,
+    IntegrationSecretRequest,
+    SecretErrorsBody,
+)
 from cluster.telnyx_schema.tasks import (
     STATUS_FILTERS,
     EmbedBucketRequest,
@@ -70,9 +77,11 @@ class Operation:
     answer: type[BaseModel] | None  # None: text
     other_answer: type[BaseModel] | None = None  # what the second of the requests is answered with
     is_empty: bool = False  # the answer has no body
+    success: int = 200  # the status of an answer
     has_stream: bool = False  # with `stream: true` the answer is a stream of events
     errors: tuple[int, ...] = ()
     not_found: type[BaseModel] | None = None  # another body that a 404 may have
+    refused: type[BaseModel] | None = None  # the body that a 400 or a 422 has instead
     is_open: bool = False  # needs no key
     is_anthropic: bool = False
 
@@ -88,7 +97,7 @@ CHAT = Operation(
     requests=(ChatCompletionRequest,),
     answer=ChatCompletion,
     has_stream=True,
-    errors=_BODY_ERRORS + _RUN_ERRORS,
+    errors=(*_BODY_ERRORS, *_RUN_ERRORS, 502, 504),
 )
 COMPLETIONS = Operation(
     name="completions",
@@ -294,6 +303,43 @@ BUCKET_OPERATIONS = (
     DELETE_EMBEDDINGS,
     EMBEDDING_TASK,
 )
+_SECRETS = "/v2/integration_secrets"
+
+CREATE_SECRET = Operation(
+    name="create_integration_secret",
+    summary="Keep a key for another service, encrypted; its value is never shown again",
+    paths=(_SECRETS,),
+    requests=(IntegrationSecretRequest,),
+    answer=IntegrationSecretAnswer,
+    success=201,
+    errors=(*_BODY_ERRORS, 409, 500, 503),
+    refused=SecretErrorsBody,
+)
+SECRETS = Operation(
+    name="integration_secrets",
+    summary="The tenant's integration secrets without their values, the newest first",
+    method="GET",
+    paths=(_SECRETS,),
+    parameters=(
+        Parameter(name="filter[type]", schema={"type": "string", "enum": list(SECRET_TYPES)}),
+        *_PAGE,
+    ),
+    answer=IntegrationSecretListAnswer,
+    errors=(400, *_UNAVAILABLE),
+    refused=SecretErrorsBody,
+)
+DELETE_SECRET = Operation(
+    name="delete_integration_secret",
+    summary="Delete an integration secret by its id",
+    method="DELETE",
+    paths=(f"{_SECRETS}/{{id}}",),
+    answer=None,
+    is_empty=True,
+    success=204,
+    errors=_UNAVAILABLE,
+)
+SECRET_OPERATIONS = (CREATE_SECRET, SECRETS, DELETE_SECRET)
+
 OPERATIONS = (
     CHAT,
     EMBEDDINGS,
