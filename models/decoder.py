@@ -1,7 +1,8 @@
 """One decoder for Llama, Mistral, Qwen2 and Qwen3: their differences are data in `DecoderConfig`.
 
 It knows the arithmetic of a step and the checkpoint's name of each weight; not where keys and
-values live (`models.attention`), nor how weights are read (`models.weights`).
+values live (`models.attention`), nor how weights are read (`models.weights`), nor which part of
+them a tensor-parallel rank holds (`models.parallel.sharding`).
 
 Shapes: T = tokens in the step, M = model width, F = feed-forward width, H = query heads,
 K = key/value heads, N = H + K, D = head width, V = vocabulary. Sizes are per tensor-parallel rank.
@@ -17,6 +18,8 @@ from models.attention.backend import StepAttention
 from models.checkpoint import DecoderConfig
 from models.layers import Linear, Rope, rms_norm
 from models.operations import DecoderOperations, HeadNorms, Rotation, TorchOperations
+from models.parallel.group import TPGroup
+from models.parallel.sharding import Shards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,13 +32,26 @@ class DecoderStep:
 
 
 class DecoderLayer:
-    """Attention and feed-forward, each after a norm and added to the residual stream."""
+    """Attention and feed-forward, each after a norm and added to the residual stream.
+
+    Every rank has some of the heads and some of the feed-forward's numbers, and the whole stream:
+    what the two add to it is the sum of what the ranks compute.
+    """
 
     def __init__(
-        self, config: DecoderConfig, layer_index: int, *, dtype: torch.dtype, device: str
+        self,
+        shards: Shards,
+        layer_index: int,
+        *,
+        group: TPGroup,
+        dtype: torch.dtype,
+        device: str,
     ) -> None:
+        config = shards.config
         self._config = config
         self._layer_index = layer_index
+        self._group = group
+        is_first = shards.holds_summed_biases
         width, ff_width = config.hidden_size, config.intermediate_size
         q_width = config.num_heads * config.head_dim
         kv_width = config.num_kv_heads * config.head_dim
@@ -53,10 +69,10 @@ class DecoderLayer:
             self.head_norms = HeadNorms(
                 query_D=norm(config.head_dim), key_D=norm(config.head_dim), eps=config.rms_norm_eps
             )
-        self.o = linear(q_width, width, config.has_output_bias)
+        self.o = linear(q_width, width, config.has_output_bias and is_first)
         self.post_attention_norm_M = norm(width)
         self.gate_up = linear(width, 2 * ff_width, config.has_mlp_bias)
-        self.down = linear(ff_width, width, config.has_mlp_bias)
+        self.down = linear(ff_width, width, config.has_mlp_bias and is_first)
 
     def forward(
         self,
@@ -74,7 +90,8 @@ class DecoderLayer:
             operations.add_rms_norm(x_TM, added_TM, self.input_norm_M, eps), step
         )
         normed_TM = operations.add_rms_norm(x_TM, attended_TM, self.post_attention_norm_M, eps)
-        return self.down(operations.silu_mul(self.gate_up(normed_TM)))
+        down_TM = self.down(operations.silu_mul(self.gate_up(normed_TM)))
+        return self._group.all_reduce(down_TM)
 
     def _attend(self, x_TM: torch.Tensor, step: "DecoderStep") -> torch.Tensor:
         num_heads, num_kv_heads = self._config.num_heads, self._config.num_kv_heads
@@ -83,7 +100,7 @@ class DecoderLayer:
         rotated_TND = step.rotation(qk_TND, self.head_norms)
         q_THD, k_TKD = rotated_TND.split_with_sizes((num_heads, num_kv_heads), dim=1)
         out_THD = step.attention.attend(q_THD, k_TKD, v_TKD, layer_index=self._layer_index)
-        return self.o(out_THD.flatten(1))
+        return self._group.all_reduce(self.o(out_THD.flatten(1)))
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The checkpoint's names below `model.layers.N.`, each with the slice that it fills."""
@@ -116,26 +133,33 @@ class Decoder:
         dtype: torch.dtype,
         device: str,
         operations: DecoderOperations | None = None,
+        group: TPGroup | None = None,
     ) -> None:
         """Weights are allocated, not set: `models.weights` fills every one of them.
 
         Args:
+            config: of the whole model.
             num_positions: positions 0 … num_positions - 1 may be computed.
             operations: None: torch's own.
+            group: the ranks that share the model; None: this one has all of it.
+
+        Raises:
+            ValueError: the model cannot be shared out among so many ranks.
         """
-        self.config = config
+        self._group = group or TPGroup()
+        self.shards = Shards(config, rank=self._group.rank, size=self._group.size)
+        self.config = self.shards.config
         self._operations = operations or TorchOperations()
-        self.embedding_VM = torch.empty(
-            config.vocab_size, config.hidden_size, dtype=dtype, device=device
-        )
+        num_rows = self.shards.num_vocabulary_rows
+        self.embedding_VM = torch.empty(num_rows, config.hidden_size, dtype=dtype, device=device)
         self.layers = [
-            DecoderLayer(config, layer_index, dtype=dtype, device=device)
+            DecoderLayer(self.shards, layer_index, group=self._group, dtype=dtype, device=device)
             for layer_index in range(config.num_layers)
         ]
         self.norm_M = torch.empty(config.hidden_size, dtype=dtype, device=device)
         self.lm_head = Linear(
             config.hidden_size,
-            0 if config.tie_word_embeddings else config.vocab_size,
+            0 if config.tie_word_embeddings else num_rows,
             bias=False,
             dtype=dtype,
             device=device,
@@ -153,8 +177,9 @@ class Decoder:
     def forward(
         self, token_ids_T: torch.Tensor, positions_T: torch.Tensor, attention: StepAttention
     ) -> torch.Tensor:
-        """The hidden states [T, M] before the final norm; writes the step's keys and values."""
-        x_TM = F.embedding(token_ids_T, self.embedding_VM)
+        """The hidden states [T, M] before the final norm, the same on every rank; writes the
+        step's keys and values."""
+        x_TM = self._embed(token_ids_T)
         step = DecoderStep(
             operations=self._operations,
             rotation=self._operations.rotation(
@@ -167,10 +192,22 @@ class Decoder:
             added_TM = layer.forward(x_TM, added_TM, step)
         return x_TM if added_TM is None else x_TM.add_(added_TM)
 
-    def logits(self, hidden_RM: torch.Tensor) -> torch.Tensor:
-        """Logits [R, V] of some rows of what `forward` returned, in the model's dtype."""
+    def logits(self, hidden_RM: torch.Tensor) -> torch.Tensor | None:
+        """Logits [R, vocabulary] of some rows of what `forward` returned, in the model's dtype, on
+        rank 0; None on the others."""
         normed_RM = rms_norm(hidden_RM, self.norm_M, self.config.rms_norm_eps)
-        return self.lm_head(normed_RM)
+        logits_RV = self._group.gather_columns(self.lm_head(normed_RM))
+        return None if logits_RV is None else logits_RV[:, : self.config.vocab_size]
+
+    def _embed(self, token_ids_T: torch.Tensor) -> torch.Tensor:
+        """Each token's row comes from the rank that has it; the others add zeros."""
+        if self._group.size == 1:
+            return F.embedding(token_ids_T, self.embedding_VM)
+        rows_T = token_ids_T - self.shards.first_vocabulary_row
+        is_elsewhere_T = (rows_T < 0) | (rows_T >= len(self.embedding_VM))
+        x_TM = F.embedding(rows_T.masked_fill(is_elsewhere_T, 0), self.embedding_VM)
+        x_TM.masked_fill_(is_elsewhere_T[:, None], 0)
+        return self._group.all_reduce(x_TM)
 
     def pack(self) -> None:
         """Bring the loaded matrices into the CPU's own layout; see `Linear.pack`.
@@ -184,7 +221,8 @@ class Decoder:
         self.lm_head.pack()
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Every weight by its name in the checkpoint: views, so that writing to them loads."""
+        """Every weight of this rank by its name in the checkpoint: views, so that writing to them
+        loads. What they hold of it says `shards.part`; rows beyond that are padding."""
         named = {"model.embed_tokens.weight": self.embedding_VM, "model.norm.weight": self.norm_M}
         if not self.config.tie_word_embeddings:
             named["lm_head.weight"] = self.lm_head.weight_OI

@@ -1,20 +1,22 @@
 """The engine without a server: prompts in, texts out, in this process.
 
 from models.llm import LLM
-llm = LLM("path/to/checkpoint")
-for output in llm.generate(["The capital of France is"], SamplingParams(max_tokens=8)):
-    print(output.continuations[0].text)
+with LLM("path/to/checkpoint") as llm:
+    for output in llm.generate(["The capital of France is"], SamplingParams(max_tokens=8)):
+        print(output.continuations[0].text)
 """
 
 import itertools
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from cluster.config import EngineConfig
 from cluster.types import FinishReason, Request, SamplingParams, TokenDelta, TokenLogprobs
+from models.engine.build import build_runner
 from models.engine.engine import Engine
-from models.engine.model_runner import ModelRunner
 from models.tokenizer import Tokenizer
 
 
@@ -41,8 +43,12 @@ class PromptOutput:
 class LLM:
     """A checkpoint, loaded. Prompts are texts or lists of token ids.
 
+    With several ranks (`tensor_parallel_size`), the others are processes of this machine until
+    `close`, the end of a `with`, or that of this process.
+
     Raises:
-        ValueError: the checkpoint cannot be loaded, or the limits do not fit.
+        ValueError: the checkpoint cannot be loaded, the limits do not fit, or the model cannot be
+            shared out among so many ranks.
     """
 
     def __init__(
@@ -51,13 +57,37 @@ class LLM:
         *,
         dtype: str = "auto",
         device: str = "auto",
+        tensor_parallel_size: int = 1,
         engine_config: EngineConfig | None = None,
     ) -> None:
         config = engine_config or EngineConfig()
         folder = Path(checkpoint_dir)
         self.tokenizer = Tokenizer.from_folder(folder)
-        self.engine = Engine(ModelRunner(folder, config, dtype=dtype, device=device), config)
+        self._runner = build_runner(
+            folder,
+            config,
+            dtype=dtype,
+            device=device,
+            tensor_parallel_size=tensor_parallel_size,
+        )
+        self.engine = Engine(self._runner, config)
         self._request_numbers = itertools.count()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the engine's threads and processes. Nothing can be generated afterwards."""
+        self.engine.close()
+        self._runner.close()
 
     def generate(
         self,

@@ -1,8 +1,9 @@
 """Fills a decoder's weights from safetensors files, one tensor at a time.
 
-Each tensor is copied from its (memory-mapped) file straight into the slice of the model that it
-fills, so the peak is the model and one tensor. Every weight must be there exactly once, in its
-shape, and nothing else may be.
+A tensor is copied from its memory-mapped file straight into the slice of the model that it fills,
+and of a tensor that is shared out among ranks only this rank's part is read: nothing is ever there
+twice, and what is mapped is the page cache, which the ranks of a machine have in common. Every
+weight must be there exactly once, in its shape, and nothing else may be.
 """
 
 import math
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from models.checkpoint import CheckpointError, read_json
 from models.decoder import Decoder
+from models.parallel.sharding import Part, Shards
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -30,9 +32,11 @@ class _StoredTensor(Protocol):
 
     def get_dtype(self) -> str: ...
 
+    def __getitem__(self, parts: tuple[slice, ...]) -> torch.Tensor: ...
+
 
 def load_weights(model: Decoder, checkpoint_dir: Path) -> None:
-    """Fill every weight of the model, casting to its dtype.
+    """Fill every weight of the model, or this rank's part of it, casting to its dtype.
 
     Raises:
         CheckpointError: a file is missing or damaged, or a tensor is missing, unknown, double, or
@@ -41,7 +45,7 @@ def load_weights(model: Decoder, checkpoint_dir: Path) -> None:
     wanted = model.weights()
     source_of: dict[str, Path] = {}
     for path in _weight_files(checkpoint_dir):
-        _load_file(path, wanted, source_of, ignores_lm_head=model.config.tie_word_embeddings)
+        _load_file(path, wanted, source_of, model.shards)
     missing = sorted(wanted.keys() - source_of.keys())
     if missing:
         raise CheckpointError(f"{_manifest(checkpoint_dir)}: missing {_some(missing)}")
@@ -56,7 +60,8 @@ def init_random_weights(model: Decoder, seed: int) -> None:
     generator = torch.Generator(model.embedding_VM.device).manual_seed(seed)
     for name, weight in model.weights().items():
         if weight.dim() == 2:
-            weight.normal_(std=1 / math.sqrt(weight.shape[1]), generator=generator)
+            _, num_inputs = _whole_shape(weight, model.shards.part(name))
+            weight.normal_(std=1 / math.sqrt(num_inputs), generator=generator)
         else:
             weight.fill_(0 if name.endswith(".bias") else 1)
 
@@ -94,20 +99,20 @@ def _load_file(
     path: Path,
     wanted: Mapping[str, torch.Tensor],
     source_of: dict[str, Path],
-    *,
-    ignores_lm_head: bool,
+    shards: Shards,
 ) -> None:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            names = [n for n in file.keys() if not _is_no_weight(n, ignores_lm_head)]  # noqa: SIM118 (a file, not a dict)
+            names = [n for n in file.keys() if not _is_left_out(n, shards)]  # noqa: SIM118 (a file, not a dict)
             unknown = sorted(set(names) - wanted.keys())
             if unknown:
                 raise CheckpointError(f"{path}: no place in the model for {_some(unknown)}")
             for name in names:
                 if name in source_of:
                     raise CheckpointError(f"{path}: {name} is also in {source_of[name].name}")
-                _check(path, name, file.get_slice(name), wanted[name])
-                wanted[name].copy_(file.get_tensor(name))
+                stored, part = file.get_slice(name), shards.part(name)
+                _check(path, name, stored, _whole_shape(wanted[name], part))
+                _copy(stored, wanted[name], part)
                 source_of[name] = path
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged or not safetensors: {error}") from error
@@ -115,11 +120,11 @@ def _load_file(
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
 
 
-def _check(path: Path, name: str, stored: _StoredTensor, wanted: torch.Tensor) -> None:
+def _check(path: Path, name: str, stored: _StoredTensor, wanted_shape: tuple[int, ...]) -> None:
     shape = tuple(stored.get_shape())
-    if shape != tuple(wanted.shape):
+    if shape != wanted_shape:
         raise CheckpointError(
-            f"{path}: {name} has shape {shape}, but config.json asks for {tuple(wanted.shape)}"
+            f"{path}: {name} has shape {shape}, but config.json asks for {wanted_shape}"
         )
     dtype = stored.get_dtype()
     if dtype not in _FLOAT_DTYPES:
@@ -128,9 +133,35 @@ def _check(path: Path, name: str, stored: _StoredTensor, wanted: torch.Tensor) -
         )
 
 
-def _is_no_weight(name: str, ignores_lm_head: bool) -> bool:
-    """Buffers of old checkpoints, and the second copy of a tied embedding."""
-    return name.endswith("rotary_emb.inv_freq") or (ignores_lm_head and name == "lm_head.weight")
+def _whole_shape(weight: torch.Tensor, part: Part | None) -> tuple[int, ...]:
+    """The checkpoint's shape of a weight of which this rank has a part."""
+    shape = list(weight.shape)
+    if part is not None:
+        shape[part.dim] = part.total
+    return tuple(shape)
+
+
+def _copy(stored: _StoredTensor, weight: torch.Tensor, part: Part | None) -> None:
+    """Read this rank's part; what the weight has beyond it becomes zero."""
+    if part is None:
+        weight.copy_(stored[:,])
+        return
+    span = slice(part.start, part.stop)
+    count = part.stop - part.start
+    if count:
+        indices = (span,) if part.dim == 0 else (slice(None), span)
+        weight.narrow(part.dim, 0, count).copy_(stored[indices])
+    weight.narrow(part.dim, count, weight.shape[part.dim] - count).zero_()
+
+
+def _is_left_out(name: str, shards: Shards) -> bool:
+    """Buffers of old checkpoints, the second copy of a tied embedding, biases that another rank
+    adds."""
+    if name.endswith("rotary_emb.inv_freq"):
+        return True
+    if name == "lm_head.weight":
+        return shards.config.tie_word_embeddings
+    return shards.is_left_out(name)
 
 
 def _some(names: list[str]) -> str:

@@ -1,14 +1,18 @@
-"""From a model's configuration to its engine: the real runner, or the synthetic one."""
+"""From a model's configuration to its engine: the real runner on one rank or several, or the
+synthetic one."""
 
 from pathlib import Path
 
-from cluster.config import ModelConfig
+from cluster.config import EngineConfig, ModelConfig
 from models.checkpoint import read_decoder_config
 from models.engine.engine import Engine
-from models.engine.model_runner import ModelRunner
+from models.engine.model_runner import ModelRunner, find_device
 from models.engine.runner import Runner
 from models.engine.synthetic_runner import SyntheticRunner
 from models.grammar.compiler import GrammarCompiler
+from models.parallel.rank_link import start_rank_processes
+from models.parallel.runner import TPRunner
+from models.parallel.sharding import Shards
 from models.tokenizer import Tokenizer
 
 
@@ -20,13 +24,45 @@ def build_engine(config: ModelConfig, checkpoint_dir: Path) -> Engine:
             fit and both numbers.
     """
     tokenizer = Tokenizer.from_folder(checkpoint_dir)
-    runner = _build_runner(config, checkpoint_dir)
+    if config.engine.synthetic_step_ms is None:
+        runner = build_runner(
+            checkpoint_dir,
+            config.engine,
+            dtype=config.dtype,
+            device=config.device,
+            tensor_parallel_size=config.tensor_parallel_size,
+        )
+    else:
+        runner = _build_synthetic_runner(config.engine, checkpoint_dir)
     return Engine(
         runner,
         config.engine,
         token_bytes=tokenizer.token_bytes,
         grammar_compiler=_build_grammar_compiler(runner, checkpoint_dir),
     )
+
+
+def build_runner(
+    checkpoint_dir: Path,
+    engine_config: EngineConfig,
+    *,
+    dtype: str,
+    device: str,
+    tensor_parallel_size: int,
+) -> Runner:
+    """Load a checkpoint, with the ranks above 0 as processes of this machine.
+
+    Raises:
+        ValueError: as `ModelRunner`.
+        RankError: as `TPRunner`.
+    """
+    if tensor_parallel_size == 1:
+        return ModelRunner(checkpoint_dir, engine_config, dtype=dtype, device=device)
+    # What needs no process to be refused is refused before any is started.
+    Shards(read_decoder_config(checkpoint_dir), size=tensor_parallel_size)
+    find_device(device, tensor_parallel_size - 1)
+    ranks = start_rank_processes(tensor_parallel_size)
+    return TPRunner(checkpoint_dir, engine_config, ranks=ranks, dtype=dtype, device=device)
 
 
 def _build_grammar_compiler(runner: Runner, checkpoint_dir: Path) -> GrammarCompiler | None:
@@ -40,14 +76,12 @@ def _build_grammar_compiler(runner: Runner, checkpoint_dir: Path) -> GrammarComp
     )
 
 
-def _build_runner(config: ModelConfig, checkpoint_dir: Path) -> Runner:
-    engine = config.engine
-    if engine.synthetic_step_ms is None:
-        return ModelRunner(checkpoint_dir, engine, dtype=config.dtype, device=config.device)
+def _build_synthetic_runner(engine_config: EngineConfig, checkpoint_dir: Path) -> Runner:
+    assert engine_config.synthetic_step_ms is not None, "it is asked for"
     decoder = read_decoder_config(checkpoint_dir)
     return SyntheticRunner(
-        step_ms=engine.synthetic_step_ms,
+        step_ms=engine_config.synthetic_step_ms,
         vocab_size=decoder.vocab_size,
-        max_model_len=engine.max_model_len or decoder.max_position_embeddings,
-        block_size=engine.block_size,
+        max_model_len=engine_config.max_model_len or decoder.max_position_embeddings,
+        block_size=engine_config.block_size,
     )

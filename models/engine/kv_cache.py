@@ -98,8 +98,11 @@ def plan_kv_cache(
     )
 
 
-def kv_cache_memory_bytes(engine_config: EngineConfig, device: torch.device) -> int:
-    """How much memory the cache may take, asked after the weights are in place.
+def kv_cache_memory_bytes(
+    engine_config: EngineConfig, device: torch.device, *, num_ranks: int = 1
+) -> int:
+    """How much memory one rank's cache may take, asked after the weights are in place. On a CPU all
+    ranks live in the same memory.
 
     Raises:
         ValueError: `gpu_memory_utilization` leaves nothing.
@@ -108,7 +111,7 @@ def kv_cache_memory_bytes(engine_config: EngineConfig, device: torch.device) -> 
         return engine_config.kv_cache_memory_bytes
     if device.type == "cpu":
         available = psutil.virtual_memory().available
-        return min(MAX_DEFAULT_CPU_BYTES, int(available * DEFAULT_CPU_FRACTION))
+        return min(MAX_DEFAULT_CPU_BYTES, int(available * DEFAULT_CPU_FRACTION)) // num_ranks
     free, total = torch.cuda.mem_get_info(device)
     used = total - free
     budget = int(total * engine_config.gpu_memory_utilization) - used

@@ -1,9 +1,13 @@
 """One rank's computation: a checkpoint on a device, and `execute`, which runs one step of it.
 
+Where several ranks share the model, rank 0 executes and chooses the tokens, and the others assist.
+
 Shapes: T = tokens in the step, R = rows that are sampled, N = prompt positions scored at once,
 M = model width, V = vocabulary.
 """
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -33,10 +37,16 @@ from models.engine.step_inputs import (
 )
 from models.layers import can_pack
 from models.native.operations import native_operations
+from models.parallel.group import TPGroup
+from models.parallel.sharding import Shards
+from models.parallel.step_order import StepOrder
 from models.weights import init_random_weights, load_weights
 
 # Logits of a long prompt are made in parts of this many numbers: 64 MiB in float32.
 MAX_PROMPT_LOGITS = 2**24
+
+# Ranks wait so long for the one that loads its weights last.
+LOADING_TIMEOUT_S = 3600.0
 
 
 def padded_size(num_rows: int) -> int:
@@ -53,7 +63,7 @@ def padded_size(num_rows: int) -> int:
 
 
 class ModelRunner:
-    """Satisfies `Runner`. Everything is allocated here; `execute` only computes."""
+    """Satisfies `Runner`. Everything is allocated at construction; `execute` only computes."""
 
     def __init__(
         self,
@@ -63,30 +73,39 @@ class ModelRunner:
         dtype: str = "auto",
         device: str = "auto",
         random_weights: bool = False,
+        group: TPGroup | None = None,
     ) -> None:
-        """Load the checkpoint and allocate the KV cache.
+        """Load the checkpoint, or this rank's part of it, and allocate the KV cache.
 
         Args:
             dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16".
             device: "auto" (a GPU where there is one), "cpu" or "cuda".
             random_weights: make the weights up instead of reading them, to measure speed.
+            group: the ranks that share the model, each constructed alike; None: this is the only
+                one.
 
         Raises:
             CheckpointError: the checkpoint cannot be used.
             ValueError: the configuration cannot be met: an unknown dtype, no such device, too
-                little memory, a context limit beyond the checkpoint's.
+                little memory, a context limit beyond the checkpoint's, a model that so many ranks
+                cannot share.
+            GroupError: another rank did not get so far.
         """
-        if engine_config.num_threads is not None:
-            torch.set_num_threads(engine_config.num_threads)
+        group = group or TPGroup()
+        _set_threads(engine_config.num_threads, group.size)
         config = read_decoder_config(checkpoint_dir)
-        self._device = _device(device)
+        config_of_rank = Shards(config, rank=group.rank, size=group.size).config
+        self._device = find_device(device, group.rank)
         self._dtype = _dtype(dtype, config)
         self._decoder = Decoder(
             config,
             num_positions=context_limit(config, engine_config),
             dtype=self._dtype,
-            device=self._device.type,
-            operations=native_operations(config, dtype=self._dtype, device=self._device.type),
+            device=str(self._device),
+            operations=native_operations(
+                config_of_rank, dtype=self._dtype, device=self._device.type
+            ),
+            group=group,
         )
         if random_weights:
             init_random_weights(self._decoder, seed=0)
@@ -94,16 +113,17 @@ class ModelRunner:
             load_weights(self._decoder, checkpoint_dir)
         if can_pack(self._dtype, self._device.type):
             self._decoder.pack()
+        memory_bytes = kv_cache_memory_bytes(engine_config, self._device, num_ranks=group.size)
         self._plan = plan_kv_cache(
-            config,
+            config_of_rank,
             engine_config,
             dtype=self._dtype,
-            memory_bytes=kv_cache_memory_bytes(engine_config, self._device),
+            memory_bytes=group.minimum(memory_bytes, timeout_s=LOADING_TIMEOUT_S),
         )
         self._kv_cache = KVCache.allocate(
-            self._plan, config, dtype=self._dtype, device=self._device
+            self._plan, config_of_rank, dtype=self._dtype, device=self._device
         )
-        self._attention = _attention(self._kv_cache, config)
+        self._attention = _attention(self._kv_cache, config_of_rank)
         self._sampler = Sampler()
         self._config = config
 
@@ -151,17 +171,38 @@ class ModelRunner:
         assert min(inputs.token_ids) >= 0, "token ids are checked before they come here"
         assert max(inputs.token_ids) < self.vocab_size, "as above"
         with torch.inference_mode():
-            self._kv_cache.copy_blocks(inputs.block_copies)
-            padding = [0] * (padded_size(len(inputs.token_ids)) - len(inputs.token_ids))
-            hidden_TM = self._decoder.forward(
-                torch.tensor(inputs.token_ids + padding, device=self._device),
-                torch.tensor(inputs.positions + padding, device=self._device),
-                self._attention.prepare(inputs),
-            )
+            hidden_TM = self._forward(inputs)
             prompt_logprobs = [
                 self._score_prompt(hidden_TM, row) for row in inputs.prompt_logprobs_rows
             ]
             return self._choose(hidden_TM, inputs, prompt_logprobs)
+
+    def assist(self, order: StepOrder) -> None:
+        """What a rank above 0 does while rank 0 executes the same step: its keys and values, and
+        its part of every sum and of the logits."""
+        with torch.inference_mode():
+            hidden_TM = self._forward(order.inputs())
+            for first, count in order.scored_spans:
+                for start, stop in self._parts(count):
+                    self._decode_rows(hidden_TM[first + start : first + stop])
+            if order.logit_indices:
+                indices_R = torch.tensor(order.logit_indices, device=self._device)
+                self._decode_rows(hidden_TM.index_select(0, indices_R))
+
+    def check_health(self) -> None:
+        """A single rank is as healthy as its process."""
+
+    def close(self) -> None:
+        """Nothing outlives the process."""
+
+    def _forward(self, inputs: StepInputs) -> torch.Tensor:
+        self._kv_cache.copy_blocks(inputs.block_copies)
+        padding = [0] * (padded_size(len(inputs.token_ids)) - len(inputs.token_ids))
+        return self._decoder.forward(
+            torch.tensor(inputs.token_ids + padding, device=self._device),
+            torch.tensor(inputs.positions + padding, device=self._device),
+            self._attention.prepare(inputs),
+        )
 
     def _choose(
         self,
@@ -189,19 +230,28 @@ class ModelRunner:
         )
 
     def _logits(self, hidden_RM: torch.Tensor) -> torch.Tensor:
+        logits_RV = self._decode_rows(hidden_RM)
+        assert logits_RV is not None, "rank 0 has the logits"
+        return logits_RV[: len(hidden_RM)]
+
+    def _decode_rows(self, hidden_RM: torch.Tensor) -> torch.Tensor | None:
+        """Logits of padded rows on rank 0, to which every rank contributes; None elsewhere."""
         num_rows = len(hidden_RM)
-        padded_RM = F.pad(hidden_RM, (0, 0, 0, padded_size(num_rows) - num_rows))
-        return self._decoder.logits(padded_RM)[:num_rows]
+        return self._decoder.logits(F.pad(hidden_RM, (0, 0, 0, padded_size(num_rows) - num_rows)))
 
     def _score_prompt(self, hidden_TM: torch.Tensor, row: PromptLogprobsRow) -> list[TokenLogprobs]:
         scored: list[TokenLogprobs] = []
-        part = max(1, MAX_PROMPT_LOGITS // self.vocab_size)
-        for start in range(0, len(row.target_token_ids), part):
-            targets = row.target_token_ids[start : start + part]
-            first = row.first_index + start
-            logits_NV = self._logits(hidden_TM[first : first + len(targets)])
-            scored += token_logprobs(logits_NV, targets, row.num_top)
+        for start, stop in self._parts(len(row.target_token_ids)):
+            first = row.first_index
+            logits_NV = self._logits(hidden_TM[first + start : first + stop])
+            scored += token_logprobs(logits_NV, row.target_token_ids[start:stop], row.num_top)
         return scored
+
+    def _parts(self, num_positions: int) -> Iterator[tuple[int, int]]:
+        """Starts and ends of runs of prompt positions whose logits fit into memory at once."""
+        size = max(1, MAX_PROMPT_LOGITS // self.vocab_size)
+        for start in range(0, num_positions, size):
+            yield start, min(start + size, num_positions)
 
 
 def _candidates(logits_RV: torch.Tensor, inputs: StepInputs) -> dict[int, BeamCandidates]:
@@ -221,14 +271,32 @@ def _attention(kv_cache: KVCache, config: DecoderConfig) -> AttentionBackend:
     return native or CPUAttention(kv_cache, num_heads=heads, layer_windows=windows)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
+def find_device(name: str, rank: int = 0) -> torch.device:
+    """The device of a rank: the machine's CPU, or its GPU of that number.
+
+    Raises:
+        ValueError: the name is unknown, or there is no such GPU.
+    """
+    if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device {name!r} is not one of auto, cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise ValueError("device 'cuda' was asked for, but torch finds no GPU")
-    return torch.device(name)
+    if rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"rank {rank} needs a GPU of its own, but torch finds {torch.cuda.device_count()}"
+        )
+    return torch.device("cuda", rank)
+
+
+def _set_threads(num_threads: int | None, num_ranks: int) -> None:
+    """Share the configured threads out among the ranks, or the machine's cores."""
+    if num_ranks > 1:
+        total = num_threads or len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, total // num_ranks))
+    elif num_threads is not None:
+        torch.set_num_threads(num_threads)
 
 
 def _dtype(name: str, config: DecoderConfig) -> torch.dtype:

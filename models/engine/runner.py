@@ -6,7 +6,8 @@ from models.engine.step_inputs import StepInputs, StepOutputs
 
 
 class Runner(Protocol):
-    """One rank's computation. Everything but `execute` is fixed after construction."""
+    """The computation of one engine, on one rank or several. What the properties say is fixed after
+    construction."""
 
     @property
     def num_blocks(self) -> int: ...
@@ -33,3 +34,13 @@ class Runner(Protocol):
         """One line for a person: device, dtype, context limit, blocks, memory."""
 
     def execute(self, inputs: StepInputs) -> StepOutputs: ...
+
+    def check_health(self) -> None:
+        """Safe in any thread, and quick.
+
+        Raises:
+            RuntimeError: no step can be executed any more.
+        """
+
+    def close(self) -> None:
+        """End the processes that it has started. Nothing is executed afterwards."""

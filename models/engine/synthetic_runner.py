@@ -39,6 +39,12 @@ class SyntheticRunner:
             token_ids=token_ids, logprobs=[None] * len(token_ids), prompt_logprobs=[]
         )
 
+    def check_health(self) -> None:
+        """Nothing can break."""
+
+    def close(self) -> None:
+        """Nothing was started."""
+
     def _wait_for_beat(self) -> None:
         """Until the next multiple of the step time; at once when the last one was missed."""
         if self._step_s == 0:

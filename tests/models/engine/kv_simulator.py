@@ -38,6 +38,12 @@ class KVSimulator:
     def describe(self) -> str:
         return "a simulated KV cache"
 
+    def check_health(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
     def execute(self, inputs: StepInputs) -> StepOutputs:
         self._copy_blocks(inputs.block_copies)
         self._write(inputs)

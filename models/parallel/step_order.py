@@ -1,0 +1,53 @@
+"""A step as rank 0 sends it to the other ranks: what they need of `StepInputs`, as msgpack.
+
+How tokens are chosen (penalties, grammars, beams) is rank 0's business; the others only learn of
+which positions it wants logits.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from models.engine.step_inputs import StepInputs
+
+
+class StepOrder(msgspec.Struct, frozen=True, array_like=True, tag="step"):
+    """The lists are those of `StepInputs`; `logit_indices` and `scored_spans` (first index, count)
+    are the positions of its sampling rows and of its prompt logprobs."""
+
+    token_ids: Sequence[int]
+    positions: Sequence[int]
+    slot_mapping: Sequence[int]
+    query_lens: Sequence[int]
+    context_lens: Sequence[int]
+    block_tables: Sequence[Sequence[int]]
+    block_copies: Sequence[tuple[int, int]]
+    logit_indices: Sequence[int]
+    scored_spans: Sequence[tuple[int, int]]
+
+    @classmethod
+    def of(cls, inputs: StepInputs) -> "StepOrder":
+        return cls(
+            inputs.token_ids,
+            inputs.positions,
+            inputs.slot_mapping,
+            inputs.query_lens,
+            inputs.context_lens,
+            inputs.block_tables,
+            inputs.block_copies,
+            [row.logit_index for row in inputs.sampling_rows],
+            [(row.first_index, len(row.target_token_ids)) for row in inputs.prompt_logprobs_rows],
+        )
+
+    def inputs(self) -> StepInputs:
+        """The same step without what rank 0 alone needs."""
+        return StepInputs(
+            token_ids=list(self.token_ids),
+            positions=list(self.positions),
+            slot_mapping=list(self.slot_mapping),
+            query_lens=list(self.query_lens),
+            context_lens=list(self.context_lens),
+            block_tables=[list(table) for table in self.block_tables],
+            block_copies=list(self.block_copies),
+            sampling_rows=[],
+        )

@@ -1,0 +1,105 @@
+"""A rank above 0: `python -m models.parallel.worker FD`, which follows rank 0 step by step.
+
+It ends when its connection does, whatever it is doing: a rank that outlived rank 0 would keep the
+memory of its device.
+"""
+
+import logging
+import os
+import select
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import torch
+
+from cluster.config import EngineConfig
+from models.child_process import receive_frame, send_frame
+from models.engine.model_runner import ModelRunner, find_device
+from models.parallel.group import GroupError, Rendezvous, TPGroup
+from models.parallel.messages import (
+    RankFailed,
+    RankMessage,
+    RankOrder,
+    RankReady,
+    RankStarted,
+    StepDone,
+)
+from models.parallel.step_order import StepOrder
+
+logger = logging.getLogger(__name__)
+
+
+class TPWorker:
+    """One rank's end of the connection to rank 0."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def run(self) -> None:
+        """Load what is ordered, then follow steps until the connection ends."""
+        try:
+            self._follow()
+        except ConnectionError:
+            return  # rank 0 is gone
+        except Exception as error:  # the top of the process: rank 0 hears of everything
+            logger.exception("this rank ends")
+            message = str(error) or type(error).__name__
+            self._say(RankFailed(message, isinstance(error, GroupError)))
+
+    def _follow(self) -> None:
+        self._say(RankStarted())
+        runner = load(receive_frame(self._connection, RankOrder, deadline=None))
+        self._say(RankReady())
+        while True:
+            order = receive_frame(self._connection, StepOrder, deadline=None)
+            runner.assist(order)
+            self._say(StepDone())
+
+    def _say(self, message: RankMessage) -> None:
+        send_frame(self._connection, message)
+
+
+def load(order: RankOrder) -> ModelRunner:
+    """Meet the other ranks and load this one's part of the checkpoint.
+
+    Raises:
+        ValueError: as `ModelRunner`.
+        GroupError: another rank did not get so far.
+    """
+    model = order.model
+    device = find_device(model.device, order.rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    meeting = Rendezvous.reach(order.host, order.port, size=order.size, timeout_s=order.timeout_s)
+    group = TPGroup.join(
+        meeting, rank=order.rank, size=order.size, device=device, timeout_s=order.timeout_s
+    )
+    return ModelRunner(
+        Path(model.checkpoint_dir),
+        EngineConfig.model_validate_json(model.engine_config),
+        dtype=model.dtype,
+        device=model.device,
+        random_weights=model.random_weights,
+        group=group,
+    )
+
+
+def end_with(connection: socket.socket) -> None:
+    """End this process at once when the other end of the connection closes."""
+    poller = select.poll()
+    poller.register(connection, select.POLLRDHUP)
+    poller.poll()
+    os._exit(1)
+
+
+def main() -> None:
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    threading.Thread(target=end_with, args=(connection,), daemon=True).start()
+    TPWorker(connection).run()
+
+
+if __name__ == "__main__":
+    main()
