@@ -7,11 +7,11 @@
 | `auto` and structured output    | calls only, or the structured answer                           |
 | structured output               | the client's own                                               |
 
-In front of all of them a reasoning model may think; it must where the prompt has it begin. `auto`
-goes without a grammar where one could get in the way of an ordinary answer: where the model may
-think but need not, with `ignore_eos` or `min_tokens`, and where the schemas are very long. A schema
-that cannot be enforced is refused by name when the call is forced or the function `strict`;
-otherwise its function's arguments are any object.
+In front of all of them a reasoning model may think, of calls too; it must where the prompt has it
+begin. `auto` goes without a grammar where one could get in the way of an ordinary answer: with
+`ignore_eos` or `min_tokens`, and where the schemas are very long. A schema that cannot be enforced
+is refused by name when the call is forced or the function `strict`; otherwise its function's
+arguments are any object.
 """
 
 import functools
@@ -208,20 +208,17 @@ def _grammar(
         rules = calls.call_format.forced_rules(calls.functions, is_one=calls.is_one)
         answer = _answer_beside_calls(guide, calls)
         return _spec(("calls", "answer"), rules + answer, model, thoughts), ("tools",)
-    if not _can_be_guided(request, calls, thoughts):
+    if not _can_be_guided(request, calls):
         return None, None
-    rules = calls.call_format.free_rules(calls.functions, is_one=calls.is_one)
+    excluded = () if thoughts is None else thoughts.beginning(model.tokenizer)
+    rules = calls.call_format.free_rules(calls.functions, is_one=calls.is_one, excluded=excluded)
     return _spec(("message",), rules, model, thoughts, may_stay_open=True), ("tools",)
 
 
-def _can_be_guided(
-    request: ChatCompletionRequest, calls: _Calls, thoughts: Thinking | None
-) -> bool:
+def _can_be_guided(request: ChatCompletionRequest, calls: _Calls) -> bool:
     """Whether any text stays possible, at no unreasonable cost."""
     if request.ignore_eos or request.min_tokens:
         return False
-    if thoughts is not None and not thoughts.is_open:
-        return False  # a call that is only thought of would be taken for one
     num_chars = sum(len(function.schema_text) for function in calls.functions)
     return calls.is_exact or num_chars <= MAX_FREE_SCHEMA_CHARS
 

@@ -44,9 +44,13 @@ class CallFormat(Protocol):
         """Lark rules where `calls` is one or more calls and nothing else."""
         ...
 
-    def free_rules(self, functions: Sequence[GuidedFunction], *, is_one: bool) -> str:
+    def free_rules(
+        self, functions: Sequence[GuidedFunction], *, is_one: bool, excluded: Sequence[str] = ()
+    ) -> str:
         """Lark rules where `message` is any text, in which a call that is begun becomes valid.
 
-        `is_one`: the message ends with its first call.
+        Args:
+            is_one: the message ends with its first call.
+            excluded: regular expressions that no piece of text, from its beginning, may match.
         """
         ...

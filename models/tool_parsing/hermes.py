@@ -67,20 +67,23 @@ class Hermes:
             *lark.strict_object_rules(functions, "arguments"),
         )
 
-    def free_rules(self, functions: Sequence[GuidedFunction], *, is_one: bool) -> str:
+    def free_rules(
+        self, functions: Sequence[GuidedFunction], *, is_one: bool, excluded: Sequence[str] = ()
+    ) -> str:
         opening, closing = (lark.marker(self._tokenizer, tag) for tag in (OPENING, CLOSING))
         if lark.is_special(self._tokenizer, OPENING):
             head = f"head: TEXT? {opening}"
         else:
-            head = f"head[suffix={opening}]: /{lark.ANYTHING}/"
+            head = f"head[suffix={opening}]: {lark.text(lark.ANYTHING, *excluded)}"
         message = (
             f"message: TEXT? | head SPACE? object SPACE? {closing}"
             if is_one
             else f"message: (head SPACE? (object SPACE?)+ {closing})* TEXT?"
         )
+        opening_inside = f"{lark.ANYTHING}{OPENING}{lark.ANYTHING}"
         return lark.lines(
             message,
             head,
-            f"TEXT: /{lark.SOMETHING}/ & ~/{lark.ANYTHING}{OPENING}{lark.ANYTHING}/",
+            f"TEXT: {lark.text(lark.SOMETHING, opening_inside, *excluded)}",
             *lark.loose_object_rules(functions),
         )

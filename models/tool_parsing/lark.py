@@ -67,5 +67,10 @@ def strict_object_rules(functions: Sequence[GuidedFunction], key: str) -> list[s
     return [*rules, *argument_rules(functions)]
 
 
+def text(pattern: str, *excluded: str) -> str:
+    """A terminal of texts that match a regular expression and none of the excluded ones."""
+    return " & ~".join(f"/{part}/" for part in (pattern, *excluded))
+
+
 def lines(*rules: str) -> str:
     return "\n".join(rules) + "\n"

@@ -53,7 +53,9 @@ class LlamaJSON:
         calls = "calls: object" if is_one else 'calls: object ("; " object)*'
         return lark.lines(calls, *lark.strict_object_rules(functions, "parameters"))
 
-    def free_rules(self, functions: Sequence[GuidedFunction], *, is_one: bool) -> str:
+    def free_rules(
+        self, functions: Sequence[GuidedFunction], *, is_one: bool, excluded: Sequence[str] = ()
+    ) -> str:
         tag = ""
         if lark.is_special(self._tokenizer, PYTHON_TAG):
             tag = f" | TEXT? {lark.marker(self._tokenizer, PYTHON_TAG)}"
@@ -63,8 +65,9 @@ class LlamaJSON:
         rules = [message, f"part: call{tag}", lark.one_of("call", functions)]
         for index, function in enumerate(functions):
             start = lark.call_object_start(lark.name_pattern([function]))
-            rules.append(f"head_{index}[lazy]: /{lark.ANYTHING}{start}/")
+            rules.append(f"head_{index}[lazy]: {lark.text(lark.ANYTHING + start, *excluded)}")
             rules.append(f'call_{index}: head_{index} SPACE? arguments_{index} SPACE? "}}"')
         start = lark.call_object_start(lark.name_pattern(functions))
-        rules.append(f"TEXT: /{lark.SOMETHING}/ & ~/{lark.ANYTHING}{start}{lark.ANYTHING}/")
+        start_inside = f"{lark.ANYTHING}{start}{lark.ANYTHING}"
+        rules.append(f"TEXT: {lark.text(lark.SOMETHING, start_inside, *excluded)}")
         return lark.lines(*rules, *lark.argument_rules(functions), lark.SPACE_RULE)

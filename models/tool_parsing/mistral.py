@@ -107,15 +107,17 @@ class Mistral:
             *lark.strict_object_rules(functions, "arguments"),
         )
 
-    def free_rules(self, functions: Sequence[GuidedFunction], *, is_one: bool) -> str:
+    def free_rules(
+        self, functions: Sequence[GuidedFunction], *, is_one: bool, excluded: Sequence[str] = ()
+    ) -> str:
         start = lark.marker(self._tokenizer, TOOL_CALLS)
         if lark.is_special(self._tokenizer, TOOL_CALLS):
             head = f"head: TEXT? {start}"
-            text = f"TEXT: /{lark.SOMETHING}/"
+            text = f"TEXT: {lark.text(lark.SOMETHING, *excluded)}"
         else:
-            pattern = r"\[TOOL_CALLS\]"
-            head = f"head[suffix={start}]: /{lark.ANYTHING}/"
-            text = f"TEXT: /{lark.SOMETHING}/ & ~/{lark.ANYTHING}{pattern}{lark.ANYTHING}/"
+            start_inside = rf"{lark.ANYTHING}\[TOOL_CALLS\]{lark.ANYTHING}"
+            head = f"head[suffix={start}]: {lark.text(lark.ANYTHING, *excluded)}"
+            text = f"TEXT: {lark.text(lark.SOMETHING, start_inside, *excluded)}"
         if self._has_named_calls:
             body, rules = "named SPACE?", [*self._named_rules(functions), lark.SPACE_RULE]
         else:

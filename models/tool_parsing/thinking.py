@@ -4,6 +4,7 @@ Some chat templates write the opening tag themselves, at the end of the prompt; 
 the model, which then may also do without.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.tokenizer import Tokenizer
@@ -39,11 +40,21 @@ class Thinking:
         feed.take(len(marker))
         yield from feed.take_space()
 
+    def beginning(self, tokenizer: Tokenizer) -> Sequence[str]:
+        """Regular expressions of what no text after them, or without them, may be: it would be
+        read as thoughts. None where that needs a special token, which is no text."""
+        if self.is_open or lark.is_special(tokenizer, OPENING):
+            return ()
+        return (rf"[ \t\r\n]*{OPENING}{lark.ANYTHING}",)
+
     def rules(self, tokenizer: Tokenizer) -> str:
         """Lark rules where `thinking` is what `read` reads, and `unfinished_thoughts` thoughts that
-        never end, if they are open."""
-        opening, closing = (lark.marker(tokenizer, tag) for tag in (OPENING, CLOSING))
-        start = "" if self.is_open else f"{opening} "
+        never end."""
+        closing = lark.marker(tokenizer, CLOSING)
+        if self.is_open:
+            start, unfinished = "", "THOUGHT"
+        else:
+            start, unfinished = "opening ", "opening THOUGHT?"
         if lark.is_special(tokenizer, CLOSING):
             thoughts = [f"thoughts: THOUGHT? {closing}", f"THOUGHT: /{lark.SOMETHING}/"]
         else:
@@ -52,6 +63,13 @@ class Thinking:
         return lark.lines(
             f"thinking: {start}thoughts THINKING_END?",
             *thoughts,
-            "unfinished_thoughts: THOUGHT",
+            f"unfinished_thoughts: {unfinished}",
             r"THINKING_END: /\n{1,4}/",
+            *([] if self.is_open else [_opening_rule(tokenizer)]),
         )
+
+
+def _opening_rule(tokenizer: Tokenizer) -> str:
+    if lark.is_special(tokenizer, OPENING):
+        return f"opening: {lark.marker(tokenizer, OPENING)}"
+    return rf"opening: /[ \t\r\n]{{0,8}}{OPENING}/"

@@ -56,7 +56,7 @@ def check(name: str, arguments: str) -> None:
 
 
 async def test_forced_calls_are_valid_whatever_the_model(server: EngineServer) -> None:
-    answer = await ask(server, tool_choice="required", n=8, parallel_tool_calls=False)
+    answer = await ask(server, tool_choice="required", n=8, parallel_tool_calls=False, seed=2)
     for choice in answer.choices:
         assert choice.message.content is None
         assert choice.finish_reason == "tool_calls"

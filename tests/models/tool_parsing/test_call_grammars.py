@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import tokenizers
 
 from cluster.types import GrammarKind
 from models.tokenizer import Tokenizer
@@ -133,6 +134,61 @@ def test_one_free_call_ends_the_output(rig: Rig, name: str) -> None:
     assert rig.takes(GrammarKind.LARK, grammar, spelling % OSLO)
     assert not rig.takes(GrammarKind.LARK, grammar, f"{spelling % OSLO}; {spelling % OSLO}")
     assert not rig.takes(GrammarKind.LARK, grammar, f"{spelling % OSLO} and more")
+
+
+def maybe_after_thoughts(call_format: CallFormat, tokenizer: Tokenizer) -> str:
+    thoughts = Thinking(is_open=False)
+    excluded = thoughts.beginning(tokenizer)
+    rules = call_format.free_rules(FUNCTIONS, is_one=False, excluded=excluded)
+    start = "start: thinking? (message) | unfinished_thoughts?\n"
+    return start + rules + thoughts.rules(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def thinking_rigs(
+    rig: Rig, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Rig]]:
+    """The tags of thoughts as text, and as special tokens."""
+    backend = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+    backend.add_special_tokens(["<think>", "</think>"])
+    path = tmp_path_factory.mktemp("special") / "tokenizer.json"
+    backend.save(str(path))
+    special = Rig(path)
+    yield [rig, special]
+    special.compiler.close()
+
+
+@pytest.mark.parametrize(("name", "spelling"), SPELLINGS)
+def test_calls_are_guided_after_thoughts_and_without_them_but_not_within(
+    thinking_rigs: list[Rig], name: str, spelling: str
+) -> None:
+    call, broken = spelling % OSLO, spelling % WRONG
+    for rig in thinking_rigs:
+        grammar = maybe_after_thoughts(call_format(name, rig.tokenizer), rig.tokenizer)
+        for text in (call, f"<think>Hm</think>\n\n{call}", f"<think></think>{call}"):
+            assert rig.takes(GrammarKind.LARK, grammar, text)
+            assert not rig.takes(GrammarKind.LARK, grammar, text.replace(call, broken))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "text",
+    ["", "Hello", "<thin", "<thinking> hard", "<think>", "<think>Hm", "<think>Hm</think>\n\nHi"],
+)
+def test_a_model_that_may_think_may_also_say_anything(
+    thinking_rigs: list[Rig], name: str, text: str
+) -> None:
+    for rig in thinking_rigs:
+        grammar = maybe_after_thoughts(call_format(name, rig.tokenizer), rig.tokenizer)
+        assert rig.takes(GrammarKind.LARK, grammar, text)
+
+
+def test_a_broken_call_may_be_thought_of(rig: Rig) -> None:
+    broken, call = TAGGED % WRONG, TAGGED % OSLO
+    grammar = maybe_after_thoughts(call_format("hermes", rig.tokenizer), rig.tokenizer)
+    assert rig.takes(GrammarKind.LARK, grammar, f"\n<think>Hm {broken}")
+    assert rig.takes(GrammarKind.LARK, grammar, f"<think>Hm {broken}?</think>\n\n{call}")
+    assert not rig.takes(GrammarKind.LARK, grammar, f"<think>Hm</think>Well. <think>{broken}")
 
 
 @pytest.mark.parametrize("is_open", [True, False])
