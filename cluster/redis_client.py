@@ -8,6 +8,7 @@ have been carried out. Connections come back by themselves. The URL's password i
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import cached_property
@@ -37,6 +38,7 @@ from cluster.redis_connections import MAX_CONNECTIONS, Connections, address_of, 
 
 SCHEMA_VERSION = 1  # of all that is stored; part of every key
 RETRY_AFTER_S = 1.0
+LOG_EVERY_S = 1.0
 _RETRY_AFTER_FULL_S = 30.0
 
 # Answers of a server that is there and cannot serve now.
@@ -81,6 +83,7 @@ class RedisClient:
         self._connections = connections
         self._redis = connections.redis
         self.address = address  # for messages: without user and password
+        self._logged_s = -LOG_EVERY_S  # when an outage was last logged
         self._places = asyncio.Semaphore(MAX_CONNECTIONS)
 
     async def __aenter__(self) -> Self:
@@ -234,8 +237,12 @@ class RedisClient:
         return ServiceUnavailableError(f"Redis {what}", retry_after_s=RETRY_AFTER_S)
 
     def _log(self, what: str, error: Exception) -> None:
-        """Where the server is and what it says are for the operator, not for clients."""
-        logger.warning("Redis at %s %s: %s", self.address, what, error)
+        """Where the server is and what it says are for the operator, not for clients. Once a
+        second at most: everybody meets the same outage."""
+        now_s = time.monotonic()
+        if now_s - self._logged_s >= LOG_EVERY_S:
+            self._logged_s = now_s
+            logger.warning("Redis at %s %s: %s", self.address, what, error)
 
 
 def connect(config: RedisConfig) -> RedisClient:

@@ -91,6 +91,7 @@ def make_config(*, port: int, **sources: Path) -> ShoalConfig:
                 {"name": name, "source": str(source), "num_cpus": 0.5, "engine": engines[name]}
                 for name, source in sources.items()
             ],
+            "embedders": [],  # retrieval has a cluster of its own
             "http": {"port": port},
         }
     )
