@@ -21,9 +21,10 @@ class Ranked(Generic[Item]):
 def fuse(rankings: Sequence[Sequence[Ranked[Item]]]) -> dict[Item, float]:
     """The score of each item: the sum of its weights / its ranks, counted from 1.
 
-    The paper adds 60 to each rank: what stands somewhere in all rankings comes before what is the
-    first of one. With a question that words or vectors alone can answer this loses: on the labelled
-    set recall@5 was 85 and 52 percent (exact terms, paraphrases) with 60, and is 99 and 90 with 0.
+    The paper adds 60 to each rank: then what stands somewhere in all rankings comes before what is
+    the first of one. That loses where words or vectors alone can answer: on the half of the
+    labelled set that parameters are chosen by, recall@5 of exact terms and of paraphrases is 85 and
+    54 percent with 60, 99 and 83 with 0, and 99 and 91 with 0 and the weights of `search`.
     """
     scores: dict[Item, float] = {}
     for ranking in rankings:

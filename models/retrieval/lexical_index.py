@@ -26,6 +26,7 @@ _WRITER_BYTES_PER_THREAD = 64_000_000  # tantivy wants 15 MB; more makes fewer s
 _OTHER_SPELLING_WEIGHT = 0.9
 _INDEX_BYTES_PER_TEXT_BYTE = 0.6  # measured on English text: postings, positions, lengths
 _MAX_TIED_HITS = 1024
+_UNKNOWN_SHARE = 0.25  # of a word's worth that no chunk has
 
 
 class LexicalView:
@@ -104,9 +105,13 @@ class CorpusWeights:
         self._num_chunks = sum(view.num_chunks for view in views)
 
     def total(self, clauses: Iterable[Clause]) -> float:
-        """What is scored, about, by a chunk that has each thing once that any chunk has."""
+        """What is scored, about, by a chunk that has each thing once that any chunk has; and a part
+        of what the others would be worth, since where words are missing the rest says less.
+        """
         return sum(
-            max((self._weight(clause, spelling) for spelling in self.spellings(clause)), default=0)
+            max(self._weight(clause, spelling) for spelling in spellings)
+            if (spellings := self.spellings(clause))
+            else _UNKNOWN_SHARE * self._weight(clause, clause.spellings[0])
             for clause in clauses
         )
 

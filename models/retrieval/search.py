@@ -21,7 +21,7 @@ from models.retrieval.segments import ChunkPlace, SegmentEntry
 LATER_QUERY_WEIGHT = 0.5  # of each query after the first
 # A chunk's place among the lexical hits counts as much as one among the dense hits when it has this
 # share of what the query's words are worth: a chunk with a few common words of it is no hit.
-FULL_LEXICAL_SHARE = 0.6
+FULL_LEXICAL_SHARE = 0.5
 MAX_LEXICAL_WEIGHT = 2.0
 MIN_DEPTH = 50  # places of a ranking that are fused
 
