@@ -115,6 +115,7 @@ class ChatGenerations:
                     request_id=exchange.request_id,
                     prompt_token_ids=prompt.token_ids,
                     sampling_params=params,
+                    priority=exchange.priority,
                 )
             ],
             TextRules(

@@ -55,7 +55,7 @@ class Completions:
         refuse_unavailable_completion(request)
         prompts = await self._prompts.completion(model, request.prompt)
         exchange.request_id = new_id("cmpl")
-        requests = _engine_requests(request, model, prompts, exchange.request_id)
+        requests = _engine_requests(request, model, prompts, exchange)
         generation = Generation(
             model,
             requests,
@@ -79,8 +79,9 @@ def _engine_requests(
     request: CompletionRequest,
     model: ServedModel,
     prompts: Sequence[TokenizedPrompt],
-    answer_id: str,
+    exchange: Exchange,
 ) -> list[Request]:
+    answer_id = exchange.request_id
     is_scored = bool(request.echo) and request.logprobs is not None
     return [
         Request(
@@ -93,6 +94,7 @@ def _engine_requests(
                 logprobs=request.logprobs,
                 prompt_logprobs=request.logprobs if is_scored else None,
             ),
+            priority=exchange.priority,
         )
         for position, prompt in enumerate(prompts)
     ]

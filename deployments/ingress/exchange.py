@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from cluster.config import DEFAULT_TENANT
 from cluster.errors import ServingError
-from cluster.types import FinishReason
+from cluster.types import PRIORITY_ONLINE, FinishReason
 
 SCOPE_KEY = "shoal.exchange"
 REASON_FAILED = "error"
@@ -18,6 +18,7 @@ class Exchange:
     started_s: float = field(default_factory=time.perf_counter)
     key_name: str | None = None  # which API key it is
     tenant: str = DEFAULT_TENANT  # whose key; without keys there is only one tenant
+    priority: int = PRIORITY_ONLINE  # of what it asks of the engines
     model: str = ""
     route: str = ""
     request_id: str = ""
