@@ -17,6 +17,8 @@ from deployments.ingress.message_routes import VERSIONS
 from deployments.ingress.operations import OPENAPI_PATH, OPERATIONS, Operation
 
 JSON = "application/json"
+FORM = "multipart/form-data"
+BINARY = "application/octet-stream"
 Schema = dict[str, Any]
 
 _BEARER: Schema = {"type": "http", "scheme": "bearer"}
@@ -134,7 +136,11 @@ class _Writer:
         }
         if operation.requests:
             schema = _any_of([self._refs[request, "validation"] for request in operation.requests])
-            written["requestBody"] = {"required": True, "content": {JSON: {"schema": schema}}}
+            content_type = FORM if operation.is_form else JSON
+            written["requestBody"] = {
+                "required": True,
+                "content": {content_type: {"schema": schema}},
+            }
         return written
 
     def _security(self, operation: Operation) -> list[Schema]:
@@ -166,6 +172,8 @@ class _Writer:
             if answer is not None
         ]
         content: Schema = {"text/plain": {"schema": {"type": "string"}}}
+        if operation.is_binary:
+            content = {BINARY: {"schema": {"type": "string", "format": "binary"}}}
         if answers:
             content = {JSON: {"schema": _any_of(answers)}}
         if operation.has_stream:

@@ -11,10 +11,25 @@ from pydantic import BaseModel
 
 from cluster.anthropic_schema.message import MessageObject, TokenCount
 from cluster.anthropic_schema.request import CountTokensRequest, MessageRequest
+from cluster.openai_schema.batches import (
+    MAX_LISTED_BATCHES,
+    BatchList,
+    BatchObject,
+    BatchRequest,
+)
 from cluster.openai_schema.chat import ChatCompletion, ChatCompletionRequest
 from cluster.openai_schema.completions import CompletionRequest, TextCompletion
 from cluster.openai_schema.embeddings import EmbeddingAnswer, EmbeddingModelList, EmbeddingRequest
 from cluster.openai_schema.error_bodies import Status
+from cluster.openai_schema.files import (
+    MAX_LISTED_FILES,
+    OUTPUT_PURPOSE,
+    UPLOAD_PURPOSES,
+    FileDeleted,
+    FileList,
+    FileObject,
+    FileUpload,
+)
 from cluster.openai_schema.models import ModelList, ModelObject
 from cluster.openai_schema.response_object import ResponseObject
 from cluster.openai_schema.response_request import ResponseRequest
@@ -74,9 +89,11 @@ class Operation:
     paths: tuple[str, ...]
     parameters: tuple[Parameter, ...] = ()
     requests: tuple[type[BaseModel], ...] = ()  # the body is one of them; (): no body
+    is_form: bool = False  # the body is multipart/form-data, not JSON
     answer: type[BaseModel] | None  # None: text
     other_answer: type[BaseModel] | None = None  # what the second of the requests is answered with
     is_empty: bool = False  # the answer has no body
+    is_binary: bool = False  # the answer is a file
     success: int = 200  # the status of an answer
     has_stream: bool = False  # with `stream: true` the answer is a stream of events
     errors: tuple[int, ...] = ()
@@ -339,6 +356,105 @@ DELETE_SECRET = Operation(
     errors=_UNAVAILABLE,
 )
 SECRET_OPERATIONS = (CREATE_SECRET, SECRETS, DELETE_SECRET)
+
+_AFTER = Parameter(name="after", schema={"type": "string", "description": "the last page's end"})
+
+UPLOAD_FILE = Operation(
+    name="upload_file",
+    summary="Upload a file, for a batch for example (OpenAI)",
+    paths=_paths("files"),
+    requests=(FileUpload,),
+    is_form=True,
+    answer=FileObject,
+    errors=(400, 413, 415, 422, 500, 503),
+)
+FILES = Operation(
+    name="files",
+    summary="The tenant's files",
+    method="GET",
+    paths=_paths("files"),
+    parameters=(
+        Parameter(
+            name="limit",
+            schema={"type": "integer", "minimum": 1, "maximum": MAX_LISTED_FILES},
+        ),
+        _AFTER,
+        Parameter(name="order", schema={"type": "string", "enum": ["asc", "desc"]}),
+        Parameter(
+            name="purpose",
+            schema={"type": "string", "enum": [*UPLOAD_PURPOSES, OUTPUT_PURPOSE]},
+        ),
+    ),
+    answer=FileList,
+    errors=(400, 422, 500, 503),
+)
+FILE_CONTENT = Operation(
+    name="file_content",
+    summary="The bytes of a file",
+    method="GET",
+    paths=_paths("files/{file_id}/content"),
+    answer=None,
+    is_binary=True,
+    errors=_UNAVAILABLE,
+)
+ONE_FILE = Operation(
+    name="one_file",
+    summary="What is known of a file",
+    method="GET",
+    paths=_paths("files/{file_id}"),
+    answer=FileObject,
+    errors=_UNAVAILABLE,
+)
+DELETE_FILE = Operation(
+    name="delete_file",
+    summary="Delete a file",
+    method="DELETE",
+    paths=ONE_FILE.paths,
+    answer=FileDeleted,
+    errors=_UNAVAILABLE,
+)
+FILE_OPERATIONS = (UPLOAD_FILE, FILES, FILE_CONTENT, ONE_FILE, DELETE_FILE)
+
+CREATE_BATCH = Operation(
+    name="create_batch",
+    summary="Run the requests of a file in the background, behind all others (OpenAI)",
+    paths=_paths("batches"),
+    parameters=(_IDEMPOTENCY_KEY,),
+    requests=(BatchRequest,),
+    answer=BatchObject,
+    errors=(*_BODY_ERRORS, 500, 503),
+)
+BATCHES = Operation(
+    name="batches",
+    summary="The tenant's batches, the newest first",
+    method="GET",
+    paths=_paths("batches"),
+    parameters=(
+        Parameter(
+            name="limit",
+            schema={"type": "integer", "minimum": 1, "maximum": MAX_LISTED_BATCHES},
+        ),
+        _AFTER,
+    ),
+    answer=BatchList,
+    errors=(400, 422, 500, 503),
+)
+ONE_BATCH = Operation(
+    name="one_batch",
+    summary="How far a batch is",
+    method="GET",
+    paths=_paths("batches/{batch_id}"),
+    answer=BatchObject,
+    errors=_UNAVAILABLE,
+)
+CANCEL_BATCH = Operation(
+    name="cancel_batch",
+    summary="Cancel a batch; what is done is kept",
+    paths=_paths("batches/{batch_id}/cancel"),
+    answer=BatchObject,
+    errors=(400, *_UNAVAILABLE),
+)
+BATCH_OPERATIONS = (CREATE_BATCH, BATCHES, ONE_BATCH, CANCEL_BATCH)
 
 OPERATIONS = (
     CHAT,

@@ -34,8 +34,8 @@ def read_page(scope: Scope) -> Page:
     Raises:
         ValidationError: a number is none, or out of range.
     """
-    number = _integer(scope, "page[number]", default=1, low=0, high=1_000_000)
-    size = _integer(scope, "page[size]", default=MAX_PAGE_SIZE, low=1, high=MAX_PAGE_SIZE)
+    number = read_integer(scope, "page[number]", default=1, low=0, high=1_000_000)
+    size = read_integer(scope, "page[size]", default=MAX_PAGE_SIZE, low=1, high=MAX_PAGE_SIZE)
     return Page(number=max(1, number), size=size)
 
 
@@ -74,7 +74,23 @@ def read_idempotency_key(scope: Scope) -> str:
     return key
 
 
-def _integer(scope: Scope, name: str, *, default: int, low: int, high: int) -> int:
+def read_choice(scope: Scope, name: str, choices: Sequence[str], *, default: str) -> str:
+    """One of a few words.
+
+    Raises:
+        ValidationError: it is another one.
+    """
+    text = Request(scope).query_params.get(name)
+    if text is not None and text not in choices:
+        raise _problem("query", name, f"must be one of {', '.join(choices)}; given {shown(text)}")
+    return default if text is None else text
+
+
+def read_integer(scope: Scope, name: str, *, default: int, low: int, high: int) -> int:
+    """
+    Raises:
+        ValidationError: it is none, or out of range.
+    """
     text = Request(scope).query_params.get(name)
     if text is None:
         return default

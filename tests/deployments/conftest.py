@@ -6,6 +6,11 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
+# Fixtures of the ingress' tests that others use too.
+from tests.deployments.ingress.conftest import checkpoint
+
+__all__ = ["checkpoint"]
+
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
