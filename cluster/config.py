@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    ValidationError,
+    model_validator,
+)
 
 DEMO_CHAT_MODEL = "shoal/demo-chat"
 DEMO_EMBED_MODEL = "shoal/demo-embed"
@@ -159,6 +166,8 @@ class RetrievalConfig(Section):
     sync_interval_s: Annotated[float, Field(gt=0)] = 60.0
     num_task_workers: Annotated[int, Field(ge=1)] = 1
     max_object_bytes: Annotated[int, Field(gt=0)] = 100 * 2**20  # larger ones are refused by name
+    # Networks that websites may be crawled in although they are private, like 10.1.0.0/16.
+    crawled_networks: tuple[IPvAnyNetwork, ...] = ()
     parse_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     parse_memory_bytes: Annotated[int, Field(gt=0)] = 2 * 2**30  # of one parsing process
 

@@ -73,6 +73,7 @@ class TaskWorker:
                 },
             ),
             name=serve.get_replica_context().replica_id.unique_id,
+            crawled_networks=[str(network) for network in retrieval.crawled_networks],
         )
         self._running = asyncio.create_task(self._worker.run())
 

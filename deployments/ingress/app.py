@@ -75,11 +75,7 @@ def build_asgi_app(
         **_endpoints(directory, prompts, telemetry, generations, limit=limit),
         **_retrieval_endpoints(retrieval, directory, telemetry, limit=limit),
     }
-    routes = [
-        Route(path, endpoints[operation], methods=[operation.method])
-        for operation in operations.OPERATIONS
-        for path in operation.paths
-    ]
+    routes = _routes(endpoints)
     document = OpenAPIDocument(is_key_required=keys.required)
     routes.append(Route(operations.OPENAPI_PATH, document, methods=["GET"]))
 
@@ -102,6 +98,28 @@ def build_asgi_app(
             ),
         )
     return ErrorBoundary(app, telemetry)
+
+
+def _routes(endpoints: Mapping[operations.Operation, ASGIApp]) -> list[Route]:
+    """A route for each path, in the order of the operations; its methods may differ in what serves
+    them."""
+    by_path: dict[str, dict[str, ASGIApp]] = {}
+    for operation in operations.OPERATIONS:
+        for path in operation.paths:
+            by_path.setdefault(path, {})[operation.method] = endpoints[operation]
+    return [Route(path, ByMethod(apps), methods=list(apps)) for path, apps in by_path.items()]
+
+
+class ByMethod:
+    """Sends a request on by its method; HEAD goes where GET does."""
+
+    def __init__(self, apps: Mapping[str, ASGIApp]) -> None:
+        self._apps = dict(apps)
+        if "GET" in apps:
+            self._apps["HEAD"] = apps["GET"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._apps[scope["method"]](scope, receive, send)
 
 
 def _endpoints(
