@@ -169,29 +169,39 @@ class LoadedBuckets:
                 self._catch_up(loaded, version)
 
     def _catch_up(self, loaded: LoadedBucket, version: int) -> asyncio.Task[None]:
+        """One step towards a version. Where commits come all the time each step is behind again;
+        who waits looks after each whether it is enough.
+        """
         loaded.wanted_version = max(loaded.wanted_version, version)
         if loaded.catching_up is None or loaded.catching_up.done():
             loaded.catching_up = self._begin(self._apply_changes(loaded))
+            loaded.catching_up.add_done_callback(lambda task: self._go_on(loaded, task))
         return loaded.catching_up
 
+    def _go_on(self, loaded: LoadedBucket, task: asyncio.Task[None]) -> None:
+        is_loaded = self._loaded.get(loaded.ref) is loaded
+        has_failed = task.cancelled() or task.exception() is not None  # the next search tries again
+        if is_loaded and not has_failed and loaded.version < loaded.wanted_version:
+            self._catch_up(loaded, loaded.wanted_version)
+
     async def _apply_changes(self, loaded: LoadedBucket) -> None:
-        """Up to the wanted version; drop the index where that is not possible."""
-        while loaded.version < loaded.wanted_version:
-            async with loaded.changing:
-                changes = await self._store.changes_since(loaded.ref, loaded.version)
-                meta = await self._store.meta(loaded.ref)
-                if not changes or meta is None or meta.embedder != loaded.embedder:
+        """All that Redis has now; drop the index where that is not possible."""
+        async with loaded.changing:
+            changes = await self._store.changes_since(loaded.ref, loaded.version)
+            meta = await self._store.meta(loaded.ref)
+            # No changes, though there is a newer version: Redis has lost some.
+            if not changes or meta is None or meta.embedder != loaded.embedder:
+                self._drop(loaded)
+                return
+            try:
+                await self._apply(loaded, changes)
+            except SegmentGoneError:
+                self._drop(loaded)
+            finally:
+                if not loaded.index.is_whole:
                     self._drop(loaded)
-                    return
-                try:
-                    await self._apply(loaded, changes)
-                except SegmentGoneError:
-                    self._drop(loaded)
-                finally:
-                    if not loaded.index.is_whole:
-                        self._drop(loaded)
-            self._make_room(loaded)
-            self._keep_up(loaded)
+        self._make_room(loaded)
+        self._keep_up(loaded)
 
     async def _apply(self, loaded: LoadedBucket, changes: Sequence[Change]) -> None:
         held = {segment.segment_id for segment in loaded.index.view.segments}
