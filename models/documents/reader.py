@@ -10,8 +10,8 @@ time and memory. A file that breaks them costs its process, and nobody else anyt
 import asyncio
 import os
 import stat
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 from cluster.types import Chunk
@@ -91,23 +91,38 @@ class DocumentReader:
     async def _read_once(
         self, path: Path, filename: str, settings: ChunkSettings | None
     ) -> AsyncGenerator[ChunkPiece | TextPiece, None]:
+        """Reads a piece ahead: the last one is handed out when the process has been given back,
+        however long it is then worked on."""
+        ahead: ChunkPiece | TextPiece | None = None
         descriptor = _open(path, self._limits.max_bytes)
         try:
-            async with self._slots:
-                process = self._take()
-                self._busy.add(process)
-                try:
-                    async with aclosing(process.read(descriptor, filename, settings)) as pieces:
-                        async for piece in pieces:
-                            yield piece
-                finally:
-                    self._busy.discard(process)
-                    if process.is_usable:
-                        self._idle.append(process)
-                    else:
-                        self._end(process)
+            async with (
+                self._process() as process,
+                aclosing(process.read(descriptor, filename, settings)) as pieces,
+            ):
+                async for piece in pieces:
+                    if ahead is not None:
+                        yield ahead
+                    ahead = piece
         finally:
             os.close(descriptor)
+        if ahead is not None:
+            yield ahead
+
+    @asynccontextmanager
+    async def _process(self) -> AsyncIterator[ReadingProcess]:
+        """A process of one's own, kept for others if it is usable in the end."""
+        async with self._slots:
+            process = self._take()
+            self._busy.add(process)
+            try:
+                yield process
+            finally:
+                self._busy.discard(process)
+                if process.is_usable:
+                    self._idle.append(process)
+                else:
+                    self._end(process)
 
     def _take(self) -> ReadingProcess:
         while self._idle:

@@ -206,7 +206,7 @@ def test_no_text_takes_long(word_pieces: tokenizers.Tokenizer, text: str) -> Non
     block = Block(text=text * (65_536 // len(text)))
     started = time.process_time()
     chunks = list(chunks_of([block], word_pieces, chunk_settings(126, overlap=512)))
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 10
     assert chunks
     assert max(len(chunk.text) for chunk in chunks) <= 126 * 16
 

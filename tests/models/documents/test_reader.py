@@ -4,6 +4,7 @@ import asyncio
 import os
 import zlib
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
 
 import psutil
@@ -105,9 +106,9 @@ def image_pdf() -> bytes:
 
 
 def pdf_with_a_bomb() -> bytes:
-    """A page whose content unpacks to 4 GB."""
-    packer = zlib.compressobj(9)
-    packed = b"".join(packer.compress(b" " * 64 * MiB) for _ in range(16)) + packer.flush()
+    """A page whose content unpacks to 512 MiB."""
+    packer = zlib.compressobj(1)
+    packed = b"".join(packer.compress(b" " * 64 * MiB) for _ in range(8)) + packer.flush()
     body = pdf([""])
     start = body.index(b"<< /Length")
     end = body.index(b"endstream")
@@ -195,8 +196,8 @@ async def test_a_file_that_needs_too_much_memory_fails_alone(
 async def test_large_text_is_read_in_little_memory(
     make_reader: MakeReader, write_file: WriteFile
 ) -> None:
-    limits = ReadingLimits(max_bytes=100 * MiB, timeout_s=60, memory_bytes=48 * MiB)
-    data = b"A line of text that says little.\n" * (60 * MiB // 33)
+    limits = ReadingLimits(max_bytes=100 * MiB, timeout_s=60, memory_bytes=32 * MiB)
+    data = b"A line of text that says little.\n" * (40 * MiB // 33)
     text = await make_reader(limits).read_text(write_file(data), "a.txt")
     assert len(text) == len(data)
 
@@ -225,6 +226,16 @@ async def test_chunks_come_while_the_file_is_still_read(
     await pieces.aclose()
     await reader.close()
     assert not psutil.pid_exists(child), "who stops reading ends the process"
+
+
+async def test_a_process_is_free_before_its_last_chunks_are_worked_on(
+    make_reader: MakeReader, write_file: WriteFile, chunk_settings: ChunkSettings
+) -> None:
+    reader = make_reader()
+    async with aclosing(reader.stream(write_file(b"One."), "a.txt", chunk_settings)) as pieces:
+        assert [chunk.text for chunk in await anext(pieces)] == ["One."]
+        others = await reader.read(write_file(b"Two."), "b.txt", chunk_settings)
+        assert [chunk.text for chunk in others] == ["Two."]
 
 
 async def test_cancelling_ends_the_process(
