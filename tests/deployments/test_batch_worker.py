@@ -1,0 +1,246 @@
+"""Batches while their workers and Redis die, and in flat memory."""
+
+import asyncio
+import json
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from cluster.errors import ServiceUnavailableError
+from cluster.redis_client import RedisClient
+from tests.deployments.batch_process import ANSWERED_KEY
+from tests.deployments.batch_rig import (
+    OTHER_KEY,
+    BatchServer,
+    EchoPool,
+    chat_line,
+    content_of,
+    echo_calls,
+    serving_batches,
+    working,
+)
+from tests.deployments.ingress.scripted_server import KEY
+from tests.redis_server import RedisServer
+
+
+@asynccontextmanager
+async def process(*arguments: object) -> AsyncIterator[Process]:
+    """A process of `batch_process`, once it says that it runs."""
+    started = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.deployments.batch_process", *map(str, arguments)),
+        stdout=PIPE,
+    )
+    try:
+        yield started
+    finally:
+        if started.returncode is None:
+            started.kill()
+        await started.wait()
+
+
+async def first_line(running: Process) -> str:
+    assert running.stdout is not None
+    return (await running.stdout.readline()).decode().strip()
+
+
+async def wait_for_answers(redis: RedisClient, num: int) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                if int(await redis.execute("GET", ANSWERED_KEY) or 0) >= num:
+                    return
+            except ServiceUnavailableError:
+                pass  # Redis was killed just now
+            await asyncio.sleep(0.01)
+
+
+async def check(server: BatchServer, batch_id: str, num: int) -> None:
+    """Every line once, in order, with the answer of an undisturbed run."""
+    batch = await server.end_of(batch_id)
+    assert batch.status == "completed", batch
+    assert batch.request_counts.completed == batch.request_counts.total == num
+    lines = await server.lines_of(batch.output_file_id)
+    assert [line["custom_id"] for line in lines] == [f"c{n}" for n in range(num)]
+    assert [content_of(line) for line in lines] == [f"hello {n}" for n in range(num)]
+
+
+@pytest.mark.parametrize("num_kills", [2, pytest.param(8, marks=pytest.mark.slow)])
+async def test_a_killed_worker_loses_and_doubles_no_line(
+    breakable_redis_server: RedisServer, tmp_path: Path, checkpoint: Path, num_kills: int
+) -> None:
+    url, num = breakable_redis_server.url, 200 * num_kills
+    async with serving_batches(url, tmp_path) as server:
+        started = await server.start([chat_line(f"c{n}", f"hello {n}") for n in range(num)])
+        for kill in range(num_kills):
+            async with process("work", url, tmp_path, checkpoint, 0.05):
+                await wait_for_answers(server.redis, 100 * (kill + 1))
+        async with process("work", url, tmp_path, checkpoint, 0.005):
+            await check(server, started.id, num)
+        num_answered = int(await server.redis.execute("GET", ANSWERED_KEY))
+        # A kill costs what was not saved: a moment's answers.
+        assert num <= num_answered <= num + num_kills * 150
+
+
+async def test_two_workers_share_batches_and_each_line_is_answered_once(
+    breakable_redis_server: RedisServer, tmp_path: Path, checkpoint: Path
+) -> None:
+    url = breakable_redis_server.url
+    async with (
+        serving_batches(url, tmp_path) as server,
+        process("work", url, tmp_path, checkpoint, 0.01),
+        process("work", url, tmp_path, checkpoint, 0.01),
+    ):
+        lines = [chat_line(f"c{n}", f"hello {n}") for n in range(100)]
+        started = [await server.start(lines) for _ in range(3)]
+        for batch in started:
+            await check(server, batch.id, 100)
+        assert int(await server.redis.execute("GET", ANSWERED_KEY)) == 300
+
+
+async def test_redis_killed_and_back_costs_no_line(
+    breakable_redis_server: RedisServer, tmp_path: Path, checkpoint: Path
+) -> None:
+    url = breakable_redis_server.url
+    async with (
+        serving_batches(url, tmp_path) as server,
+        process("work", url, tmp_path, checkpoint, 0.05),
+    ):
+        started = await server.start([chat_line(f"c{n}", f"hello {n}") for n in range(400)])
+        for num_answers in (50, 200):
+            await wait_for_answers(server.redis, num_answers)
+            breakable_redis_server.kill()
+            await asyncio.sleep(0.5)  # long enough that saving fails
+            breakable_redis_server.start()
+        await check_despite_reconnects(server, started.id, 400)
+
+
+async def check_despite_reconnects(server: BatchServer, batch_id: str, num: int) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await server.tasks.get("default", batch_id)
+                break
+            except ServiceUnavailableError:
+                await asyncio.sleep(0.05)
+    await check(server, batch_id, num)
+
+
+async def test_a_worker_that_is_told_to_stop_gives_its_batch_to_another(
+    breakable_redis_server: RedisServer, tmp_path: Path, checkpoint: Path
+) -> None:
+    url = breakable_redis_server.url
+    async with serving_batches(url, tmp_path) as server:
+        started = await server.start([chat_line(f"c{n}", f"hello {n}") for n in range(200)])
+        async with process("work", url, tmp_path, checkpoint, 0.05) as first:
+            await wait_for_answers(server.redis, 50)
+            first.terminate()
+            assert await first.wait() == 0
+        async with process("work", url, tmp_path, checkpoint, 0.001):
+            await check(server, started.id, 200)
+        record = await server.tasks.queue.get(
+            "default", (await server.tasks.get("default", started.id)).task_id
+        )
+        assert (record.num_losses, record.num_attempts) == (0, 1)
+
+
+async def test_a_batch_whose_task_is_dead_has_failed(
+    redis_server: RedisServer, tmp_path: Path, checkpoint: Path
+) -> None:
+    async with serving_batches(redis_server.url, tmp_path) as server:
+        started = await server.start([chat_line("a", "x")])
+        batch = await server.tasks.get("default", started.id)
+        await server.tasks.queue.cancel("default", batch.task_id)  # as an operator would
+        seen = await server.end_of(started.id)
+        assert seen.status == "failed"
+        assert seen.errors.data[0].code == "server_error"
+
+
+async def test_one_tenants_many_batches_leave_room_for_anothers(
+    redis_server: RedisServer, tmp_path: Path, checkpoint: Path
+) -> None:
+    gate, pool = asyncio.Event(), EchoPool()
+
+    async def trouble(text: str) -> None:
+        if text == "many":
+            await gate.wait()
+
+    pool.trouble = trouble
+    async with serving_batches(redis_server.url, tmp_path) as server:
+        calls = echo_calls(server.config, checkpoint, pool)
+        async with working(server.config, server.batches, tmp_path, calls):
+            many = [await server.start([chat_line("a", "many")]) for _ in range(8)]
+            single = await server.start([chat_line("a", "one")], key=OTHER_KEY)
+            ended = await server.end_of(single.id, key=OTHER_KEY)
+            assert ended.status == "completed"
+            gate.set()
+            for batch in many:
+                assert (await server.end_of(batch.id)).status == "completed"
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process has had."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.parametrize(
+    ("num_lines", "line_bytes", "growth_bytes"),
+    [(5000, 4000, 48 * 2**20), pytest.param(50_000, 4100, 96 * 2**20, marks=pytest.mark.slow)],
+)
+async def test_a_large_file_passes_through_in_flat_memory(
+    breakable_redis_server: RedisServer,
+    tmp_path: Path,
+    checkpoint: Path,
+    num_lines: int,
+    line_bytes: int,
+    growth_bytes: int,
+) -> None:
+    """Both ways: as long as what it says is what it is asked, twice."""
+    url, path = breakable_redis_server.url, tmp_path / "in.jsonl"
+    with path.open("wb") as file:
+        for n in range(num_lines):
+            line = chat_line(f"c{n}", f"hello {n}")
+            line["body"]["user"] = "x" * (line_bytes - 200)  # type: ignore[index]
+            file.write(json.dumps(line).encode() + b"\n")
+    async with (
+        process("serve", url, tmp_path) as ingress,
+        process("work", url, tmp_path, checkpoint, 0) as worker,
+        httpx.AsyncClient(timeout=300, headers={"authorization": f"Bearer {KEY}"}) as client,
+    ):
+        base = f"http://127.0.0.1:{await first_line(ingress)}/v1"
+        await first_line(worker)
+        before = {one.pid: psutil.Process(one.pid).memory_info().rss for one in (ingress, worker)}
+        with path.open("rb") as file:
+            uploaded = await client.post(
+                f"{base}/files", data={"purpose": "batch"}, files={"file": file}
+            )
+        assert uploaded.json()["bytes"] == path.stat().st_size
+        body = {
+            "input_file_id": uploaded.json()["id"],
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+        }
+        batch = (await client.post(f"{base}/batches", json=body)).json()
+        async with asyncio.timeout(600):
+            while True:
+                batch = (await client.get(f"{base}/batches/{batch['id']}")).json()
+                if batch["status"] == "completed":
+                    break
+                await asyncio.sleep(0.2)
+        assert batch["request_counts"]["completed"] == num_lines
+        async with client.stream("GET", f"{base}/files/{batch['output_file_id']}/content") as out:
+            ids = [json.loads(line)["custom_id"] async for line in out.aiter_lines()]
+        assert ids == [f"c{n}" for n in range(num_lines)]
+        async with client.stream("GET", f"{base}/files/{batch['input_file_id']}/content") as out:
+            assert sum([len(data) async for data in out.aiter_bytes()]) == path.stat().st_size
+        for one in (ingress, worker):
+            growth = peak_bytes(one.pid) - before[one.pid]
+            assert growth < growth_bytes, f"{growth / 2**20:.0f} MiB"
+    path.unlink()
