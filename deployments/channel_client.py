@@ -269,8 +269,6 @@ class ReplicaConnection(asyncio.Protocol):
 
     def _feed(self, step: wire.Step) -> None:
         """Hand a step's tokens to their streams, those not aborted here while it was on its way."""
-        if not len(step.stream_ids) == len(step.indices) == len(step.token_ids):
-            raise wire.ChannelProtocolError("a step whose columns differ in length")
         streams = self._streams
         for stream_id, index, token_id in zip(
             step.stream_ids, step.indices, step.token_ids, strict=True

@@ -22,6 +22,7 @@ from cluster.errors import ServingError
 from cluster.types import Request, TokenDelta
 from deployments import channel_wire as wire
 from deployments.channel_errors import to_failed
+from models.engine.outlet import Outlet, TokenColumns
 
 HANDSHAKE_TIMEOUT_S = 5.0
 STATS_PERIOD_S = 1.0
@@ -31,13 +32,14 @@ MAX_UNSENT_BYTES = 8 * 2**20  # waiting for an ingress that does not read; beyon
 logger = logging.getLogger(__name__)
 
 OnDelta = Callable[[TokenDelta | ServingError], None]
-OnToken = Callable[[int, int], None]
 
 
 class ChannelEngine(Protocol):
     """What the channel needs of an engine; `AsyncEngine` is one."""
 
-    def submit(self, request: Request, on_delta: OnDelta, on_token: OnToken) -> None: ...
+    def submit(
+        self, request: Request, on_delta: OnDelta, *, outlet: Outlet, key: object
+    ) -> None: ...
     def abort(self, request_id: str, index: int | None = None) -> None: ...
     def add_step_listener(self, listener: Callable[[], None]) -> None: ...
 
@@ -47,14 +49,6 @@ class _ServerStream:
     stream_id: int
     engine_request_id: str
     open_indices: set[int]  # of its sequences: neither finished nor aborted
-    pending: wire.Step  # of the stream's connection
-
-    def add_token(self, index: int, token_id: int) -> None:
-        """This happens for every token."""
-        pending = self.pending
-        pending.stream_ids.append(self.stream_id)
-        pending.indices.append(index)
-        pending.token_ids.append(token_id)
 
 
 class ChannelServer:
@@ -146,8 +140,8 @@ class ChannelServer:
         connection.streams.clear()
         self.note_stream_ended()
 
-    def submit(self, request: Request, on_delta: OnDelta, on_token: OnToken) -> None:
-        self._engine.submit(request, on_delta, on_token)
+    def submit(self, request: Request, on_delta: OnDelta, *, outlet: Outlet, key: object) -> None:
+        self._engine.submit(request, on_delta, outlet=outlet, key=key)
         self._idle.clear()
 
     def abort(self, stream: _ServerStream) -> None:
@@ -190,7 +184,9 @@ class _ServerConnection(asyncio.Protocol):
         self._frames = wire.FrameReader(max_frame_bytes=wire.MAX_HANDSHAKE_BYTES)
         self._expected_proof: bytes | None = None
         self._is_ready = False
-        self._pending = wire.Step([], [], [], [])
+        self._outlet = Outlet(self._take_tokens)  # keys are the streams' numbers
+        self._tokens = TokenColumns()
+        self._deltas: list[wire.StreamDelta] = []
         self._last_stream_id = 0
         self.streams: dict[int, _ServerStream] = {}
         self.last_heard_s = 0.0
@@ -230,16 +226,11 @@ class _ServerConnection(asyncio.Protocol):
 
     def flush(self) -> None:
         """Send what the step brought."""
-        pending = self._pending
-        if pending.token_ids or pending.deltas:
-            self._write(wire.encode_frame(pending))
-            for column in (
-                pending.stream_ids,
-                pending.indices,
-                pending.token_ids,
-                pending.deltas,
-            ):
-                column.clear()
+        tokens, deltas = self._tokens, self._deltas
+        if tokens.token_ids or deltas:
+            self._tokens, self._deltas = TokenColumns(), []
+            step = wire.Step(tokens.keys, tokens.indices, tokens.token_ids, deltas)
+            self._write(wire.encode_frame(step))
 
     def give_up(self, reason: str) -> None:
         """Drop the connection at once; its streams end."""
@@ -306,11 +297,15 @@ class _ServerConnection(asyncio.Protocol):
             stream_id=message.stream_id,
             engine_request_id=engine_request_id,
             open_indices=set(range(request.sampling_params.n)),
-            pending=self._pending,
         )
         self.streams[message.stream_id] = stream
         try:
-            self._server.submit(request, partial(self._on_delta, stream), stream.add_token)
+            self._server.submit(
+                request,
+                partial(self._on_delta, stream),
+                outlet=self._outlet,
+                key=message.stream_id,
+            )
         except ServingError as error:
             self._fail(stream, error)
 
@@ -326,11 +321,16 @@ class _ServerConnection(asyncio.Protocol):
         else:
             self._server.abort_sequence(stream, message.index)
 
+    def _take_tokens(self, columns: TokenColumns) -> None:
+        """A step's tokens, some maybe of streams that were aborted: the client knows which."""
+        self.flush()
+        self._tokens = columns
+
     def _on_delta(self, stream: _ServerStream, delta: TokenDelta | ServingError) -> None:
         if isinstance(delta, ServingError):
             self._fail(stream, delta)
             return
-        self._pending.deltas.append(wire.to_stream_delta(stream.stream_id, delta))
+        self._deltas.append(wire.to_stream_delta(stream.stream_id, delta))
         if delta.finish_reason is not None:
             stream.open_indices.discard(delta.index)
             if not stream.open_indices:

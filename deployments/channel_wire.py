@@ -183,9 +183,14 @@ def decode_client_message(payload: bytes) -> ClientMessage:
 def decode_server_message(payload: bytes) -> ServerMessage:
     """Raises: ChannelProtocolError: not a message that a server may send."""
     try:
-        return _server_decoder.decode(payload)
+        message = _server_decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ChannelProtocolError(f"malformed server message: {error}") from error
+    if isinstance(message, Step) and not (
+        len(message.stream_ids) == len(message.indices) == len(message.token_ids)
+    ):
+        raise ChannelProtocolError("a step whose columns differ in length")
+    return message
 
 
 class FrameReader:

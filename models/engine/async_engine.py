@@ -23,12 +23,12 @@ from cluster.errors import (
 from cluster.types import GrammarSpec, Request, TokenDelta
 from models.engine.deltas import StepDeltas
 from models.engine.engine import Engine, EngineStats
+from models.engine.outlet import Outlet, TokenColumns
 from models.grammar.compiler import CompiledGrammar
 
 logger = logging.getLogger(__name__)
 
 OnDelta = Callable[[TokenDelta | ServingError], None]
-OnToken = Callable[[int, int], None]  # which of the request's sequences, and its next token
 
 _STATS_PERIOD_S = 0.1
 _RETRY_AFTER_S = 1.0
@@ -39,6 +39,8 @@ _NUM_COMPILERS = 4
 class _Add:
     request: Request
     grammar: CompiledGrammar | None
+    outlet: Outlet
+    key: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,14 @@ class _Stop:
 class _Stream:
     """Who hears of one request, and how much of it is still to come."""
 
-    __slots__ = ("has_started", "on_delta", "on_token", "open_indices")
+    __slots__ = ("has_started", "key", "on_delta", "open_indices", "outlet")
 
-    def __init__(self, on_delta: OnDelta, on_token: OnToken, num_sequences: int) -> None:
+    def __init__(
+        self, on_delta: OnDelta, num_sequences: int, *, outlet: Outlet, key: object
+    ) -> None:
         self.on_delta = on_delta
-        self.on_token = on_token
+        self.outlet = outlet
+        self.key = key
         self.open_indices = set(range(num_sequences))  # neither finished nor aborted
         self.has_started = False
 
@@ -72,6 +77,7 @@ class AsyncEngine:
         self._max_num_queued_requests = max_num_queued_requests
         self._commands: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
         self._streams: dict[str, _Stream] = {}
+        self._outlet = Outlet(self._deliver_tokens)  # of those who have none of their own
         self._num_queued = 0  # streams that have not started
         self._listeners: list[Callable[[], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -106,11 +112,18 @@ class AsyncEngine:
         self._compilers.shutdown(wait=False, cancel_futures=True)
         self._engine.close()
 
-    def submit(self, request: Request, on_delta: OnDelta, on_token: OnToken | None = None) -> None:
+    def submit(
+        self,
+        request: Request,
+        on_delta: OnDelta,
+        *,
+        outlet: Outlet | None = None,
+        key: object = None,
+    ) -> None:
         """Hand a request to the engine. `on_delta` is called in the loop's thread with every delta
-        of each of its sequences; a `ServingError` instead ends the stream. Where `on_token` is
-        given, it takes the tokens of which there is nothing more to say: nearly all of them, but
-        no sequence's first or last.
+        of each of its sequences; a `ServingError` instead ends the stream. Where an outlet is
+        given, it takes, under the key, the tokens of which there is nothing more to say: nearly
+        all of them, but no sequence's first or last.
 
         Raises:
             ServiceUnavailableError: the queue is full, or the engine has stopped or failed.
@@ -125,12 +138,13 @@ class AsyncEngine:
                 retry_after_s=_RETRY_AFTER_S,
             )
         self._engine.check_request(request)
-        if on_token is None:
-            on_token = _as_deltas(request.request_id, on_delta)
-        self._streams[request.request_id] = _Stream(on_delta, on_token, request.sampling_params.n)
+        if outlet is None:
+            outlet, key = self._outlet, request.request_id
+        stream = _Stream(on_delta, request.sampling_params.n, outlet=outlet, key=key)
+        self._streams[request.request_id] = stream
         self._num_queued += 1
         if request.sampling_params.grammar is None:
-            self._commands.put(_Add(request, None))
+            self._commands.put(_Add(request, None, outlet, key))
         else:
             self._compile_then_add(request, request.sampling_params.grammar)
 
@@ -208,7 +222,7 @@ class AsyncEngine:
                 return  # aborted meanwhile
             error = future.exception()
             if error is None:
-                self._commands.put(_Add(request, future.result()))
+                self._commands.put(_Add(request, future.result(), stream.outlet, stream.key))
             elif isinstance(error, ServingError):
                 self._deliver_error(request.request_id, error)
             else:
@@ -220,19 +234,23 @@ class AsyncEngine:
         compiling.add_done_callback(done)
 
     def _deliver(self, step: StepDeltas) -> None:
-        streams = self._streams
-        for request_id, index, token_id in zip(
-            step.request_ids, step.indices, step.token_ids, strict=True
-        ):
-            stream = streams.get(request_id)
-            if stream is not None:  # not aborted while the step ran
-                stream.on_token(index, token_id)
+        for outlet, columns in step.columns:
+            assert outlet.deliver is not None, "an engine with a loop delivers"
+            outlet.deliver(columns)
         for delta in step.deltas:
-            stream = streams.get(delta.request_id)
-            if stream is not None:
+            stream = self._streams.get(delta.request_id)
+            if stream is not None:  # not aborted while the step ran
                 self._deliver_delta(stream, delta)
         for listener in self._listeners:
             listener()
+
+    def _deliver_tokens(self, columns: TokenColumns) -> None:
+        for request_id, index, token_id in zip(
+            columns.keys, columns.indices, columns.token_ids, strict=True
+        ):
+            stream = self._streams.get(request_id)
+            if stream is not None:
+                stream.on_delta(TokenDelta(request_id, index, [token_id]))
 
     def _deliver_delta(self, stream: _Stream, delta: TokenDelta) -> None:
         if not stream.has_started:
@@ -309,7 +327,9 @@ class AsyncEngine:
 
     def _add(self, command: _Add) -> None:
         try:
-            self._engine.add_request(command.request, command.grammar)
+            self._engine.add_request(
+                command.request, command.grammar, outlet=command.outlet, key=command.key
+            )
         except ServingError as error:
             self._post(self._deliver_error, command.request.request_id, error)
 
@@ -322,10 +342,3 @@ class AsyncEngine:
         assert self._loop is not None
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *args)
-
-
-def _as_deltas(request_id: str, on_delta: OnDelta) -> OnToken:
-    def on_token(index: int, token_id: int) -> None:
-        on_delta(TokenDelta(request_id, index, [token_id]))
-
-    return on_token

@@ -6,35 +6,28 @@ from dataclasses import dataclass, field
 
 from cluster.types import FinishReason, TokenDelta, TokenLogprobs
 from models.engine.beam_search import Hypothesis
+from models.engine.outlet import Outlet, TokenColumns
 from models.engine.sequence import Sequence
 
 
 @dataclass(slots=True)
 class StepDeltas:
-    """What a step brought. Most tokens come alone, neither the first nor the last of their
-    sequence: they are columns, an entry for each. The rest are deltas.
+    """What a step brought: columns for the tokens that come alone, and the other deltas.
 
-    To iterate yields all of them as deltas.
+    To iterate yields all of them as deltas; keys are taken for request ids.
     """
 
-    request_ids: list[str] = field(default_factory=list)
-    indices: list[int] = field(default_factory=list)  # which of the request's n sequences
-    token_ids: list[int] = field(default_factory=list)
+    columns: list[tuple[Outlet, TokenColumns]] = field(default_factory=list)
     deltas: list[TokenDelta] = field(default_factory=list)
 
-    def add_token(self, request_id: str, index: int, token_id: int) -> None:
-        self.request_ids.append(request_id)
-        self.indices.append(index)
-        self.token_ids.append(token_id)
-
     def __bool__(self) -> bool:
-        return bool(self.token_ids or self.deltas)
+        return bool(self.columns or self.deltas)
 
     def __iter__(self) -> Iterator[TokenDelta]:
-        for request_id, index, token_id in zip(
-            self.request_ids, self.indices, self.token_ids, strict=True
-        ):
-            yield TokenDelta(request_id, index, [token_id])
+        for _, columns in self.columns:
+            entries = zip(columns.keys, columns.indices, columns.token_ids, strict=True)
+            for request_id, index, token_id in entries:
+                yield TokenDelta(request_id, index, [token_id])
         yield from self.deltas
 
 

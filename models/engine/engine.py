@@ -3,6 +3,7 @@
 import logging
 import secrets
 import time
+import weakref
 from collections.abc import Callable
 
 import msgspec
@@ -14,6 +15,7 @@ from models.engine.batch import build_step_inputs
 from models.engine.block_manager import BlockManager
 from models.engine.deltas import StepDeltas
 from models.engine.grammar_masks import GrammarMasks
+from models.engine.outlet import Outlet
 from models.engine.runner import Runner
 from models.engine.scheduler import Scheduler, SchedulerLimits
 from models.engine.sequence import Sequence
@@ -89,6 +91,8 @@ class Engine:
         self._can_spell = token_bytes is not None
         self._grammar_compiler = grammar_compiler
         self._grammar_masks = GrammarMasks(runner.vocab_size)
+        self._outlet = Outlet()
+        self._outlets = weakref.WeakSet[Outlet]()  # of all requests that there are
         self._num_arrivals = 0
         self._num_steps = 0
         self._last_step_at_s = 0.0
@@ -123,8 +127,16 @@ class Engine:
         except GrammarError as error:
             raise ValidationError.of(GRAMMAR_FIELD, str(error), kind="grammar_error") from error
 
-    def add_request(self, request: Request, grammar: CompiledGrammar | None = None) -> None:
+    def add_request(
+        self,
+        request: Request,
+        grammar: CompiledGrammar | None = None,
+        *,
+        outlet: Outlet | None = None,
+        key: object = None,
+    ) -> None:
         """Queue a request for the steps to come. Its grammar is compiled here if it was not before.
+        `outlet` gets its plain tokens under `key`; without one, the key is the request's id.
 
         Raises:
             BadRequestError, ValidationError: it can never be served; nothing was queued.
@@ -136,9 +148,12 @@ class Engine:
         if spec is not None and grammar is None:
             grammar = self.compile_grammar(spec)
         matcher = None if grammar is None else grammar.matcher()
-        self._scheduler.add(
-            Sequence(request, arrival=self._num_arrivals, seed=seed, matcher=matcher)
-        )
+        if outlet is None:
+            outlet, key = self._outlet, request.request_id
+        self._outlets.add(outlet)
+        sequence = Sequence(request, arrival=self._num_arrivals, seed=seed, matcher=matcher)
+        sequence.outlet, sequence.key = outlet, key
+        self._scheduler.add(sequence)
         self._num_arrivals += 1
 
     def check_request(self, request: Request) -> None:
@@ -203,9 +218,10 @@ class Engine:
         if inputs.read_grammar_masks is not None:
             inputs.read_grammar_masks()  # no matcher moves on before its mask is there
         deltas = self._scheduler.update(batch, outputs)
+        columns = [(outlet, outlet.take()) for outlet in self._outlets if not outlet.is_empty]
         self._num_steps += 1
         self._last_step_at_s = time.monotonic()
-        return deltas
+        return StepDeltas(columns, deltas)
 
     def stats(self) -> EngineStats:
         scheduler = self._scheduler

@@ -20,7 +20,7 @@ from models.engine.batch import Batch, end_token_ids, prompt_logprobs_row
 from models.engine.beam_group import BeamGroup
 from models.engine.beam_search import BeamSearch
 from models.engine.block_manager import BlockCopy, BlockManager
-from models.engine.deltas import StepDeltas, failed_delta, hypothesis_deltas, token_delta
+from models.engine.deltas import failed_delta, hypothesis_deltas, token_delta
 from models.engine.sequence import Sequence, SequenceStatus
 from models.engine.step_inputs import BeamCandidates, StepOutputs
 from models.engine.stop_string_tail import StopStringTail
@@ -125,13 +125,13 @@ class Scheduler:
             self._admit_waiting(batch, priority)
         return batch
 
-    def update(self, batch: Batch, outputs: StepOutputs) -> StepDeltas:
-        """Record a computed step: append tokens, fork, finish."""
-        step = StepDeltas()
-        row = self._update_singles(batch, outputs, step)
-        self._update_chunks(batch, outputs, row, step)
-        self.num_generated_tokens += len(step.token_ids)
-        return step
+    def update(self, batch: Batch, outputs: StepOutputs) -> list[TokenDelta]:
+        """Record a computed step: append tokens, fork, finish. Plain tokens go to their sequences'
+        outlets; returned is what else there is to tell."""
+        deltas: list[TokenDelta] = []
+        row = self._update_singles(batch, outputs, deltas)
+        self._update_chunks(batch, outputs, row, deltas)
+        return deltas
 
     def check(self) -> None:
         """Assert that owned + free = total, and that every sequence is in exactly one place."""
@@ -305,26 +305,28 @@ class Scheduler:
 
     # -- update --------------------------------------------------------------------------------
 
-    def _update_singles(self, batch: Batch, outputs: StepOutputs, step: StepDeltas) -> int:
+    def _update_singles(self, batch: Batch, outputs: StepOutputs, deltas: list[TokenDelta]) -> int:
         """Record what the singles' rows say, the first of them 0; return the next."""
         token_ids, failed_rows = outputs.token_ids, outputs.failed_rows
-        row = 0
+        row = num_plain = 0
         for sequence in batch.singles:
             sequence.num_computed_tokens += 1
             if not sequence.is_plain or row in failed_rows:
-                row = self._record(sequence, outputs, row, step)
+                row = self._record(sequence, outputs, row, deltas)
                 continue
             token_id = token_ids[row]
             row += 1
             sequence.append(token_id)
             if token_id in sequence.end_token_ids or sequence.num_tokens >= sequence.max_num_tokens:
-                step.deltas.append(self._report(sequence, token_id, None))
+                deltas.append(self._report(sequence, token_id, None))
             else:
-                step.add_token(sequence.request_id, sequence.index, token_id)
+                num_plain += 1
+                sequence.outlet.add(sequence.key, sequence.index, token_id)
+        self.num_generated_tokens += num_plain
         return row
 
     def _update_chunks(
-        self, batch: Batch, outputs: StepOutputs, row: int, step: StepDeltas
+        self, batch: Batch, outputs: StepOutputs, row: int, deltas: list[TokenDelta]
     ) -> None:
         prompt_logprobs = iter(outputs.prompt_logprobs)
         for sequence, num_new_tokens in batch.chunks:
@@ -332,7 +334,7 @@ class Scheduler:
                 sequence.prompt_logprobs.extend(next(prompt_logprobs))
             sequence.num_computed_tokens += num_new_tokens
             if sequence.num_computed_tokens == sequence.num_tokens:
-                row = self._record(sequence, outputs, row, step)
+                row = self._record(sequence, outputs, row, deltas)
 
     def _forks(self, sequence: Sequence) -> list[Sequence]:
         """The sequence and, once its prompt is computed, the continuations it was asked for."""
@@ -348,18 +350,20 @@ class Scheduler:
             self._running.sort(key=lambda seq: seq.order)
         return forks
 
-    def _record(self, sequence: Sequence, outputs: StepOutputs, row: int, step: StepDeltas) -> int:
+    def _record(
+        self, sequence: Sequence, outputs: StepOutputs, row: int, deltas: list[TokenDelta]
+    ) -> int:
         """Record what a sampled sequence's rows say, the first of them `row`; return the next."""
         if sequence.params.beam is not None:
             candidates, logprobs = outputs.candidates[row], outputs.logprobs[row]
-            step.deltas += self._report_beam(sequence, candidates, logprobs)
+            deltas += self._report_beam(sequence, candidates, logprobs)
             return row + 1
         for fork in self._forks(sequence):
             if row in outputs.failed_rows:
-                step.deltas.append(self._fail(fork))
+                deltas.append(self._fail(fork))
             else:
                 token_id, logprobs = outputs.token_ids[row], outputs.logprobs[row]
-                step.deltas.append(self._append(fork, token_id, logprobs))
+                deltas.append(self._append(fork, token_id, logprobs))
             row += 1
         return row
 

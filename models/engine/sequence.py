@@ -5,9 +5,12 @@ from array import array
 from enum import StrEnum
 
 from cluster.types import FinishReason, Request, SamplingParams, TokenLogprobs
+from models.engine.outlet import Outlet
 from models.engine.randomness import derive_seed
 from models.engine.step_inputs import SamplingRow
 from models.grammar.compiler import GrammarMatcher
+
+_NOBODY = Outlet()
 
 
 class SequenceStatus(StrEnum):
@@ -32,6 +35,7 @@ class Sequence:
         "end_token_ids",
         "index",
         "is_plain",
+        "key",
         "last_token_id",
         "matcher",
         "max_num_tokens",
@@ -41,6 +45,7 @@ class Sequence:
         "num_pending_forks",
         "num_published_blocks",
         "num_tokens",
+        "outlet",
         "output_logprobs",
         "output_token_ids",
         "params",
@@ -82,6 +87,9 @@ class Sequence:
         # The token at this position fills the last block: up to there, nothing has to be asked of
         # the block manager. 0: ask.
         self.next_block_at = 0
+        # Who is told of its tokens, and under which key; set by whoever made it.
+        self.outlet = _NOBODY
+        self.key: object = None
         # Past its first token, with one row to sample and nothing to tell but the token.
         self.is_plain = False
         self.sampling_row: SamplingRow | None = None  # made for its first step, and kept
@@ -184,6 +192,8 @@ class Sequence:
             matcher=None if self.matcher is None else self.matcher.fork(),
         )
         other.index = index
+        other.outlet = self.outlet
+        other.key = self.key
         other.output_token_ids = list(self.output_token_ids)
         other.num_tokens = self.num_tokens
         other.last_token_id = self.last_token_id

@@ -12,6 +12,7 @@ from deployments.channel_pool import ChannelPool
 from deployments.channel_server import ChannelServer
 from deployments.channel_wire import ReplicaStats
 from deployments.replica_endpoint import ReplicaEndpoint, ReplicaFacts
+from models.engine.outlet import Outlet
 
 SECRET = b"s" * 32
 
@@ -30,7 +31,7 @@ class FakeEngine:
         self.refuse_with: ServingError | None = None
         self.changed = asyncio.Event()
         self._on_delta: dict[str, Callable[[TokenDelta | ServingError], None]] = {}
-        self._on_token: dict[str, Callable[[int, int], None]] = {}
+        self._outlets: dict[str, tuple[Outlet, object]] = {}
         self._num_tokens: dict[str, int] = {}
         self._listeners: list[Callable[[], None]] = []
 
@@ -38,14 +39,16 @@ class FakeEngine:
         self,
         request: Request,
         on_delta: Callable[[TokenDelta | ServingError], None],
-        on_token: Callable[[int, int], None],
+        *,
+        outlet: Outlet,
+        key: object,
     ) -> None:
         if self.refuse_with is not None:
             raise self.refuse_with
         self.submitted.append(request)
         self.running[request.request_id] = request
         self._on_delta[request.request_id] = on_delta
-        self._on_token[request.request_id] = on_token
+        self._outlets[request.request_id] = (outlet, key)
         self._num_tokens[request.request_id] = 0
         self._tell()
 
@@ -71,10 +74,14 @@ class FakeEngine:
                 if (request_id, index) in self.ended:
                     continue
                 if num_tokens > 1 and not is_last:
-                    self._on_token[request_id](index, token_id)
+                    outlet, key = self._outlets[request_id]
+                    outlet.add(key, index, token_id)
                     continue
                 reason = FinishReason.LENGTH if is_last else None
                 self._on_delta[request_id](TokenDelta(request_id, index, [token_id], reason))
+        for outlet in {outlet for outlet, _ in self._outlets.values() if not outlet.is_empty}:
+            assert outlet.deliver is not None
+            outlet.deliver(outlet.take())
         for listener in self._listeners:
             listener()
         self._tell()

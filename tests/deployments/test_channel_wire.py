@@ -93,6 +93,13 @@ def test_a_frame_of_an_impossible_length_is_refused_before_it_has_arrived(num_by
         payloads_of(struct.pack("<I", num_bytes), max_frame_bytes=50)
 
 
+@pytest.mark.parametrize("columns", [([1], [], []), ([1, 2], [0, 0], [5]), ([], [0], [])])
+def test_columns_of_different_lengths_are_a_protocol_error(columns: tuple[list[int], ...]) -> None:
+    [payload] = payloads_of(wire.encode_frame(wire.Step(*columns)))
+    with pytest.raises(wire.ChannelProtocolError, match="differ in length"):
+        wire.decode_server_message(payload)
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_a_protocol_error(payload: bytes) -> None:
     for decode in (wire.decode_client_message, wire.decode_server_message):
