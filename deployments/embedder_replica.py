@@ -16,6 +16,7 @@ from cluster.retrieval import EmbedderFacts, Embeddings, InputKind
 from deployments.embedder_handle import PassageLimits
 from deployments.local_embedder import LocalEmbedder
 from deployments.process_logs import write_to_serve_log
+from deployments.serve_calls import returns_refusals
 from deployments.serve_private import keep_replica_server_off_other_interfaces
 from deployments.startup_error import StartupError
 from models.embedding.text_embedder import TextEmbedder
@@ -75,6 +76,7 @@ class EmbedderReplica:
         """See `Embedder`."""
         return await self._embedder.facts()
 
+    @returns_refusals
     async def embed(
         self, inputs: Sequence[str] | Sequence[Sequence[int]], kind: InputKind
     ) -> Embeddings:

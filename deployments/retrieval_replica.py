@@ -21,6 +21,7 @@ from cluster.types import BucketRef, FoundChunk
 from deployments.embedder_handle import ServeEmbedder
 from deployments.process_logs import write_to_serve_log
 from deployments.retrieval_service import RetrievalService
+from deployments.serve_calls import returns_refusals
 from deployments.serve_private import keep_replica_server_off_other_interfaces
 from deployments.startup_error import StartupError
 from models.retrieval.reranker import Reranker, RerankerError
@@ -89,6 +90,7 @@ class RetrievalReplica:
 
     # Called through handles.
 
+    @returns_refusals
     async def search(
         self,
         buckets: Sequence[BucketRef],

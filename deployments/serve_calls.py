@@ -1,12 +1,16 @@
 """A call of a replica through its Serve handle: a deadline, and the errors that the replica raised.
 
-Serve hands a replica's exception on inside a `RayTaskError`, and a replica that died or never came
-as errors of Ray's own or as silence. Callers see `ServingError`s only; anything else is a defect.
+Serve logs each exception that leaves a replica as an error with its traceback, and hands it on
+inside a `RayTaskError`. So what a replica refuses it returns (`returns_refusals`), and it is raised
+again here. A replica that died or never came shows as errors of Ray's own or as silence. Callers
+see `ServingError`s only; anything else is a defect.
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
+import functools
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
@@ -17,11 +21,36 @@ from cluster.errors import ServiceUnavailableError, ServingError
 RETRY_AFTER_S = 1.0  # Serve replaces a dead replica about as fast
 _LOST_REPLICA_PAUSE_S = 0.1  # before another is asked: Serve needs a moment to notice a death
 
+Arguments = ParamSpec("Arguments")
 Reply = TypeVar("Reply")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """The reply to a call that is refused: a client's mistake, or a service that is away."""
+
+    error: ServingError
+
+
+def returns_refusals(
+    method: Callable[Arguments, Awaitable[Reply]],
+) -> Callable[Arguments, Coroutine[Any, Any, Reply | Refusal]]:
+    """For a replica's method that is called with `call_replica`: a `ServingError` is no failure of
+    the replica, and is returned. Whatever else it raises is one, and Serve logs it.
+    """
+
+    @functools.wraps(method)
+    async def reply_or_refuse(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Reply | Refusal:
+        try:
+            return await method(*args, **kwargs)
+        except ServingError as error:
+            return Refusal(error=error)
+
+    return reply_or_refuse
+
+
 async def call_replica(
-    call: Callable[[], "DeploymentResponse[Reply]"], *, service: str, timeout_s: float
+    call: Callable[[], "DeploymentResponse[Reply | Refusal]"], *, service: str, timeout_s: float
 ) -> Reply:
     """The reply of any replica; a call whose replica is lost is made again.
 
@@ -29,7 +58,7 @@ async def call_replica(
     twice. `service` begins a sentence: "Retrieval", "The embedding model x".
 
     Raises:
-        ServingError: what the replica raised, as the class it was.
+        ServingError: what the replica refused with, as the class it was.
         ServiceUnavailableError: no replica replied in time; has `retry_after_s`.
     """
     deadline = asyncio.timeout(timeout_s)
@@ -50,21 +79,24 @@ async def call_replica(
         ) from error
 
 
-async def _reply_of(call: Callable[[], "DeploymentResponse[Reply]"]) -> Reply:
+async def _reply_of(call: Callable[[], "DeploymentResponse[Reply | Refusal]"]) -> Reply:
     response = call()
     try:
-        reply: Reply = await response
-        return reply
+        reply: Reply | Refusal = await response
     except asyncio.CancelledError:
         response.cancel()  # nobody waits for it any more: the replica may stop too
         raise
+    if isinstance(reply, Refusal):
+        raise reply.error
+    return reply
 
 
 def _raise_if_final(error: RayError | RayServeException, service: str) -> None:
     """Return only if another replica may do better.
 
     Raises:
-        ServingError: the replica's own, or that Serve has given up starting replicas.
+        ServingError: of a method without `returns_refusals`, or that Serve has given up starting
+            replicas.
         RayTaskError: a defect of the replica's code.
     """
     if isinstance(error, DeploymentUnavailableError):

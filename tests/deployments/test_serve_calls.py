@@ -17,7 +17,7 @@ from cluster.errors import (
     ServingError,
     ValidationError,
 )
-from deployments.serve_calls import call_replica
+from deployments.serve_calls import Refusal, call_replica, returns_refusals
 
 
 class FakeResponse:
@@ -44,9 +44,9 @@ def as_serve_hands_it_on(error: Exception) -> Exception:
 
 
 class Replies:
-    """Plays a list of outcomes, one per call: an exception is raised, a text returned."""
+    """Plays a list of outcomes, one per call: an exception is raised, anything else returned."""
 
-    def __init__(self, *outcomes: Exception | str) -> None:
+    def __init__(self, *outcomes: Exception | Refusal | str) -> None:
         self._outcomes = list(outcomes)
         self.num_calls = 0
 
@@ -54,11 +54,11 @@ class Replies:
         self.num_calls += 1
         return FakeResponse(self._next)
 
-    async def _next(self) -> str:
+    async def _next(self) -> Any:
         outcome = self._outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome
-        return outcome
+        return pickle.loads(pickle.dumps(outcome))  # noqa: S301  # our own bytes
 
 
 async def call(replies: Any, *, timeout_s: float = 5.0) -> str:
@@ -66,15 +66,51 @@ async def call(replies: Any, *, timeout_s: float = 5.0) -> str:
     return reply
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        NotFoundError("no bucket handbook", param="bucket_name"),
-        ServiceUnavailableError("Redis does not answer", retry_after_s=2.0),
-        ValidationError([FieldProblem(loc=("input", 3), message="is empty")]),
-    ],
-)
-async def test_a_serving_error_arrives_as_the_class_it_was(error: ServingError) -> None:
+class Replica:
+    """As a deployment's class."""
+
+    @returns_refusals
+    async def search(self, outcome: Exception | str, *, prefix: str = "") -> str:
+        """Plays an outcome."""
+        if isinstance(outcome, Exception):
+            raise outcome
+        return prefix + outcome
+
+
+REFUSALS = [
+    NotFoundError("no bucket handbook", param="bucket_name"),
+    ServiceUnavailableError("Redis does not answer", retry_after_s=2.0),
+    ValidationError([FieldProblem(loc=("input", 3), message="is empty")]),
+]
+
+
+@pytest.mark.parametrize("error", REFUSALS)
+async def test_a_serving_error_leaves_the_replica_as_a_reply_and_is_raised_at_the_caller(
+    error: ServingError,
+) -> None:
+    reply = await Replica().search(error)
+    assert isinstance(reply, Refusal)
+    with pytest.raises(ServingError) as caught:
+        await call(Replies(reply))
+    assert type(caught.value) is type(error)
+    assert caught.value.body() == error.body()
+    assert caught.value.retry_after_s == error.retry_after_s
+
+
+async def test_a_method_that_refuses_nothing_replies_as_ever() -> None:
+    assert await Replica().search("found", prefix="it is ") == "it is found"
+    assert Replica.search.__name__ == "search"
+
+
+async def test_a_defect_leaves_the_replica_as_itself() -> None:
+    with pytest.raises(KeyError):
+        await Replica().search(KeyError("x"))
+
+
+@pytest.mark.parametrize("error", REFUSALS)
+async def test_a_serving_error_that_was_raised_arrives_as_the_class_it_was(
+    error: ServingError,
+) -> None:
     with pytest.raises(ServingError) as caught:
         await call(Replies(as_serve_hands_it_on(error)))
     assert type(caught.value) is type(error)
