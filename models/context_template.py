@@ -40,13 +40,25 @@ class ContextTemplate:
         Raises:
             ChatTemplateError: it is missing or broken.
         """
-        path = override or _path_for(folder)
+        return cls.from_file(override or _path_for(folder))
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """
+        Raises:
+            ChatTemplateError: it is missing or broken.
+        """
         try:
             return cls(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ChatTemplateError(f"{path}: {error}") from error
         except ChatTemplateError as error:
             raise ChatTemplateError(f"{path}: retrieval template: {error}") from error
+
+    @classmethod
+    def default(cls) -> Self:
+        """For a model of which nothing is known."""
+        return cls.from_file(_FOLDER / "default.jinja")
 
     def render(self, chunks: Sequence[FoundChunk]) -> str:
         """The text that goes into the context.

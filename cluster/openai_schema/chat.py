@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field
+from pydantic_core import PydanticCustomError
 
 from cluster.errors import FieldProblem
 from cluster.openai_schema.generation import Count, GenerationFields
@@ -16,12 +17,24 @@ from cluster.openai_schema.tools import (
     tool_problems,
 )
 from cluster.openai_schema.usage import Usage
-from cluster.openai_schema.values import integer
+from cluster.openai_schema.values import Checked, integer
 from cluster.types import FoundChunk
 
 MAX_TOP_LOGPROBS = 20
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+_MAX_REFERENCE_CHARS = 255
+_REFERENCE_SCHEMA: dict[str, object] = {"type": "string", "maxLength": _MAX_REFERENCE_CHARS}
+
+
+def _reference(value: object) -> str:
+    """What was given is not shown: it may be a key in the wrong place."""
+    if not isinstance(value, str) or len(value) > _MAX_REFERENCE_CHARS:
+        allowed = "must be the identifier of an integration secret: a string of at most 255 letters"
+        raise PydanticCustomError("string_type", "{problem}", {"problem": allowed})
+    return value
 
 
 class ChatCompletionRequest(GenerationFields):
@@ -40,7 +53,7 @@ class ChatCompletionRequest(GenerationFields):
     parallel_tool_calls: bool | None = None
     enable_thinking: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
-    api_key_ref: str | None = None
+    api_key_ref: Annotated[str, Checked(_reference, _REFERENCE_SCHEMA)] | None = None
     region: Literal["USA", "EU", "AUS", "UAE"] | None = None
     mode: Literal["preferred", "strict"] | None = None
 

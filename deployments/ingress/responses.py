@@ -21,8 +21,8 @@ from deployments.ingress.generation import Generation
 START_AFTER_S = 10.0  # refusals, of grammars too, come sooner
 KEEP_ALIVE_S = 5.0
 
-_KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which readers of event streams skip
-_STREAM_HEADERS = [
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which readers of event streams skip
+STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would collect the events
@@ -70,7 +70,7 @@ async def send_stream(
 ) -> None:
     async with aclosing(_events(generation, answer, exchange)) as events:
         first = await anext(events)
-        headers = [*_STREAM_HEADERS, *exchange.headers]
+        headers = [*STREAM_HEADERS, *exchange.headers]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": first, "more_body": True})
         async for data in events:
@@ -104,7 +104,7 @@ async def _written_pieces(
         has_opened = False
         try:
             while not await _ends(first, within_s=KEEP_ALIVE_S if has_opened else START_AFTER_S):
-                yield _KEEP_ALIVE if has_opened else answer.opening() + _KEEP_ALIVE
+                yield KEEP_ALIVE if has_opened else answer.opening() + KEEP_ALIVE
                 has_opened = True
         finally:
             first.cancel()

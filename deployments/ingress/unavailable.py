@@ -24,7 +24,6 @@ def _is_given(value: object) -> bool:
 
 
 _CHAT: dict[str, tuple[_Refused, str]] = {
-    "api_key_ref": (_is_given, "calling external providers"),
     "modalities": (lambda value: value not in (None, ["text"]), "output other than text"),
     "audio": (_is_given, "audio output"),
     "functions": (_is_given, "the predecessor of tools"),
@@ -49,6 +48,9 @@ def refuse_unavailable_chat(request: ChatCompletionRequest, template: ChatTempla
         ValidationError: naming each parameter that would have no effect.
     """
     problems = _problems(request, _CHAT)
+    if request.api_key_ref is not None:  # not repeated: it may be a key in the wrong place
+        message = "is only for models of external providers; this model is served here"
+        problems.append(_problem("api_key_ref", message))
     if request.enable_thinking is False and "enable_thinking" not in template.variables:
         problems.append(_no_such_switch("enable_thinking"))
     if request.reasoning_effort is not None and "reasoning_effort" not in template.variables:

@@ -1,0 +1,70 @@
+"""The providers of the configuration: which of them a model's name belongs to, and its client."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.provider_config import ProviderConfig, check_providers
+from deployments.ingress.providers.provider_client import ProviderClient, tls_context
+from models.context_template import ContextTemplate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExternalModel:
+    """A model that is not served here."""
+
+    name: str  # as the client writes it
+    config: ProviderConfig
+    client: ProviderClient
+    context_template: ContextTemplate
+
+    @property
+    def label(self) -> str:
+        """For metrics: names that clients write are as many as they like."""
+        return self.name if self.name in self.config.models else f"{self.config.prefix}*"
+
+
+class Providers:
+    """Finds models at providers. `close` it."""
+
+    def __init__(self, configs: Sequence[ProviderConfig], *, served_names: Collection[str]) -> None:
+        """`served_names`: of the models that are served here; they are no provider's.
+
+        Raises:
+            ValueError: two providers are called the same, or a file cannot be used.
+        """
+        check_providers(configs)
+        self._served_names = frozenset(served_names)
+        try:
+            contexts = {ca_file: tls_context(ca_file) for ca_file in {c.ca_file for c in configs}}
+        except OSError as error:
+            raise ValueError(f"providers: ca_file: {error}") from error
+        self._clients = [
+            (config, ProviderClient(config, contexts[config.ca_file])) for config in configs
+        ]
+        self._templates = {config.name: _template(config) for config in configs}
+
+    @property
+    def listed_names(self) -> list[str]:
+        """Models that the configuration names."""
+        return [name for config, _ in self._clients for name in config.models]
+
+    def find(self, name: str | None) -> ExternalModel | None:
+        """None: it is no provider's. Of several prefixes the longest counts."""
+        if name is None or name in self._served_names:
+            return None
+        found = [item for item in self._clients if item[0].serves(name)]
+        if not found:
+            return None
+        config, client = max(found, key=lambda item: len(item[0].prefix))
+        template = self._templates[config.name]
+        return ExternalModel(name=name, config=config, client=client, context_template=template)
+
+    async def close(self) -> None:
+        for _, client in self._clients:
+            await client.close()
+
+
+def _template(config: ProviderConfig) -> ContextTemplate:
+    path = config.retrieval_template
+    return ContextTemplate.default() if path is None else ContextTemplate.from_file(Path(path))
