@@ -4,6 +4,7 @@ It ends when its connection does, whatever it is doing: a rank that outlived ran
 memory of its device.
 """
 
+import contextlib
 import logging
 import os
 import select
@@ -46,7 +47,8 @@ class TPWorker:
         except Exception as error:  # the top of the process: rank 0 hears of everything
             logger.exception("this rank ends")
             message = str(error) or type(error).__name__
-            self._say(RankFailed(message, isinstance(error, GroupError)))
+            with contextlib.suppress(OSError):  # rank 0 may have ended the group already
+                self._say(RankFailed(message, isinstance(error, GroupError)))
 
     def _follow(self) -> None:
         self._say(RankStarted())

@@ -1,0 +1,87 @@
+"""Ranks in threads of the test's process: the real worker, sockets and gloo, without the seconds
+that each new process takes to load torch.
+"""
+
+import contextlib
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from cluster.config import EngineConfig
+from models.engine.engine import Engine
+from models.engine.runner import Runner
+from models.grammar.compiler import GrammarCompiler
+from models.parallel.rank_link import RankLink
+from models.parallel.runner import TPRunner
+from models.parallel.worker import TPWorker
+
+
+class RankThread:
+    """Satisfies `RankHandle`: a thread that follows one end of a connection."""
+
+    pid = 0
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def poll(self) -> int | None:
+        return None if self._thread.is_alive() else 0
+
+    def wait(self, timeout: float) -> int:
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise subprocess.TimeoutExpired("a rank", timeout)
+        return 0
+
+    def kill(self) -> None:
+        """The thread reads no further step."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def _run(self) -> None:
+        with self._connection:
+            TPWorker(self._connection).run()
+
+
+def start_rank_threads(size: int) -> list[RankLink]:
+    links = []
+    for rank in range(1, size):
+        mine, theirs = socket.socketpair()
+        links.append(RankLink(rank, RankThread(theirs), mine))
+    return links
+
+
+@contextmanager
+def parallel_runner(
+    folder: Path, size: int, *, dtype: str = "float32", **config: object
+) -> Iterator[TPRunner]:
+    """A group of threads; torch's own threads are as before afterwards."""
+    num_threads = torch.get_num_threads()
+    runner = TPRunner(
+        folder,
+        engine_config(**config),
+        ranks=start_rank_threads(size),
+        dtype=dtype,
+        device="cpu",
+    )
+    try:
+        yield runner
+    finally:
+        runner.close()
+        torch.set_num_threads(num_threads)
+
+
+def engine_config(**config: object) -> EngineConfig:
+    return EngineConfig(**{"max_model_len": 256, "max_num_seqs": 48, **config})  # type: ignore[arg-type]
+
+
+def engine_on(runner: Runner, compiler: GrammarCompiler | None = None, **config: object) -> Engine:
+    """An engine of its own on a runner that several may use, one after the other."""
+    return Engine(runner, engine_config(**config), grammar_compiler=compiler)
