@@ -366,7 +366,7 @@ UPLOAD_FILE = Operation(
     requests=(FileUpload,),
     is_form=True,
     answer=FileObject,
-    errors=(400, 413, 415, 422, 500, 503),
+    errors=(*_BODY_ERRORS, 500, 503),
 )
 FILES = Operation(
     name="files",
@@ -386,7 +386,7 @@ FILES = Operation(
         ),
     ),
     answer=FileList,
-    errors=(400, 422, 500, 503),
+    errors=(400, 422, *_UNAVAILABLE),
 )
 FILE_CONTENT = Operation(
     name="file_content",
@@ -437,7 +437,7 @@ BATCHES = Operation(
         _AFTER,
     ),
     answer=BatchList,
-    errors=(400, 422, 500, 503),
+    errors=(400, 422, *_UNAVAILABLE),
 )
 ONE_BATCH = Operation(
     name="one_batch",
