@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -16,6 +16,7 @@ from cluster.errors import (
 from cluster.types import Request, SamplingParams, TokenDelta
 from models.engine.async_engine import AsyncEngine
 from models.engine.engine import Engine
+from models.engine.outlet import Outlet, TokenColumns
 from models.engine.step_inputs import StepInputs, StepOutputs
 from tests.models.engine.kv_simulator import KVSimulator, next_token
 
@@ -128,6 +129,41 @@ async def test_listeners_run_once_after_the_deltas_of_a_step(engine: AsyncEngine
     await asyncio.wait_for(done.wait(), 5)
     await asyncio.sleep(0)
     assert events[:4] == ["delta", "delta", "delta", "step"]
+
+
+async def test_an_outlet_takes_all_tokens_but_the_first_and_the_last_under_its_own_keys(
+    engine: AsyncEngine,
+) -> None:
+    heard: dict[int, list[int]] = {7: [], 8: []}
+    done = asyncio.Event()
+
+    def take(columns: TokenColumns) -> None:
+        for key, index, token_id in zip(
+            columns.keys, columns.indices, columns.token_ids, strict=True
+        ):
+            assert index == 0
+            heard[key].append(token_id)
+
+    def listener(key: int) -> Callable[[TokenDelta | ServingError], None]:
+        def on_delta(delta: TokenDelta | ServingError) -> None:
+            assert isinstance(delta, TokenDelta)
+            assert len(heard[key]) in (0, 7), "only the first and the last come as deltas"
+            heard[key].extend(delta.token_ids)
+            if all(len(tokens) == 8 for tokens in heard.values()):
+                done.set()
+
+        return on_delta
+
+    outlet = Outlet(take)
+    for key in heard:
+        prompt = [key, key]
+        engine.submit(request(str(key), prompt=prompt), listener(key), outlet=outlet, key=key)
+    await asyncio.wait_for(done.wait(), 5)
+    for key, tokens in heard.items():
+        expected: list[int] = []
+        for _ in range(8):
+            expected.append(next_token([key, key, *expected]))
+        assert tokens == expected
 
 
 async def test_a_full_queue_refuses_with_a_time_to_come_back(engine: AsyncEngine) -> None:
