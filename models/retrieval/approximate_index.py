@@ -51,6 +51,7 @@ class ApproximateIndex:
         self._lock = threading.Lock()  # adding may move what a search reads
         self._segments: dict[int, int] = {}  # number -> rows, in the order of their coming
         self._num_rows = 0
+        self._num_bytes = 0
         self._num_tuned_rows = 0
         self._recall: float | None = None
 
@@ -61,7 +62,7 @@ class ApproximateIndex:
 
     @property
     def num_bytes(self) -> int:
-        return int(self._index.memory_usage)
+        return self._num_bytes
 
     @property
     def expansion_search(self) -> int:
@@ -90,6 +91,8 @@ class ApproximateIndex:
                     np.ascontiguousarray(vectors_ND[rows]),
                     threads=self._num_threads,
                 )
+        with self._lock:  # while rows are added, usearch reads memory that is not there yet
+            self._num_bytes = int(self._index.memory_usage)
         self._segments[number] = len(keys)
         self._num_rows += len(keys)
 

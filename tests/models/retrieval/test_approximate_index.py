@@ -102,7 +102,27 @@ def test_searches_go_on_while_rows_are_added_and_the_recall_is_measured() -> Non
     num_searches = 0
     while thread.is_alive():
         assert recall_of(graph.search(queries, 10, range(6)), truth) >= 0.95
+        assert graph.num_bytes > 0
         num_searches += 1
     thread.join()
     assert num_searches > 1
     assert graph.recall is not None
+
+
+def test_memory_is_told_while_rows_are_added() -> None:
+    """usearch's own figure ends the process when it is read meanwhile."""
+    rng = np.random.default_rng(5)
+    graph = ApproximateIndex(256, num_threads=2)
+    thread = threading.Thread(
+        target=lambda: [
+            graph.add(number, rng.normal(size=(256, 256)).astype(np.float16))
+            for number in range(20)
+        ]
+    )
+    thread.start()
+    seen = set()
+    while thread.is_alive():
+        seen.add(graph.num_bytes)
+    thread.join()
+    assert len(seen) > 2
+    assert max(seen) <= graph.num_bytes
