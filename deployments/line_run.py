@@ -31,7 +31,9 @@ LOOK_S = 1.0  # how soon a cancel is noticed when no line ends
 MAX_SEGMENT_BYTES = 4 * 2**20  # then the next one begins
 MAX_UNSAVED = 256  # results; who has more waits
 _RETRIES = RetryPolicy(first_delay_s=0.5, max_delay_s=30.0)  # of lines, and of saving
-_MAX_SERVER_ERRORS = 3  # of a line; 429 and 503 are tried until the batch expires
+# Statuses of a line that is tried again: until the batch expires, and so many times.
+_LATER = (429, 503)
+_MAX_SERVER_ERRORS = 3
 
 T = TypeVar("T")
 
@@ -194,9 +196,7 @@ class LineRun:
                 self._task.record.tenant, self._batch.endpoint, body
             )
             num_tries += 1
-            if answer.status not in (429, 503) and (
-                answer.status < 500 or num_tries > _MAX_SERVER_ERRORS
-            ):
+            if not _is_worth_a_retry(answer.status, num_tries):
                 return answer
             await asyncio.sleep(max(_RETRIES.delay_s(num_tries - 1), answer.retry_after_s or 0.0))
 
@@ -222,6 +222,12 @@ class LineRun:
             num_completed=self._tally.completed,
             num_failed=self._tally.failed,
         )
+
+
+def _is_worth_a_retry(status: int, num_tries: int) -> bool:
+    """408 is ours: we read too slowly."""
+    is_server_error = status == 408 or status >= 500
+    return status in _LATER or (is_server_error and num_tries <= _MAX_SERVER_ERRORS)
 
 
 async def _insist(do: Callable[[], Awaitable[T]]) -> T:

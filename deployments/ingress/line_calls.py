@@ -41,8 +41,13 @@ class LineAnswer:
 class LineCalls:
     """Answers lines. `endpoints` by the path that lines name."""
 
-    def __init__(self, endpoints: Mapping[str, ASGIApp]) -> None:
+    def __init__(self, endpoints: Mapping[str, ASGIApp], prompts: PromptBuilder) -> None:
         self._endpoints = endpoints
+        self._prompts = prompts
+
+    def close(self) -> None:
+        """Nothing may be called afterwards."""
+        self._prompts.close()
 
     async def call(self, tenant: str, url: str, body: bytes) -> LineAnswer:
         """Never raises for what is wrong with the request, or with a model: that is the answer."""
@@ -93,7 +98,8 @@ def line_calls(
             "/v1/embeddings": OpenAIEmbeddings(
                 embedders, telemetry, chat_model_names=list(models), max_body_bytes=limit
             ),
-        }
+        },
+        prompts,
     )
 
 

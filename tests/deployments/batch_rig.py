@@ -133,6 +133,7 @@ async def working(
             await worker.stop(grace_s=0)
             await running
             await objects.close()
+            calls.close()
 
 
 @dataclass

@@ -13,11 +13,14 @@ import pytest
 from cluster.batch_config import BatchConfig
 from cluster.errors import (
     BadRequestError,
+    ClientTooSlowError,
     InternalError,
     ServiceUnavailableError,
     TooManyRequestsError,
 )
+from cluster.task_queue.retry_policy import RetryPolicy
 from cluster.types import PRIORITY_BATCH
+from deployments import line_run
 from tests.deployments.batch_rig import (
     CHAT_URL,
     EMBED_MODEL,
@@ -132,6 +135,7 @@ async def test_lines_that_are_refused_are_results_in_the_error_file(
         TooManyRequestsError("full", retry_after_s=0.1),
         ServiceUnavailableError("lost", retry_after_s=0.1),
         InternalError("oh"),
+        ClientTooSlowError("the worker reads too slowly"),
     ],
 )
 async def test_lines_that_meet_a_full_or_a_lost_replica_are_tried_again(
@@ -142,6 +146,22 @@ async def test_lines_that_meet_a_full_or_a_lost_replica_are_tried_again(
     batch = await server.end_of(started.id)
     assert (batch.request_counts.completed, batch.request_counts.failed) == (5, 0)
     assert len(pool.requests) == 10
+
+
+async def test_a_line_that_fails_again_and_again_by_an_error_of_the_server_is_given_up(
+    server: BatchServer, pool: EchoPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_run, "_RETRIES", RetryPolicy(first_delay_s=0.01, max_delay_s=0.01))
+
+    def trouble(text: str) -> None:
+        raise InternalError("oh")
+
+    pool.trouble = trouble
+    batch = await server.end_of((await server.start([chat_line("a", "x")])).id)
+    assert batch.status == "completed"
+    (line,) = await server.lines_of(batch.error_file_id)
+    assert line["response"]["status_code"] == 500
+    assert len(pool.requests) == 4
 
 
 def broken(**changes: object) -> dict[str, object]:
