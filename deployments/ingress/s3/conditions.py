@@ -11,7 +11,7 @@ from cluster.storage.stored_object import ObjectInfo
 from deployments.ingress.s3.errors import S3Error
 from deployments.ingress.s3.request import S3Request
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")  # more digits are no number of bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -192,6 +192,6 @@ def _base64(header: str, value: str) -> bytes:
 def _length(value: str | None) -> int | None:
     if value is None:
         return None
-    if not (value.isascii() and value.isdigit()):
-        raise S3Error("InvalidArgument", f"The length {value[:40]!r} is not a number.")
+    if not (value.isascii() and value.isdigit() and len(value) <= 18):
+        raise S3Error("InvalidArgument", f"The length {value[:40]!r} is not one.")
     return int(value)

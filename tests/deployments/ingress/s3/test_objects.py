@@ -162,6 +162,7 @@ def test_an_object_cannot_be_a_folder_too(s3: Any) -> None:
         ("bytes=5-3", b"0123456789", None),
         ("bytes=0-1,3-4", b"0123456789", None),
         ("lines=1-2", b"0123456789", None),
+        (f"bytes=0-{'9' * 5000}", b"0123456789", None),  # no number of bytes
     ],
 )
 def test_a_range_is_answered_with_its_bytes(

@@ -176,6 +176,11 @@ def test_objects_over_the_limit_are_refused_before_they_are_sent(
     assert b"100 Continue" not in answer
 
 
+def test_a_length_that_no_object_has_is_refused_as_one(server: FaceServer) -> None:
+    response = put_chunked(server, chunked(b"abc"), x_amz_decoded_content_length="9" * 5000)
+    assert (response.status_code, code_of(response)) == (400, "InvalidArgument")
+
+
 def test_objects_over_the_limit_without_a_length_are_refused_when_they_are_over(
     server: FaceServer, s3: Any
 ) -> None:
