@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cluster.bucket_tasks import BucketTasks, EmbedBucket, EmbedWebsite, SyncBucket
 from cluster.chunk_store import ChunkStore
 from cluster.config import DEFAULT_TENANT, ShoalConfig
-from cluster.errors import ServiceUnavailableError
+from cluster.errors import ServiceUnavailableError, ServingError
 from cluster.object_store import ObjectStore
 from cluster.redis_client import RedisClient
 from cluster.storage.errors import BucketNotFoundError
@@ -121,6 +121,8 @@ class BucketWorker:
                     await self._compare(bucket)
             except ServiceUnavailableError as error:
                 logger.warning("buckets are not compared with their objects: %s", error)
+            except Exception:  # nobody else would hear of it, and the next round may do better
+                logger.exception("buckets are not compared with their objects")
 
     async def _embedded_buckets(self) -> list[BucketRef]:
         return [
@@ -139,6 +141,10 @@ class BucketWorker:
         except BucketNotFoundError:
             # It may be the endpoint that is wrong: what is embedded is not given up for that.
             logger.warning("bucket %r is embedded, but the object store has none", bucket.name)
+        except ServingError as error:
+            logger.warning("bucket %r is not compared with its objects: %s", bucket.name, error)
+        except Exception:  # the other buckets are compared all the same
+            logger.exception("bucket %r is not compared with its objects", bucket.name)
 
 
 def tenants_of(config: ShoalConfig) -> Sequence[str]:

@@ -85,14 +85,15 @@ class TaskWorker:
             RuntimeError: nothing is worked off any more; Serve replaces the replica.
         """
         if self._running.done():
-            raise RuntimeError("the worker's loop has ended")
+            error = None if self._running.cancelled() else self._running.exception()
+            raise RuntimeError("the worker's loop has ended") from error
 
     async def __del__(self) -> None:
         """Serve awaits this before it kills the process: end the tasks, or give them back."""
         if not hasattr(self, "_running"):
             return  # the constructor failed
         await self._worker.stop(grace_s=GRACE_S)
-        await self._running
+        await asyncio.gather(self._running, return_exceptions=True)  # `check_health` has told of it
         await self._reader.close()
         await self._objects.close()
         await self._redis.close()

@@ -11,6 +11,7 @@ import pytest
 from cluster.chunk_records import FileStatus
 from cluster.chunk_store import ChunkStore
 from cluster.errors import ServiceUnavailableError
+from cluster.storage.stored_object import ObjectInfo
 from cluster.task_queue.task import TaskStatus
 from cluster.types import BucketRef
 from models.documents.reader import DocumentReader
@@ -127,6 +128,29 @@ async def test_changes_that_nobody_tells_are_found_by_comparison(
             await made.objects.delete_bucket(BUCKET)  # an endpoint that lost it would look so
             await asyncio.sleep(0.3)
         assert await made.chunks.buckets("default") == ["handbook"]
+
+
+async def test_a_bucket_that_cannot_be_compared_holds_up_no_other(
+    redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(redis_server.url, tmp_path, sync_interval_s=0.1) as made:
+        broken = BucketRef("default", "a-broken-one")  # comes first
+        list_objects = made.objects.list_objects
+
+        def listed(ref: BucketRef, prefix: str = "") -> AsyncIterator[ObjectInfo]:
+            if ref == broken:
+                raise OSError("the disk is odd")
+            return list_objects(ref, prefix)
+
+        for bucket in (broken, BUCKET):
+            await made.put(bucket, a="one")
+        async with made.working():
+            for bucket in (broken, BUCKET):
+                await made.embed(bucket)
+            monkeypatch.setattr(made.objects, "list_objects", listed)
+            for text in ("changed", "and again"):
+                await made.put(a=text)
+                await until_texts(made, {"a.txt": [text]})
 
 
 async def test_a_worker_killed_again_and_again_loses_and_doubles_no_chunk(
