@@ -164,4 +164,7 @@ class _AnyBucketTask(msgspec.Struct):
 def _error_reason(record: TaskRecord) -> str | None:
     if record.status is TaskStatus.CANCELLED:
         return "it was cancelled"
+    # The error of an attempt that failed unexpectedly may show what is not for tenants: paths.
+    if record.num_failures and (record.is_dead or not record.status.is_final):
+        return f"an error of the server, {record.num_failures} times; its log says more"
     return record.error or None
