@@ -24,6 +24,8 @@ larger. So two commits never share one, even if the server has lost the later of
 A segment is written before it is visible, with 24 h to live. The commit that makes it searchable
 takes that limit off, and the one that replaces it gives it 5 minutes, for readers that are still
 at the older version. So what a crash leaves is collected by Redis itself.
+
+Of a deleted bucket stay `head` and a `log` of its deletion alone.
 """
 
 import hashlib
@@ -151,6 +153,7 @@ redis.call('UNLINK', KEYS[2], KEYS[4])
 redis.call('HSET', KEYS[1], 'version', string.format('%.0f', version))
 redis.call('HDEL', KEYS[1], 'commit')
 log_change(KEYS[5], ARGV[3], version, ARGV[1], ARGV[2])
+redis.call('XTRIM', KEYS[5], 'MAXLEN', 1)
 return version
 """
 )

@@ -331,7 +331,9 @@ class ChunkStore:
         if not entries:
             return [] if int(current or 0) == version else None
         changes = [_decode_change(*entry) for entry in entries]
-        expected = [version, *(change.version for change in changes[:-1])]
+        # What clears everything follows on whatever was there before.
+        first = changes[0].previous if changes[0].clears else version
+        expected = [first, *(change.version for change in changes[:-1])]
         return changes if [change.previous for change in changes] == expected else None
 
     def follow(

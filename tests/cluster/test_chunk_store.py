@@ -325,6 +325,19 @@ async def test_changes_are_forgotten_in_the_end_and_then_a_snapshot_is_due(
         assert MAX_LOG_ENTRIES <= length < MAX_LOG_ENTRIES + 200
 
 
+async def test_a_deletion_leaves_nothing_in_the_log_but_itself(
+    store: ChunkStore, redis_client: RedisClient
+) -> None:
+    first = await commit(store, record_of("a.txt"))
+    last = await commit(store, record_of("b.txt"))
+    assert await store.delete(BUCKET)
+    assert await redis_client.execute("XLEN", ChunkKeys(redis_client, BUCKET).log) == 1
+    for version in (first, last):
+        changes = await store.changes_since(BUCKET, version)
+        assert changes is not None
+        assert [change.clears for change in changes] == [True]
+
+
 async def test_a_version_that_the_server_has_lost_is_noticed(
     store: ChunkStore, redis_client: RedisClient
 ) -> None:

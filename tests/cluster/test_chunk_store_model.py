@@ -111,7 +111,7 @@ class BucketMachine(RuleBasedStateMachine):
         changes = self.run(self.store.changes_since(BUCKET, self.followed_version))
         assert changes is not None
         for change in changes:
-            assert change.previous == self.followed_version
+            assert change.clears or change.previous == self.followed_version
             if change.clears:
                 self.followed.clear()
             for segment_id in change.removed:
