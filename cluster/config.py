@@ -5,6 +5,7 @@ line per problem. The environment overrides: SHOAL_HOME, SHOAL_PORT, SHOAL_REDIS
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -15,6 +16,7 @@ from pydantic import (
     Field,
     IPvAnyNetwork,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -23,6 +25,12 @@ DEMO_EMBED_MODEL = "shoal/demo-embed"
 DEFAULT_PORT = 8000
 DEFAULT_TENANT = "default"
 TENANT_PATTERN = r"^[a-z0-9]{1,32}$"  # no hyphen: `{tenant}-{bucket}` is then unambiguous
+_BUCKET_TEMPLATE = re.compile(
+    r"[^{}]*(?:\{bucket\}|\{tenant\}[^{}]*[-.][^{}]*\{bucket\}|\{bucket\}[^{}]*[-.][^{}]*\{tenant\})"
+    r"[^{}]*"
+)
+# Names of fields, misspelt ones too, whose values are in no message.
+_SECRET_FIELD = re.compile(r"secret|passw|_key|url", re.IGNORECASE)
 
 
 class ConfigError(ValueError):
@@ -134,12 +142,23 @@ class StorageConfig(Section):
     folder: str | None = None  # None: <SHOAL_HOME>/storage, unless an endpoint is given
     s3_endpoint: str | None = None  # like https://s3.example.com; buckets are those of the endpoint
     s3_region: str = "us-east-1"
-    s3_access_key_id: str | None = None  # None: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY
-    s3_secret_access_key: str | None = None
+    # None: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY
+    s3_access_key_id: Annotated[str | None, Field(repr=False)] = None
+    s3_secret_access_key: Annotated[str | None, Field(repr=False)] = None
     s3_virtual_hosted_style: bool = False
     max_upload_bytes: Annotated[int, Field(gt=0)] = 5 * 2**30  # of one object, into a folder
     # How a bucket of a tenant is called at the endpoint; must have {tenant} once there are several.
-    s3_bucket_name: Annotated[str, Field(pattern=r"\{bucket\}")] = "{bucket}"
+    s3_bucket_name: str = "{bucket}"
+
+    @field_validator("s3_bucket_name")
+    @classmethod
+    def _is_of_one_tenant(cls, name: str) -> str:
+        if not _BUCKET_TEMPLATE.fullmatch(name):
+            raise ValueError(
+                f"{name!r} must have {{bucket}} and may have {{tenant}}, with a '-' or '.' between "
+                "them: two tenants would else share a bucket"
+            )
+        return name
 
     @model_validator(mode="after")
     def _is_one_place(self) -> Self:
@@ -299,6 +318,10 @@ def shoal_home() -> Path:
     return Path(os.environ.get("SHOAL_HOME") or Path.home() / ".shoal").expanduser().absolute()
 
 
+def _is_secret(loc: tuple[int | str, ...]) -> bool:
+    return any(_SECRET_FIELD.search(str(part)) for part in loc)
+
+
 def _readable(error: ValidationError, origin: str) -> str:
     items = error.errors()
     places = [item["loc"] for item in items]
@@ -308,6 +331,7 @@ def _readable(error: ValidationError, origin: str) -> str:
         if any(place != loc and place[: len(loc)] == loc for place in places if loc):
             continue  # a list is also called too short when its items are wrong: name the items
         where = ".".join(str(part) for part in item["loc"]) or "top level"
-        given = "" if item["type"] in ("missing", "value_error") else f" (given: {item['input']!r})"
+        is_hidden = item["type"] in ("missing", "value_error") or _is_secret(loc)
+        given = "" if is_hidden else f" (given: {item['input']!r})"
         lines.append(f"{origin}: {where}: {item['msg']}{given}")
     return "\n".join(lines)

@@ -1,0 +1,61 @@
+"""The configuration: what it refuses, and what it never shows."""
+
+import pytest
+
+from cluster.config import ConfigError, ShoalConfig, StorageConfig, parse_config
+
+MODELS = [{"name": "chat", "source": "unused"}]
+SECRET = "0123456789-nobody-may-see-this"
+
+
+def with_storage(**storage: object) -> ShoalConfig:
+    return parse_config({"models": MODELS, "storage": storage})
+
+
+@pytest.mark.parametrize(
+    "name", ["{bucket}", "{tenant}-{bucket}", "x.{bucket}.of-{tenant}", "pre-{tenant}x-{bucket}"]
+)
+def test_a_bucket_at_the_endpoint_belongs_to_one_tenant(name: str) -> None:
+    assert with_storage(s3_bucket_name=name).storage.s3_bucket_name == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "{tenant}",
+        "{tenant}{bucket}",  # `a` with `bc` and `ab` with `c` would be the same
+        "{bucket}x{tenant}",
+        "{user}-{bucket}",
+        "{bucket}-{",
+    ],
+)
+def test_a_name_that_two_tenants_could_share_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"storage\.s3_bucket_name"):
+        with_storage(s3_bucket_name=name)
+
+
+def test_a_configuration_does_not_show_its_secrets() -> None:
+    config = StorageConfig(
+        s3_endpoint="https://s3.example.com", s3_access_key_id=SECRET, s3_secret_access_key=SECRET
+    )
+    assert SECRET not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("section", "wrong"),
+    [
+        ("storage", {"s3_secret_acces_key": SECRET}),  # misspelt
+        ("storage", {"s3_secret_access_key": [SECRET]}),
+        ("redis", {"url": [f"redis://:{SECRET}@host"]}),
+        ("redis", {"password": SECRET}),
+    ],
+)
+def test_a_mistake_in_a_secret_does_not_show_it(section: str, wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))) as caught:
+        parse_config({"models": MODELS, section: wrong})
+    assert SECRET not in str(caught.value)
+
+
+def test_a_mistake_is_shown_where_it_is_no_secret() -> None:
+    with pytest.raises(ConfigError, match=r"http\.port: .*given: 'x'"):
+        parse_config({"models": MODELS, "http": {"port": "x"}})
