@@ -40,6 +40,7 @@ class Generation:
         """
         self._pool: ModelPool = model.pool
         self._requests = tuple(requests)
+        self._positions = {request.request_id: at for at, request in enumerate(requests)}
         self._metrics = metrics
         self._started_s = started_s
         self._grammar_loc = grammar_loc
@@ -102,7 +103,8 @@ class Generation:
         """
         try:
             async with aclosing(_deltas(self._pool, self._requests)) as deltas:
-                async for position, delta in deltas:
+                async for delta in deltas:
+                    position = self._positions[delta.request_id]
                     choice = self.choices[position * self._num_per_request + delta.index]
                     if choice.finish_reason is not None:
                         continue  # of its last tokens, one was under way when it was ended here
@@ -112,8 +114,7 @@ class Generation:
                     if piece.finish_reason is not None:
                         self._num_unfinished -= 1
                         if delta.finish_reason is None:
-                            request_id = self._requests[position].request_id
-                            self._pool.end_sequence(request_id, delta.index)
+                            self._pool.end_sequence(delta.request_id, delta.index)
                     yield piece
                     if self._num_unfinished == 0:
                         return
@@ -151,47 +152,38 @@ class Generation:
         choice.last_token_s = now_s
 
 
-async def _deltas(
-    pool: ModelPool, requests: Sequence[Request]
-) -> AsyncGenerator[tuple[int, TokenDelta], None]:
-    """Deltas with the position of their request."""
-    if len(requests) > 1:
-        async with aclosing(_merged_deltas(pool, requests)) as merged:
-            async for item in merged:
-                yield item
-        return
-    async with aclosing(pool.generate(requests[0])) as deltas:
-        async for delta in deltas:
-            yield 0, delta
+def _deltas(pool: ModelPool, requests: Sequence[Request]) -> AsyncGenerator[TokenDelta, None]:
+    """The deltas of all requests, as they come."""
+    return pool.generate(requests[0]) if len(requests) == 1 else _merged_deltas(pool, requests)
 
 
 async def _merged_deltas(
     pool: ModelPool, requests: Sequence[Request]
-) -> AsyncGenerator[tuple[int, TokenDelta], None]:
+) -> AsyncGenerator[TokenDelta, None]:
     # Bounded, so that a slow client is felt by every stream.
-    queue: asyncio.Queue[tuple[int, TokenDelta | Exception | None]] = asyncio.Queue(len(requests))
+    queue: asyncio.Queue[TokenDelta | Exception | None] = asyncio.Queue(len(requests))
 
-    async def pump(position: int, request: Request) -> None:
+    async def pump(request: Request) -> None:
         try:
             async with aclosing(pool.generate(request)) as deltas:
                 async for delta in deltas:
-                    await queue.put((position, delta))
+                    await queue.put(delta)
         except Exception as error:  # the top of a task: whoever waits is told
-            await queue.put((position, error))
+            await queue.put(error)
         else:
-            await queue.put((position, None))
+            await queue.put(None)
 
-    tasks = [asyncio.create_task(pump(*item)) for item in enumerate(requests)]
+    tasks = [asyncio.create_task(pump(request)) for request in requests]
     num_running = len(tasks)
     try:
         while num_running:
-            position, item = await queue.get()
+            item = await queue.get()
             if item is None:
                 num_running -= 1
             elif isinstance(item, Exception):
                 raise item
             else:
-                yield position, item
+                yield item
     finally:
         for task in tasks:
             task.cancel()
