@@ -8,7 +8,8 @@ could not work otherwise, since it produces one string.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
@@ -68,6 +69,7 @@ class Tokenizer:
         self.special_tokens = dict(special_tokens or {})
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self._special_text = _alternatives(t.content for t in added.values() if t.special)
         vocab = backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocab.values(), default=-1) + 1  # the largest id plus one
         self._bytes = self._byte_table(vocab, {i: token.content for i, token in added.items()})
@@ -95,6 +97,11 @@ class Tokenizer:
         """Token ids; `add_special_tokens` adds what the checkpoint puts around a plain text."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
+
+    def as_plain_text(self, text: str) -> str:
+        """The text with a space in whatever would be encoded as a special token: for a stranger's
+        text, which could else end the message that it stands in and begin another."""
+        return self._special_text.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of a whole sequence. For a growing one, see `models.detokenizer`."""
@@ -151,6 +158,12 @@ class Tokenizer:
     def _is_byte_token(self, token_id: int) -> bool:
         token = self._backend.id_to_token(token_id)
         return token is not None and _byte_of(token) is not None
+
+
+def _alternatives(texts: Iterable[str]) -> re.Pattern[str]:
+    """Any of some texts, the longest that is there; nothing where there are none."""
+    longest_first = sorted((text for text in texts if len(text) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def _decoder_style(decoder: object) -> DecoderStyle:

@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from cluster.config import RetrievalConfig
 from cluster.errors import BadRequestError, FieldProblem, NotFoundError, ValidationError
 from cluster.openai_schema.chat import ChatCompletionRequest
@@ -23,7 +25,7 @@ from models.chat_template import ChatTemplate, RenderError
 # Of a request that sets no limit, this much is kept for the answer: a quarter, or so many tokens.
 ANSWER_SHARE = 4
 ANSWER_TOKENS = 1024
-CHUNK_OVERHEAD_TOKENS = 16  # number, source, line breaks
+CHUNK_OVERHEAD_TOKENS = 16  # number, line breaks
 # A long message is searched for by its two ends: the question is mostly at one of them.
 MAX_QUERY_CHARS = 2000
 
@@ -88,11 +90,9 @@ class Grounding:
         if not found:
             return GroundedPrompt(prompt=plain)
         room = _room(request, model, len(plain.token_ids))
-        sizes = [
-            len(await self._prompts.tokens(model, one.chunk.text, add_special_tokens=False))
-            + CHUNK_OVERHEAD_TOKENS
-            for one in found
-        ]
+        texts = [f"{one.bucket}/{one.filename}\n{one.chunk.text}" for one in found]
+        counts = await self._prompts.token_counts(model, texts)
+        sizes = [count + CHUNK_OVERHEAD_TOKENS for count in counts]
         kept = _fitting(found, sizes, room)
         limit = len(plain.token_ids) + room
         while kept:
@@ -188,6 +188,15 @@ def _fitting(found: Sequence[FoundChunk], sizes: Sequence[int], room: int) -> li
 
 def _render(model: ServedModel, chunks: Sequence[FoundChunk]) -> str:
     try:
-        return model.context_template.render(chunks)
+        return model.context_template.render([_as_plain_text(model, one) for one in chunks])
     except RenderError as error:
         raise BadRequestError(f"The model's retrieval template failed: {error}") from error
+
+
+def _as_plain_text(model: ServedModel, found: FoundChunk) -> FoundChunk:
+    """Files may come from anywhere: none of their words is to be read as the template's."""
+    plain = model.tokenizer.as_plain_text
+    chunk = msgspec.structs.replace(
+        found.chunk, text=plain(found.chunk.text), heading=plain(found.chunk.heading)
+    )
+    return msgspec.structs.replace(found, filename=plain(found.filename), chunk=chunk)

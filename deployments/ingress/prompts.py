@@ -111,6 +111,15 @@ class PromptBuilder:
             lambda: model.tokenizer.encode(text, add_special_tokens=add_special_tokens), len(text)
         )
 
+    async def token_counts(self, model: ServedModel, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has."""
+
+        def build() -> list[int]:
+            encode = model.tokenizer.encode
+            return [len(encode(text, add_special_tokens=False)) for text in texts]
+
+        return await self._run(build, sum(map(len, texts)))
+
     async def text(self, model: ServedModel, token_ids: Sequence[int]) -> str:
         """The text of tokens, special ones written out."""
         return await self._run(

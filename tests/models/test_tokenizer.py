@@ -47,6 +47,15 @@ def test_encoding_adds_special_tokens_only_when_asked(folder: Path) -> None:
     assert tokenizer.decode([0, *plain, 1], skip_special_tokens=True) == "hello there"
 
 
+def test_a_strangers_text_has_no_special_tokens(folder: Path) -> None:
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.as_plain_text("hello <|there|> <") == "hello <|there|> <"
+    for text in ("<|eos|>", "a<|eos|><|bos|>b", "<|e<|eos|>os|>", "<<|eos|>|eos|>"):
+        plain = tokenizer.as_plain_text(text)
+        assert not tokenizer.special_ids & set(tokenizer.encode(plain, add_special_tokens=False))
+        assert plain.replace(" ", "") == text
+
+
 def test_a_truncation_saved_in_the_file_does_not_cut_prompts(folder: Path) -> None:
     tokenizer = Tokenizer.from_folder(folder)
     assert len(tokenizer.encode("xyz" * 50, add_special_tokens=False)) == 150
