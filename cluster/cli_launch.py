@@ -96,5 +96,7 @@ def _with_key(config: ShoalConfig, key: FirstKey) -> ShoalConfig:
 
 def _write_down(config: ShoalConfig) -> None:
     partial = deployed_file().with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    partial.touch(mode=0o600)  # there may be passwords in it
     partial.write_text(config.model_dump_json(), encoding="utf-8")
     partial.replace(deployed_file())

@@ -87,6 +87,8 @@ class LocalRay:
 
     def write_state(self, state: ClusterState) -> None:
         partial = self._state_path.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        partial.touch(mode=0o600)  # there may be passwords in it
         partial.write_bytes(msgspec.json.encode(state, enc_hook=_encode_config))
         partial.replace(self._state_path)
 

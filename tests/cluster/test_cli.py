@@ -1,4 +1,5 @@
 import json
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -170,6 +171,12 @@ def test_the_key_reaches_the_cluster_as_a_digest_only(launch, home) -> None:
     key = (home / "api_key").read_text().strip()
     assert [entry.name for entry in launch.config.auth.api_keys] == ["first"]
     assert key not in (home / "deployed.json").read_text()
+
+
+def test_what_is_written_down_of_the_cluster_is_for_its_owner_only(launch, home) -> None:
+    home.mkdir(mode=0o755, exist_ok=True)  # by hand
+    assert run("up") == 0
+    assert stat.S_IMODE((home / "deployed.json").stat().st_mode) == 0o600
 
 
 def test_no_key_is_made_where_none_is_asked_for(launch, home) -> None:

@@ -1,6 +1,7 @@
 """What belongs to the cluster of one home, and what does not."""
 
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,6 +99,7 @@ def test_the_state_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert local_ray.state() is None
     local_ray.write_state(state_of("ours"))
     assert local_ray.state() == state_of("ours")
+    assert stat.S_IMODE((tmp_path / "cluster.json").stat().st_mode) == 0o600
 
 
 def test_a_state_that_makes_no_sense_is_reported_with_its_path(tmp_path: Path) -> None:
