@@ -14,7 +14,8 @@ class BatchConfig(BaseModel):
 
     max_file_bytes: Annotated[int, Field(gt=0)] = 200 * 2**20
     max_requests: Annotated[int, Field(ge=1)] = 50_000  # lines of one batch
-    # Lines of one batch that are at the engines at once: enough to fill one of the default size.
+    # Lines that one task worker has at the engines at once, of all its batches together: enough to
+    # fill an engine of the default size.
     max_lines_at_once: Annotated[int, Field(ge=1)] = 256
     completion_window_s: Annotated[float, Field(gt=0, le=MAX_WINDOW_S)] = (
         24 * 3600.0

@@ -48,6 +48,7 @@ class BatchWorker:
             max_requests=batches.max_requests,
             max_line_bytes=config.http.max_body_bytes,
             max_lines_at_once=batches.max_lines_at_once,
+            turns=asyncio.Semaphore(batches.max_lines_at_once),
         )
         self._loop = TaskWorkerLoop(
             self._tasks.queue, name=name, num_slots=NUM_SLOTS, lease_s=lease_s

@@ -49,7 +49,8 @@ class BatchTools:
     is_served: Callable[[str, str | None], bool]  # whether an endpoint has a model
     max_requests: int
     max_line_bytes: int
-    max_lines_at_once: int
+    max_lines_at_once: int  # of a batch, those included that wait to be tried again
+    turns: asyncio.Semaphore  # at the engines; batches take them first come, first served
 
 
 @dataclass(slots=True)
@@ -192,9 +193,10 @@ class LineRun:
         """Tried again while that may help: a queue that is full, a replica that is lost."""
         num_tries = 0
         while True:
-            answer = await self._tools.calls.call(
-                self._task.record.tenant, self._batch.endpoint, body
-            )
+            async with self._tools.turns:
+                answer = await self._tools.calls.call(
+                    self._task.record.tenant, self._batch.endpoint, body
+                )
             num_tries += 1
             if not _is_worth_a_retry(answer.status, num_tries):
                 return answer

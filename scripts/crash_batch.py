@@ -5,9 +5,10 @@
 
 Starts a cluster with the demo model in a home of its own, runs a batch undisturbed, then the same
 batch again while the task worker, a model replica, Redis and the ingress are killed (SIGKILL), each
-at least once, when so much of the work is done. In the end every `custom_id` must be there once,
-with the answer of the undisturbed run (temperature 0). Says what it saw; exit status 1 when
-something was lost, doubled or changed.
+at least once, at random moments of the time that the undisturbed run took; one that is not back yet
+is killed as soon as it is. In the end every `custom_id` must be there once, with the answer of the
+undisturbed run (temperature 0). Says what it saw; exit status 1 when something was lost, doubled or
+changed, or when a part was not killed.
 """
 
 import argparse
@@ -48,12 +49,28 @@ _POLL_S = 0.2
 
 @dataclass
 class Kills:
-    """What was killed, and when: the share of lines that were done."""
+    """What is to be killed how often, over how many seconds; and what was, after how many."""
 
+    counts: dict[str, int]
+    within_s: float
     done: list[tuple[str, float]] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return ", ".join(f"{target} at {share:.0%}" for target, share in self.done)
+        return ", ".join(f"{target} after {at_s:.0f} s" for target, at_s in self.done)
+
+    async def carry_out(self, cluster: "RunningCluster") -> None:
+        started_s = time.monotonic()
+
+        async def kill_each(target: str, num: int) -> None:
+            for at_s in sorted(random.uniform(0, self.within_s) for _ in range(num)):
+                await asyncio.sleep(max(0.0, started_s + at_s - time.monotonic()))
+                while True:
+                    if cluster.kill(target):
+                        break
+                    await asyncio.sleep(_POLL_S)
+                self.done.append((target, time.monotonic() - started_s))
+
+        await asyncio.gather(*(kill_each(*pair) for pair in self.counts.items()))
 
 
 class RunningCluster:
@@ -140,27 +157,24 @@ def make_lines(num: int) -> list[bytes]:
 
 
 async def run_batch(
-    cluster: RunningCluster, lines: list[bytes], *, kills: list[str]
-) -> tuple[list[dict[str, Any]], Kills, float]:
-    """The results of a batch during which these are killed; how it went; how many seconds."""
+    cluster: RunningCluster, lines: list[bytes], kills: Kills
+) -> tuple[list[dict[str, Any]], float]:
+    """The results of a batch during which these are killed, and how many seconds it took."""
     started_s = time.monotonic()
-    done = Kills()
-    waiting = [
-        (len(lines) * (position + random.random()) / (len(kills) + 1), target)
-        for position, target in enumerate(kills)
-    ]
     batch_id = await cluster.start(lines)
+    killing = asyncio.create_task(kills.carry_out(cluster))
     while True:
         batch = await cluster.look(batch_id)
         if batch.status in _FINAL:
             break
-        num_done = batch.request_counts.completed + batch.request_counts.failed
-        if waiting and num_done >= waiting[0][0] and cluster.kill(waiting[0][1]):
-            done.done.append((waiting.pop(0)[1], num_done / len(lines)))
         await asyncio.sleep(_POLL_S)
+    elapsed_s = time.monotonic() - started_s
+    killing.cancel()
+    await asyncio.gather(killing, return_exceptions=True)
     print(f"  {batch.status}: {batch.request_counts.completed} completed,", end=" ")
-    print(f"{batch.request_counts.failed} failed of {batch.request_counts.total}", flush=True)
-    return await cluster.results(batch), done, time.monotonic() - started_s
+    print(f"{batch.request_counts.failed} failed of {batch.request_counts.total}", end=", ")
+    print(f"{elapsed_s:.0f} s", flush=True)
+    return await cluster.results(batch), elapsed_s
 
 
 def answers(results: list[dict[str, Any]]) -> dict[str, str]:
@@ -197,17 +211,15 @@ def problems(
 async def crash_batch(cluster: RunningCluster, num_lines: int, num_kills: int) -> list[str]:
     lines = make_lines(num_lines)
     print(f"{num_lines} lines, undisturbed:", flush=True)
-    expected, _, undisturbed_s = await run_batch(cluster, lines, kills=[])
-    print(f"  {undisturbed_s:.0f} s\n{num_lines} lines, {num_kills} kills:", flush=True)
-    targets = list(TARGETS) * (num_kills // len(TARGETS) + 1)
-    chosen = [*TARGETS, *random.sample(targets, len(targets))][:num_kills]
-    random.shuffle(chosen)
-    results, kills, disturbed_s = await run_batch(cluster, lines, kills=chosen)
-    print(f"  {disturbed_s:.0f} s; killed: {kills}", flush=True)
-    found = problems(num_lines, results, expected)
-    if len(kills.done) < num_kills:
-        found.append(f"the batch ended before all {num_kills} kills")
-    return found
+    expected, undisturbed_s = await run_batch(cluster, lines, Kills({}, 0.0))
+    print(f"{num_lines} lines, {num_kills} kills:", flush=True)
+    counts = Counter([*TARGETS, *random.choices(TARGETS, k=num_kills - len(TARGETS))])
+    kills = Kills(dict(counts), 0.8 * undisturbed_s)
+    results, _ = await run_batch(cluster, lines, kills)
+    print(f"  killed: {kills}", flush=True)
+    missed = set(TARGETS) - {target for target, _ in kills.done}
+    found = [f"no {target} was killed: use more lines" for target in sorted(missed)]
+    return found + problems(num_lines, results, expected)
 
 
 def free_port() -> int:
@@ -221,10 +233,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--lines", type=int, default=20_000)
-    parser.add_argument("--kills", type=int, default=12, help="at least 4 kill each part once")
+    parser.add_argument("--kills", type=int, default=12, help="at least 4: one of each part")
     parser.add_argument("--replicas", type=int, default=1, help="of the model")
     parser.add_argument("--seed", type=int, help="of what is killed when; else chosen and said")
     options = parser.parse_args()
+    if options.kills < len(TARGETS):
+        parser.error(f"--kills must be at least {len(TARGETS)}")
     seed = random.randrange(10**6) if options.seed is None else options.seed
     print(f"seed {seed}")
     random.seed(seed)

@@ -12,6 +12,7 @@ import httpx
 import psutil
 import pytest
 
+from cluster.batch_config import BatchConfig
 from cluster.errors import ServiceUnavailableError
 from cluster.redis_client import RedisClient
 from tests.deployments.batch_process import ANSWERED_KEY
@@ -181,6 +182,35 @@ async def test_one_tenants_many_batches_leave_room_for_anothers(
             gate.set()
             for batch in many:
                 assert (await server.end_of(batch.id)).status == "completed"
+
+
+async def test_all_batches_of_a_worker_share_its_places_at_the_engines(
+    redis_server: RedisServer, tmp_path: Path, checkpoint: Path
+) -> None:
+    """Also while lines of one of them fail and wait to be tried again."""
+    is_back, pool = asyncio.Event(), EchoPool()
+
+    async def trouble(text: str) -> None:
+        await asyncio.sleep(0.005)
+        if text.startswith("lost") and not is_back.is_set():
+            raise ServiceUnavailableError("lost", retry_after_s=0.2)
+
+    pool.trouble = trouble
+    batches = BatchConfig(max_lines_at_once=8)
+    async with serving_batches(redis_server.url, tmp_path, batches=batches) as server:
+        calls = echo_calls(server.config, checkpoint, pool)
+        async with working(server.config, batches, tmp_path, calls):
+            lost = await server.start([chat_line(f"c{n}", f"lost {n}") for n in range(40)])
+            others = [
+                await server.start([chat_line(f"c{n}", f"hello {n}") for n in range(80)], key=key)
+                for key in (KEY, OTHER_KEY)
+            ]
+            for batch, key in zip(others, (KEY, OTHER_KEY), strict=True):
+                ended = await server.end_of(batch.id, key=key)
+                assert ended.request_counts.completed == 80
+            is_back.set()
+            assert (await server.end_of(lost.id)).request_counts.completed == 40
+    assert pool.most_running == 8
 
 
 def peak_bytes(pid: int) -> int:
