@@ -1,21 +1,23 @@
 """The GET routes: models, health, readiness, metrics."""
 
+from collections.abc import Sequence
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from cluster.errors import NotFoundError, ServiceUnavailableError
-from cluster.openai_schema.models import ModelList
+from cluster.openai_schema.models import ModelList, ModelObject
 from cluster.telemetry import CONTENT_TYPE, Telemetry
 from deployments.ingress.exchange import SCOPE_KEY
 from deployments.ingress.served_model import ModelDirectory
 
 
 class Models:
-    """`GET …/models`"""
+    """`GET …/models`: those served here, and those of providers that the configuration names."""
 
-    def __init__(self, models: ModelDirectory) -> None:
-        cards = [model.card for model in models.all()]
+    def __init__(self, models: ModelDirectory, *, external: Sequence[ModelObject] = ()) -> None:
+        cards = [*(model.card for model in models.all()), *external]
         self._body = ModelList(data=cards).model_dump_json().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -26,13 +28,15 @@ class Models:
 class OneModel:
     """`GET …/models/{model_id}`; the id may contain slashes."""
 
-    def __init__(self, models: ModelDirectory) -> None:
+    def __init__(self, models: ModelDirectory, *, external: Sequence[ModelObject] = ()) -> None:
         self._models = models
+        self._external = {card.id: card for card in external}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[SCOPE_KEY].route = "/v1/models/{model}"
-        model = self._models.find(Request(scope).path_params["model_id"])
-        await _json(model.card.model_dump_json().encode())(scope, receive, send)
+        name = Request(scope).path_params["model_id"]
+        card = self._external.get(name) or self._models.find(name).card
+        await _json(card.model_dump_json().encode())(scope, receive, send)
 
 
 class Health:

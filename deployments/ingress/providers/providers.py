@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.openai_schema.models import ModelObject
 from cluster.provider_config import ProviderConfig, check_providers
 from deployments.ingress.providers.provider_client import ProviderClient, tls_context
 from models.context_template import ContextTemplate
@@ -45,9 +46,14 @@ class Providers:
         self._templates = {config.name: _template(config) for config in configs}
 
     @property
-    def listed_names(self) -> list[str]:
-        """Models that the configuration names."""
-        return [name for config, _ in self._clients for name in config.models]
+    def cards(self) -> list[ModelObject]:
+        """Of the models that the configuration names, but for those that are served here."""
+        return [
+            _card(name, config)
+            for config, _ in self._clients
+            for name in config.models
+            if name not in self._served_names
+        ]
 
     def find(self, name: str | None) -> ExternalModel | None:
         """None: it is no provider's. Of several prefixes the longest counts."""
@@ -63,6 +69,23 @@ class Providers:
     async def close(self) -> None:
         for _, client in self._clients:
             await client.close()
+
+
+def _card(name: str, config: ProviderConfig) -> ModelObject:
+    """What is known of a model of somebody else's: little."""
+    return ModelObject(
+        id=name,
+        created=0,
+        owned_by=config.name,
+        organization=config.name,
+        context_length=0,
+        languages=[],
+        parameters=0,
+        parameters_str="unknown",
+        tier="unlisted",
+        license="unknown",
+        description=f"A model of the provider {config.name}, for requests with api_key_ref.",
+    )
 
 
 def _template(config: ProviderConfig) -> ContextTemplate:

@@ -28,13 +28,15 @@ def config(name: str, **more: Any) -> ProviderConfig:
 
 
 def test_the_longest_prefix_wins_and_served_models_are_nobodys() -> None:
+    models = ["a/known", "a/served"]
     providers = Providers(
-        [config("a", models=["a/known"]), config("ab", prefix="a/b/")], served_names=["a/served"]
+        [config("a", models=models), config("ab", prefix="a/b/")], served_names=["a/served"]
     )
     found = {name: providers.find(name) for name in ("a/x", "a/b/x", "a/served", "c/x", None)}
     names = {name: model and model.config.name for name, model in found.items()}
     assert names == {"a/x": "a", "a/b/x": "ab", "a/served": None, "c/x": None, None: None}
-    assert providers.listed_names == ["a/known"]
+    (card,) = providers.cards
+    assert (card.id, card.owned_by) == ("a/known", "a")
 
 
 def test_a_file_that_cannot_be_used_is_refused_at_the_start(tmp_path: Path) -> None:
