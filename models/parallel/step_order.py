@@ -4,8 +4,6 @@ How tokens are chosen (penalties, grammars, beams) is rank 0's business; the oth
 which positions it wants logits.
 """
 
-from collections.abc import Sequence
-
 import msgspec
 
 from models.engine.step_inputs import StepInputs
@@ -15,15 +13,15 @@ class StepOrder(msgspec.Struct, frozen=True, array_like=True, tag="step"):
     """The lists are those of `StepInputs`; `logit_indices` and `scored_spans` (first index, count)
     are the positions of its sampling rows and of its prompt logprobs."""
 
-    token_ids: Sequence[int]
-    positions: Sequence[int]
-    slot_mapping: Sequence[int]
-    query_lens: Sequence[int]
-    context_lens: Sequence[int]
-    block_tables: Sequence[Sequence[int]]
-    block_copies: Sequence[tuple[int, int]]
-    logit_indices: Sequence[int]
-    scored_spans: Sequence[tuple[int, int]]
+    token_ids: list[int]
+    positions: list[int]
+    slot_mapping: list[int]
+    query_lens: list[int]
+    context_lens: list[int]
+    block_tables: list[list[int]]
+    block_copies: list[tuple[int, int]]
+    logit_indices: list[int]
+    scored_spans: list[tuple[int, int]]
 
     @classmethod
     def of(cls, inputs: StepInputs) -> "StepOrder":
@@ -42,12 +40,12 @@ class StepOrder(msgspec.Struct, frozen=True, array_like=True, tag="step"):
     def inputs(self) -> StepInputs:
         """The same step without what rank 0 alone needs."""
         return StepInputs(
-            token_ids=list(self.token_ids),
-            positions=list(self.positions),
-            slot_mapping=list(self.slot_mapping),
-            query_lens=list(self.query_lens),
-            context_lens=list(self.context_lens),
-            block_tables=[list(table) for table in self.block_tables],
-            block_copies=list(self.block_copies),
+            token_ids=self.token_ids,
+            positions=self.positions,
+            slot_mapping=self.slot_mapping,
+            query_lens=self.query_lens,
+            context_lens=self.context_lens,
+            block_tables=self.block_tables,
+            block_copies=self.block_copies,
             sampling_rows=[],
         )

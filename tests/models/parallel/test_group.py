@@ -1,0 +1,98 @@
+"""Exchanges between ranks, each of which is a thread here."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import pytest
+import torch
+
+from models.parallel.group import LOOPBACK, GroupError, Rendezvous, TPGroup
+
+CPU = torch.device("cpu")
+Result = TypeVar("Result")
+
+
+def on_every_rank(
+    size: int, work: Callable[[TPGroup], Result], *, timeout_s: float = 10.0
+) -> list[Result]:
+    """What each rank makes of it, in their order."""
+    meeting = Rendezvous.open(LOOPBACK, size=size, timeout_s=10)
+
+    def run(rank: int) -> Result:
+        mine = meeting
+        if rank:
+            mine = Rendezvous.reach(meeting.host, meeting.port, size=size, timeout_s=10)
+        group = TPGroup.join(mine, rank=rank, size=size, device=CPU, timeout_s=timeout_s)
+        return work(group)
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(run, range(size)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_rank_gets_the_same_bits_of_a_sum(dtype: torch.dtype) -> None:
+    numbers = torch.randn(4, 3, 1000, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    def work(group: TPGroup) -> torch.Tensor:
+        with torch.inference_mode():
+            return group.all_reduce(numbers[group.rank].clone())
+
+    sums = on_every_rank(4, work)
+    assert all(torch.equal(sums[0], other) for other in sums[1:])
+    tolerance = {"atol": 1e-5, "rtol": 0.0} if dtype is torch.float32 else {}
+    expected = numbers.float().sum(0).to(dtype)
+    torch.testing.assert_close(sums[0], expected, **(tolerance or {"atol": 0.1, "rtol": 0.05}))
+
+
+def test_columns_are_gathered_on_the_first_rank_in_the_order_of_ranks() -> None:
+    def work(group: TPGroup) -> torch.Tensor | None:
+        return group.gather_columns(torch.full((2, 3), float(group.rank))[:, ::1])
+
+    first, *others = on_every_rank(3, work)
+    assert first is not None
+    assert first.tolist() == [[0.0] * 3 + [1.0] * 3 + [2.0] * 3] * 2
+    assert others == [None, None]
+
+
+def test_the_least_value_is_known_to_all() -> None:
+    values = [2**40, 2**33 + 1, 2**35]
+    assert on_every_rank(3, lambda g: g.minimum(values[g.rank], timeout_s=5)) == [2**33 + 1] * 3
+
+
+def test_a_late_rank_may_have_a_limit_of_its_own() -> None:
+    def work(group: TPGroup) -> int:
+        if group.rank:
+            time.sleep(0.6)  # longer than the limit of other exchanges
+        return group.minimum(7, timeout_s=10)
+
+    assert on_every_rank(2, work, timeout_s=0.3) == [7, 7]
+
+
+def test_an_exchange_that_a_rank_does_not_join_ends_within_its_limit() -> None:
+    def work(group: TPGroup) -> float:
+        if group.rank:
+            time.sleep(1.5)
+            return 0.0
+        started_s = time.monotonic()
+        with pytest.raises(GroupError, match="exchange between the ranks failed"):
+            group.all_reduce(torch.ones(8))
+        return time.monotonic() - started_s
+
+    waited_s, _ = on_every_rank(2, work, timeout_s=0.5)
+    assert 0.4 < waited_s < 1.4
+
+
+def test_a_rank_that_never_comes_fails_the_meeting() -> None:
+    meeting = Rendezvous.open(LOOPBACK, size=2, timeout_s=0.5)
+    with pytest.raises(GroupError):
+        TPGroup.join(meeting, rank=0, size=2, device=CPU, timeout_s=0.5)
+
+
+def test_a_group_of_one_hands_back_what_it_is_given() -> None:
+    group, x = TPGroup(), torch.ones(2, 3)
+    assert (group.rank, group.size) == (0, 1)
+    assert group.all_reduce(x) is x
+    assert group.gather_columns(x) is x
+    assert group.minimum(5, timeout_s=0) == 5
