@@ -94,7 +94,7 @@ class ProviderConfig(BaseModel):
     # bearer, header: the token of a bearer secret; basic: of a basic secret; none: no secret at all
     auth: Literal["bearer", "header", "basic", "none"] = "bearer"
     auth_header: str | None = None  # with `auth: header`: its name, like x-api-key
-    headers: dict[str, str] = {}  # sent with each request
+    headers: Annotated[dict[str, str], Field(repr=False)] = {}  # sent with each request
     parameters: tuple[ParameterName, ...] = PLAIN_PARAMETERS  # what it knows, all of it
     more_parameters: tuple[ParameterName, ...] = ()  # what it knows beside `parameters`
     token_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
@@ -107,7 +107,8 @@ class ProviderConfig(BaseModel):
     read_timeout_s: Annotated[float, Field(gt=0)] = 300.0  # of silence
     answer_timeout_s: Annotated[float, Field(gt=0)] = 1800.0  # of an answer from end to end
     max_retries: Annotated[int, Field(ge=0, le=5)] = 2  # where nothing can have happened yet
-    proxy: Annotated[str | None, Field(repr=False)] = None  # proxies of the environment: never used
+    # http:// or https://, with user and password; proxies of the environment are not used.
+    proxy_url: Annotated[str | None, Field(repr=False)] = None
     ca_file: str | None = None  # certificates to trust instead of the public ones
     allow_plain_http: bool = False  # secrets in clear on the network; loopback may always
 
@@ -124,23 +125,34 @@ class ProviderConfig(BaseModel):
     @field_validator("base_url")
     @classmethod
     def _is_an_address(cls, url: str) -> str:
-        try:
-            parts = urlsplit(url)
-            is_good = parts.port != 0 and parts.scheme in ("http", "https") and bool(parts.hostname)
-        except ValueError:
-            is_good = False
-        if not is_good or not url.isascii() or not url.isprintable() or " " in url:
+        if not _is_web_address(url):
             raise ValueError("must be like https://api.example.com/v1")
+        parts = urlsplit(url)
         if parts.username is not None or parts.password is not None or parts.query or "#" in url:
             raise ValueError("must have no user, password, query or fragment")
         return url.rstrip("/")
 
-    @field_validator("headers")
+    @field_validator("proxy_url")
     @classmethod
-    def _are_headers(cls, headers: dict[str, str]) -> dict[str, str]:
+    def _is_a_proxy(cls, url: str | None) -> str | None:
+        if url is not None and not _is_web_address(url):
+            raise ValueError("must be like http://user:password@proxy.example.com:3128")
+        return url
+
+    @field_validator("headers", mode="before")
+    @classmethod
+    def _are_headers(cls, headers: object) -> object:
+        """No message shows a value: it may be a secret."""
+        if not isinstance(headers, dict):
+            raise ValueError("must be a mapping of names to values")
         for name, value in headers.items():
-            if not _HEADER_NAME.match(name) or not _HEADER_VALUE.match(value):
-                raise ValueError(f"{name[:64]!r} or its value cannot be a header")
+            is_text = isinstance(name, str) and isinstance(value, str)
+            if (
+                not is_text
+                or not _HEADER_NAME.fullmatch(name)
+                or not _HEADER_VALUE.fullmatch(value)
+            ):
+                raise ValueError(f"{str(name)[:64]!r} or its value cannot be a header")
             if name.lower() in _FIXED_HEADERS:
                 raise ValueError(f"{name!r} is not for a configuration to set")
         return headers
@@ -159,7 +171,7 @@ class ProviderConfig(BaseModel):
         if (self.auth == "header") != (self.auth_header is not None):
             raise ValueError("auth_header is given with `auth: header`, and only then")
         name = self.auth_header
-        if name is not None and (not _HEADER_NAME.match(name) or name.lower() in _NOT_FOR_KEYS):
+        if name is not None and (not _HEADER_NAME.fullmatch(name) or name.lower() in _NOT_FOR_KEYS):
             raise ValueError(f"auth_header: {name[:64]!r} cannot be the header of a key")
         strange = [model for model in self.models if not self.serves(model)]
         if strange:
@@ -180,6 +192,16 @@ class ProviderConfig(BaseModel):
     def own_name(self, model_name: str) -> str:
         """What the provider calls a model."""
         return model_name if self.keeps_prefix else model_name[len(self.prefix) :]
+
+
+def _is_web_address(url: str) -> bool:
+    if not url.isascii() or not url.isprintable() or " " in url:
+        return False
+    try:
+        parts = urlsplit(url)
+        return parts.port != 0 and parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        return False
 
 
 #: Where a configuration says nothing. `providers: []` switches all of them off.

@@ -51,6 +51,9 @@ def test_names_of_models_lose_the_prefix_or_keep_it() -> None:
         {"prefix": "a b/"},
         {"name": "Mine!"},
         {"headers": {"host": "x"}},
+        {"headers": ["x"]},
+        {"headers": {"x": 17}},
+        {"proxy_url": "proxy:3128"},
         {"headers": {"x": "a\r\nb: c"}},
         {"headers": {"a b": "c"}},
         {"headers": {"authorization": "Bearer x"}},
@@ -91,4 +94,14 @@ def test_names_and_prefixes_are_used_once() -> None:
 
 
 def test_a_proxys_password_is_not_shown() -> None:
-    assert "password" not in repr(config(proxy="http://user:password@proxy:3128"))
+    url = "http://user:password@proxy:3128"
+    assert "password" not in repr(config(proxy_url=url, headers={"x-key": "password"}))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"proxy_url": "socks5://user:planted@proxy"}, {"headers": {"x": "planted\n"}}]
+)
+def test_a_message_about_a_secret_does_not_show_it(wrong: dict[str, Any]) -> None:
+    with pytest.raises(pydantic.ValidationError) as raised:
+        config(**wrong)
+    assert all("planted" not in item["msg"] for item in raised.value.errors())

@@ -11,6 +11,7 @@ import random
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from urllib.parse import unquote, urlsplit
 
 import certifi
 import httpcore
@@ -64,10 +65,9 @@ class ProviderClient:
         self._config = config
         self._url = httpcore.URL(config.base_url + "/chat/completions")
         self._breaker = CircuitBreaker(config.name)
-        proxy = None if config.proxy is None else httpcore.Proxy(config.proxy)
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=tls,
-            proxy=proxy,
+            proxy=None if config.proxy_url is None else _proxy(config.proxy_url),
             max_connections=config.max_connections,
             max_keepalive_connections=config.max_connections,
             keepalive_expiry=IDLE_CONNECTION_S,
@@ -261,6 +261,16 @@ async def _beginning(response: httpcore.Response) -> bytes:
     finally:
         await response.aclose()
     return body[:_MAX_ERROR_BYTES]
+
+
+def _proxy(url: str) -> httpcore.Proxy:
+    parts = urlsplit(url)
+    port = "" if parts.port is None else f":{parts.port}"
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    auth = None
+    if parts.username is not None:
+        auth = (unquote(parts.username), unquote(parts.password or ""))
+    return httpcore.Proxy(f"{parts.scheme}://{host}{port}", auth=auth)
 
 
 def _wrong_type(provider_name: str, wanted: str) -> BadRequestError:

@@ -60,6 +60,23 @@ async def test_builtin_providers_ask_for_a_secret_before_they_ask_anybody(
             assert answer.json()["errors"][0]["source"] == {"pointer": "/api_key_ref"}
 
 
+async def test_a_proxy_of_the_configuration_is_used(provider: FakeProvider) -> None:
+    far = config(
+        "far",
+        base_url="http://far.example/v1",
+        allow_plain_http=True,
+        proxy_url=f"http://me:p%40ss@127.0.0.1:{provider.port}",
+    )
+    client = ProviderClient(far, tls_context(None))
+    secret = BearerValue("sk-1")
+    async with client.answer(b'{"model": "big"}', secret, is_stream=False) as content:
+        assert b"choices" in b"".join([chunk async for chunk in content])
+    await client.close()
+    (request,) = provider.requests
+    assert request.line == "POST http://far.example/v1/chat/completions HTTP/1.1"
+    assert request.headers["proxy-authorization"] == "Basic bWU6cEBzcw=="
+
+
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:
     """Of an authority that is its own server: key and certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
