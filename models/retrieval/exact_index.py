@@ -35,6 +35,9 @@ _MIN_CAPACITY = 1024
 _GROWTH = 1.5
 _MAX_DEAD_SHARE = 0.3  # of the rows, before the living are copied together
 _MAX_SCORES = 2**25  # in one product: 64 MB of bfloat16
+# Rows of a query that are computed again. Where more are about equally near (one text, thousands of
+# times), these stand for the rest: a search that ranked them all would hold up everybody's.
+_MAX_RESCORED = 8192
 _SCORE_DIGITS = 9  # equal vectors have equal scores, however their products were summed
 
 
@@ -90,7 +93,9 @@ class ExactView:
         return self._num_live
 
     def search(self, queries_BD: NDArray[np.float32], count: int) -> list[Hits]:
-        """For each query its best `count` rows and all that are as good as the last of them."""
+        """For each query its best `count` rows and all that are as good as the last of them, but
+        no more than `_MAX_RESCORED`.
+        """
         if self._num_live == 0:
             return [NO_HITS] * len(queries_BD)
         step = max(1, _MAX_SCORES // len(self._keys))
@@ -118,12 +123,22 @@ class ExactView:
         margin = 2 * _PRODUCT_ERROR[dtype] + _THRESHOLD_ROUNDING[dtype]
         lengths_B1 = torch.from_numpy(np.linalg.norm(queries_BD, axis=1, keepdims=True))
         threshold = (best[:, -1:] - margin * self._max_length * lengths_B1).to(dtype)
-        found = torch.nonzero(scores_BN >= threshold).numpy()  # (query, row), by query
-        ends = np.searchsorted(found[:, 0], np.arange(1, len(queries_BD)))
+        is_near_BN = scores_BN >= threshold
+        near = map(_nearest_rows, scores_BN, is_near_BN)
         return [
             rescored(query_D, self._keys[rows], self._rows_f16_ND[rows], count)
-            for query_D, rows in zip(queries_BD, np.split(found[:, 1], ends), strict=True)
+            for query_D, rows in zip(queries_BD, near, strict=True)
         ]
+
+
+def _nearest_rows(scores_N: torch.Tensor, is_near_N: torch.Tensor) -> NDArray[np.int64]:
+    """The rows that may be among the best, in order; of very many the best by their products."""
+    rows = torch.nonzero(is_near_N).flatten()
+    if len(rows) > _MAX_RESCORED:
+        best = torch.topk(scores_N[rows], _MAX_RESCORED).indices
+        rows = rows[best].sort().values
+    found: NDArray[np.int64] = rows.numpy()
+    return found
 
 
 class ExactIndex:

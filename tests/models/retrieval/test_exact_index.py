@@ -115,6 +115,23 @@ def test_many_queries_at_once_find_what_each_finds_alone(monkeypatch: pytest.Mon
     assert [as_dict(hits) for hits in index.view().search(queries, 5)] == alone
 
 
+def test_a_text_that_stands_there_thousands_of_times_is_not_ranked_as_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exact_index, "_MAX_RESCORED", 64)
+    index = ExactIndex(WIDTH)
+    same = np.zeros((1000, WIDTH), np.float16)
+    same[:, 0] = 1
+    index.add(0, -same)
+    index.add(1, same)
+    index.add(2, np.eye(WIDTH, dtype=np.float16))  # one of which is the same too
+    query_D = np.zeros(WIDTH, np.float32)
+    query_D[0] = 1
+    (hits,) = index.view().search(query_D[None], 10)
+    assert set(hits.scores) == {1.0}
+    assert len(set(hits.keys.tolist())) == 64
+
+
 def test_an_empty_index_finds_nothing() -> None:
     index = ExactIndex(WIDTH)
     assert len(index.view().search(np.ones((2, WIDTH), np.float32), 5)[1].keys) == 0
