@@ -17,7 +17,7 @@ from starlette.routing import Route, Router
 from cluster.api_keys import ApiKeys, hash_key
 from cluster.batch_config import BatchConfig
 from cluster.batch_tasks import BatchTasks
-from cluster.config import ShoalConfig, StorageConfig, parse_config
+from cluster.config import ShoalConfig, parse_config
 from cluster.errors import ServingError
 from cluster.file_store import FileStore, open_file_objects
 from cluster.redis_client import RedisClient, connect
@@ -94,7 +94,7 @@ def said(prompt: str) -> str:
     return found[-1] if found else prompt
 
 
-def configuration(redis_url: str) -> ShoalConfig:
+def configuration(redis_url: str, **storage: object) -> ShoalConfig:
     keys = [
         {"name": "test", "sha256": hash_key(KEY)},
         {"name": "other", "sha256": hash_key(OTHER_KEY), "tenant": "other"},
@@ -104,6 +104,7 @@ def configuration(redis_url: str) -> ShoalConfig:
             "models": [{"name": MODEL, "source": "unused"}],
             "embedders": [{"name": EMBED_MODEL, "source": "demo"}],
             "redis": {"url": redis_url},
+            "storage": storage,
             "auth": {"api_keys": keys},
         }
     )
@@ -122,7 +123,7 @@ async def working(
     config: ShoalConfig, batches: BatchConfig, home: Path, calls: LineCalls, *, name: str = "w"
 ) -> AsyncIterator[BatchWorker]:
     """A worker with a connection and a store of its own."""
-    objects = open_file_objects(StorageConfig(), batches, home)
+    objects = open_file_objects(config.storage, batches, home)
     async with connect(config.redis) as redis:
         files = FileStore(redis, objects, max_bytes=batches.max_file_bytes)
         worker = BatchWorker(config, batches, redis, files, calls, name=name, lease_s=LEASE_S)
@@ -205,9 +206,10 @@ FINAL = ("completed", "failed", "expired", "cancelled")
 
 @asynccontextmanager
 async def serving_batches(
-    redis_url: str, home: Path, *, batches: BatchConfig | None = None
+    redis_url: str, home: Path, *, batches: BatchConfig | None = None, **storage: object
 ) -> AsyncIterator[BatchServer]:
-    config, batches = configuration(redis_url), batches or BatchConfig()
+    """`storage`: fields of that section; a folder in `home` without them."""
+    config, batches = configuration(redis_url, **storage), batches or BatchConfig()
     objects = open_file_objects(config.storage, batches, home)
     async with connect(config.redis) as redis:
         files = FileStore(redis, objects, max_bytes=batches.max_file_bytes)

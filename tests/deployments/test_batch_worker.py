@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from moto.server import ThreadedMotoServer
 
 from cluster.batch_config import BatchConfig
 from cluster.errors import ServiceUnavailableError
@@ -211,6 +212,30 @@ async def test_all_batches_of_a_worker_share_its_places_at_the_engines(
             is_back.set()
             assert (await server.end_of(lost.id)).request_counts.completed == 40
     assert pool.most_running == 8
+
+
+async def test_a_batch_runs_with_its_files_at_an_s3_endpoint(
+    redis_server: RedisServer, tmp_path: Path, checkpoint: Path
+) -> None:
+    endpoint = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    endpoint.start()
+    try:
+        host, port = endpoint.get_host_and_port()
+        at_endpoint = {
+            "s3_endpoint": f"http://{host}:{port}",
+            "s3_access_key_id": "key",
+            "s3_secret_access_key": "secret",
+            "s3_bucket_name": "{tenant}-{bucket}",
+        }
+        async with serving_batches(redis_server.url, tmp_path, **at_endpoint) as server:
+            calls = echo_calls(server.config, checkpoint, EchoPool())
+            async with working(server.config, server.batches, tmp_path, calls):
+                lines = [chat_line(f"c{n}", f"hello {n}") for n in range(300)]
+                await check(server, (await server.start(lines)).id, 300)
+            bucket = await server.files.bucket("default")
+            assert server.files.objects.url(bucket, "x").endswith("/default-shoal-files/x")
+    finally:
+        endpoint.stop()
 
 
 def peak_bytes(pid: int) -> int:
