@@ -6,7 +6,7 @@ All tasks of a bucket share a lane: they run one at a time, in order.
 import logging
 from collections.abc import Sequence
 
-from cluster.errors import NotFoundError, ServiceUnavailableError
+from cluster.errors import NotFoundError, ServiceUnavailableError, TooManyRequestsError
 from cluster.task_queue.queue import TaskPage, TaskQueue
 from cluster.task_queue.task import (
     NewTask,
@@ -20,6 +20,8 @@ from cluster.types import BucketRef
 
 logger = logging.getLogger(__name__)
 
+MAX_UNFINISHED = 10_000  # tasks that a tenant has asked for; they take memory of everybody's Redis
+_RETRY_AFTER_FULL_S = 60.0
 SYNC_DELAY_S = 1.0  # changes of objects within it are one task
 _SYNC_RETENTION_S = 3600.0
 _MAX_LISTED = 1000
@@ -71,8 +73,16 @@ class BucketTasks:
         """
         Raises:
             ValidationError: the idempotency key was used for another request.
+            TooManyRequestsError: the tenant has too many tasks that are not done.
             ServiceUnavailableError: Redis does not answer.
         """
+        num_unfinished = await self._queue.num_tasks(tenant, LISTED_TYPES, _UNFINISHED)
+        if num_unfinished >= MAX_UNFINISHED:
+            raise TooManyRequestsError(
+                f"{num_unfinished} of your tasks wait or run, as many as are kept; wait until some "
+                "are done.",
+                retry_after_s=_RETRY_AFTER_FULL_S,
+            )
         return await self._queue.enqueue(
             NewTask(
                 tenant=tenant,

@@ -91,10 +91,7 @@ class TaskQueue:
         Raises:
             ServiceUnavailableError: Redis does not answer.
         """
-        keys = [
-            f"{self.root}:index:{tenant}:{name}:{status}"
-            for name, status in product(dict.fromkeys(types), dict.fromkeys(statuses))
-        ]
+        keys = self._index_keys(tenant, types, statuses)
         last = offset + limit - 1
         sizes = await self.redis.execute_many([("ZCARD", key) for key in keys])
         parts = await self.redis.execute_many(
@@ -108,6 +105,17 @@ class TaskQueue:
         found.sort(reverse=True)
         records = await self._read_many([task_id for _, task_id in found[offset : offset + limit]])
         return TaskPage(records=records, num_total=sum(sizes))
+
+    async def num_tasks(
+        self, tenant: str, types: Sequence[str], statuses: Sequence[TaskStatus]
+    ) -> int:
+        """How many `find` would find.
+
+        Raises:
+            ServiceUnavailableError: Redis does not answer.
+        """
+        keys = self._index_keys(tenant, types, statuses)
+        return sum(await self.redis.execute_many([("ZCARD", key) for key in keys]))
 
     async def cancel(self, tenant: str, task_id: str) -> TaskRecord:
         """Cancel a task: at once when it waits, soon when it runs, not when it has ended.
@@ -218,6 +226,14 @@ class TaskQueue:
             if num_now < 100:
                 return num_forgotten
             await asyncio.sleep(0)  # others use the connection too
+
+    def _index_keys(
+        self, tenant: str, types: Sequence[str], statuses: Sequence[TaskStatus]
+    ) -> list[str]:
+        return [
+            f"{self.root}:index:{tenant}:{name}:{status}"
+            for name, status in product(dict.fromkeys(types), dict.fromkeys(statuses))
+        ]
 
     async def _read(self, task_id: str) -> TaskRecord | None:
         return record_of(await self.redis.execute("HGETALL", f"{self.root}:task:{task_id}"))
