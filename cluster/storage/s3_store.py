@@ -290,8 +290,11 @@ class S3Store:
         """A request about a bucket, repeated where that may help.
 
         Raises:
+            BucketNotFoundError: no bucket can be called so.
             ServiceUnavailableError: the endpoint does not answer, or only with its own troubles.
         """
+        if bucket_problem(self._endpoint.bucket_of(ref)) is not None:
+            raise BucketNotFoundError.of(ref)
         for attempt in range(NUM_RETRIES + 1):
             is_last = attempt == NUM_RETRIES
             try:

@@ -399,6 +399,20 @@ def test_a_source_says_where_the_object_is(tmp_path: Path) -> None:
     ]
 
 
+async def test_no_request_is_made_for_what_no_bucket_can_be_called() -> None:
+    config = StorageConfig(
+        s3_endpoint="http://127.0.0.1:9", s3_access_key_id="k", s3_secret_access_key="s"
+    )
+    store = open_object_store(config, Path("unused"))
+    ref = BucketRef("default", "x/../of-another")
+    with pytest.raises(BucketNotFoundError):
+        _ = [info async for info in store.list_objects(ref)]
+    with pytest.raises(BucketNotFoundError):
+        await store.delete_bucket(ref)
+    assert not await store.bucket_exists(ref)
+    await store.close()
+
+
 async def test_an_endpoint_that_is_away_is_named_within_seconds() -> None:
     config = StorageConfig(
         s3_endpoint="http://127.0.0.1:9", s3_access_key_id="k", s3_secret_access_key="s"
