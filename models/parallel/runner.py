@@ -181,8 +181,11 @@ def _blame(ranks: Sequence[RankLink]) -> str | None:
     deadline = time.monotonic() + _SETTLING_TIMEOUT_S
     for rank in ranks:
         rank.settle(deadline)
-    reasons = [rank.fault() for rank in ranks] + [rank.silence() for rank in ranks]
-    return next((reason for reason in reasons if reason is not None), None)
+        reason = rank.fault()
+        if reason is not None:
+            return reason
+    silences = [rank.silence() for rank in ranks]
+    return next((silence for silence in silences if silence is not None), None)
 
 
 def _end(ranks: Sequence[RankLink]) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -97,6 +98,7 @@ def end_with(connection: socket.socket) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: rank 0 decides
     connection = socket.socket(fileno=int(sys.argv[1]))
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     threading.Thread(target=end_with, args=(connection,), daemon=True).start()
