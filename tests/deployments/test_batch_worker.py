@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -87,6 +88,29 @@ async def test_a_killed_worker_loses_and_doubles_no_line(
         num_answered = int(await server.redis.execute("GET", ANSWERED_KEY))
         # A kill costs what was not saved: a moment's answers.
         assert num <= num_answered <= num + num_kills * 150
+
+
+async def test_a_worker_that_freezes_and_thaws_changes_nothing_and_works_on(
+    breakable_redis_server: RedisServer, tmp_path: Path, checkpoint: Path
+) -> None:
+    url = breakable_redis_server.url
+    async with (
+        serving_batches(url, tmp_path) as server,
+        process("work", url, tmp_path, checkpoint, 0.05) as frozen,
+    ):
+        started = await server.start([chat_line(f"c{n}", f"hello {n}") for n in range(200)])
+        await wait_for_answers(server.redis, 60)
+        frozen.send_signal(signal.SIGSTOP)
+        async with process("work", url, tmp_path, checkpoint, 0.005):
+            await check(server, started.id, 200)
+        frozen.send_signal(signal.SIGCONT)
+        another = await server.start([chat_line(f"c{n}", f"hello {n}") for n in range(50)])
+        await check(server, another.id, 50)  # by the one that thawed
+        await check(server, started.id, 200)
+        record = await server.tasks.queue.get(
+            "default", (await server.tasks.get("default", started.id)).task_id
+        )
+        assert record.num_losses == 1
 
 
 async def test_two_workers_share_batches_and_each_line_is_answered_once(
