@@ -243,9 +243,10 @@ class RetrievalService:
         self, question: _Question, found: _Found
     ) -> list[tuple[FoundText[Candidate], float]]:
         """What is answered, and its scores."""
-        texts = without_repetition(found.texts)
         if self._reranker is None or question.mode is not SearchMode.FUSED:
-            return [(one, one.tag.score) for one in texts[: question.max_results]]
+            texts = without_repetition(found.texts, question.max_results)
+            return [(one, one.tag.score) for one in texts]
+        texts = without_repetition(found.texts, max(_MIN_RERANKED, question.max_results))
         scores = await asyncio.get_running_loop().run_in_executor(
             self._reranking,
             self._reranker.score,

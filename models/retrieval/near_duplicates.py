@@ -28,19 +28,23 @@ class FoundText(Generic[Tag]):
     chunk: Chunk
 
 
-def without_repetition(found: Sequence[FoundText[Tag]]) -> list[FoundText[Tag]]:
-    """Those that say something new in their order, then those that overlap with one of these."""
+def without_repetition(found: Sequence[FoundText[Tag]], count: int) -> list[FoundText[Tag]]:
+    """Up to `count`: those that say something new in their order, then those that overlap with one
+    of these.
+    """
     seen: set[tuple[str, ...]] = set()
     kept: list[FoundText[Tag]] = []
     overlapping: list[FoundText[Tag]] = []
     for one in found:
+        if len(kept) == count:
+            break
         words = tuple(_WORD.findall(one.chunk.text.casefold())) or (one.chunk.text,)
         if words in seen:
             continue
         seen.add(words)
         repeats = any(_overlap(one, other) for other in kept)
         (overlapping if repeats else kept).append(one)
-    return kept + overlapping
+    return (kept + overlapping)[:count]
 
 
 def _overlap(one: FoundText[Tag], other: FoundText[Tag]) -> bool:

@@ -11,8 +11,8 @@ def text(
     return FoundText(tag, of or tag, chunk)
 
 
-def kept(*found: FoundText[str]) -> list[str]:
-    return [one.tag for one in without_repetition(found)]
+def kept(*found: FoundText[str], count: int = 10) -> list[str]:
+    return [one.tag for one in without_repetition(found, count)]
 
 
 def test_the_same_words_are_dropped_however_they_are_written() -> None:
@@ -42,3 +42,9 @@ def test_a_small_overlap_is_no_repetition() -> None:
         text("b", at=(900, 1900), of="x"),
         text("c", at=(5000, 6000), of="x"),
     ) == ["a", "b", "c"]
+
+
+def test_overlapping_ones_fill_up_what_is_asked_for() -> None:
+    texts = [text(str(n), at=(500 * n, 500 * n + 1000), of="x") for n in range(6)]
+    assert kept(*texts, count=3) == ["0", "2", "4"]
+    assert kept(*texts, count=5) == ["0", "2", "4", "1", "3"]
