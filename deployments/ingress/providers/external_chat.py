@@ -141,8 +141,8 @@ class ExternalChat:
 
 async def _send_whole(call: _Call, send: Send) -> None:
     body = bytearray()
-    async with call.model.client.answer(call.body, call.secret, is_stream=False) as content:
-        async for chunk in content:
+    async with call.model.client.answer(call.body, call.secret, is_stream=False) as incoming:
+        async for chunk in incoming.chunks:
             body += chunk
         written = call.answer.whole(bytes(body))
     await send_json(send, written, headers=call.exchange.headers)
@@ -187,12 +187,13 @@ async def _with_failure(
 async def _events(call: _Call) -> AsyncGenerator[bytes, None]:
     """What goes to the client, an item per chunk of the provider's that has something for it."""
     has_begun = False
-    async with call.model.client.answer(call.body, call.secret, is_stream=True) as content:
-        async for chunk in content:
+    async with call.model.client.answer(call.body, call.secret, is_stream=True) as incoming:
+        async for chunk in incoming.chunks:
             data = call.answer.feed(chunk)
             if data:
                 if not has_begun:
                     has_begun = True
+                    incoming.note_begun()
                     elapsed_s = time.perf_counter() - call.exchange.started_s
                     call.metrics.time_to_first_token.observe(elapsed_s)
                 yield data

@@ -11,6 +11,7 @@ import random
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import certifi
@@ -49,6 +50,13 @@ _NOT_CONNECTED = (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.Proxy
 Headers = list[tuple[bytes, bytes]]
 
 
+class Incoming(NamedTuple):
+    """An answer as it comes."""
+
+    chunks: AsyncGenerator[bytes, None]
+    note_begun: Callable[[], None]  # for the reader to call: it makes sense so far
+
+
 def tls_context(ca_file: str | None) -> ssl.SSLContext:
     """That verifies certificates and names, against a file's authorities or the public ones.
 
@@ -79,8 +87,8 @@ class ProviderClient:
     @asynccontextmanager
     async def answer(
         self, body: bytes, secret: SecretValue | None, *, is_stream: bool
-    ) -> AsyncIterator[AsyncGenerator[bytes, None]]:
-        """The bytes of the answer to a chat request. Leaving the context by an error closes the
+    ) -> AsyncIterator[Incoming]:
+        """The answer to a chat request. Leaving the context by an error closes the
         connection; else it is used again, if the answer ends now.
 
         Raises, also while the bytes are read:
@@ -95,10 +103,8 @@ class ProviderClient:
             response = await self._send(body, headers, words, deadline_s)
             try:
                 self._check_form(response, is_stream=is_stream)
-                async with aclosing(
-                    self._content(response, words, deadline_s, note_success)
-                ) as content:
-                    yield content
+                async with aclosing(self._content(response, words, deadline_s)) as content:
+                    yield Incoming(content, note_success)
                     await _drain(content)
             finally:
                 await response.aclose()
@@ -188,18 +194,12 @@ class ProviderClient:
             raise ProviderAnswerError(f"{self._config.name} sends a packed answer unasked.")
 
     async def _content(
-        self,
-        response: httpcore.Response,
-        words: ProviderWords,
-        deadline_s: float,
-        note_success: Callable[[], None],
+        self, response: httpcore.Response, words: ProviderWords, deadline_s: float
     ) -> AsyncGenerator[bytes, None]:
         loop = asyncio.get_running_loop()
         num_bytes = 0
         with _errors_translated(words):
             async for chunk in response.aiter_stream():
-                if not num_bytes:
-                    note_success()
                 num_bytes += len(chunk)
                 if num_bytes > MAX_ANSWER_BYTES:
                     raise ProviderAnswerError(

@@ -69,8 +69,8 @@ async def test_a_proxy_of_the_configuration_is_used(provider: FakeProvider) -> N
     )
     client = ProviderClient(far, tls_context(None))
     secret = BearerValue("sk-1")
-    async with client.answer(b'{"model": "big"}', secret, is_stream=False) as content:
-        assert b"choices" in b"".join([chunk async for chunk in content])
+    async with client.answer(b'{"model": "big"}', secret, is_stream=False) as incoming:
+        assert b"choices" in b"".join([chunk async for chunk in incoming.chunks])
     await client.close()
     (request,) = provider.requests
     assert request.line == "POST http://far.example/v1/chat/completions HTTP/1.1"
@@ -124,8 +124,8 @@ async def test_a_provider_must_prove_its_name_before_it_hears_a_key(
 
     async def ask() -> bytes:
         secret = BearerValue("sk-planted")
-        async with client.answer(b'{"model": "big"}', secret, is_stream=False) as content:
-            return b"".join([chunk async for chunk in content])
+        async with client.answer(b'{"model": "big"}', secret, is_stream=False) as incoming:
+            return b"".join([chunk async for chunk in incoming.chunks])
 
     try:
         if server_name == "localhost" and is_trusted:
