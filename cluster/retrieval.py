@@ -46,6 +46,8 @@ class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
 
     vectors_ND: NDArray[np.float32]
     num_tokens: int
+    # Of the model that made them: while it is replaced another one may answer than told its facts.
+    revision: str = ""  # "" where it is not told
 
 
 class Embedder(Protocol):

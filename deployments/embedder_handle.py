@@ -22,7 +22,9 @@ class PassageLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServeEmbedder:
-    """Implements `Embedder`. Facts and limits are asked for once: a model does not change."""
+    """Implements `Embedder`. Facts and limits are asked for once, and again when another revision
+    of the model has answered.
+    """
 
     def __init__(self, handle: DeploymentHandle, *, model_name: str, timeout_s: float) -> None:
         """`timeout_s`: of a query, `retrieval.search_timeout_s`."""
@@ -51,6 +53,8 @@ class ServeEmbedder:
             service=self._service,
             timeout_s=timeout_s,
         )
+        if self._facts is not None and embeddings.revision not in ("", self._facts.revision):
+            self._facts = self._passage_limits = None
         return embeddings
 
     async def tokenizer(self) -> tokenizers.Tokenizer:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cluster.chunk_records import BucketSettings, SegmentRef
 from cluster.chunk_store import ChunkStore
-from cluster.errors import TooManyRequestsError
+from cluster.errors import ServiceUnavailableError, TooManyRequestsError
 from cluster.object_store import ObjectStore
 from cluster.retrieval import Embedder, InputKind
 from cluster.storage.errors import check_size
@@ -39,6 +39,7 @@ _CHARS_PER_TOKEN = 3  # a low guess; a chunk has no more tokens than its setting
 _PART_CHUNKS = 1000  # written at once; what a crash costs, of a large file
 _MAX_REFUSALS = 120  # by an embedder whose queue is full
 _REFUSED_PAUSE_S = 1.0
+_REPLACED_PAUSE_S = 1.0
 _FOLDER_PREFIX = "shoal-embedding-"
 
 
@@ -157,18 +158,32 @@ class FileEmbedding:
 
     async def _vectors(self, chunks: Sequence[Chunk], target: Target) -> NDArray[np.float32]:
         batches = _batches(chunks, target.chunk_settings.capacity)
-        return np.concatenate(
-            await collect(self._embed_batch(batch, target.embedder) for batch in batches)
-        )
+        return np.concatenate(await collect(self._embed_batch(batch, target) for batch in batches))
 
-    async def _embed_batch(self, texts: Sequence[str], embedder: Embedder) -> NDArray[np.float32]:
+    async def _embed_batch(self, texts: Sequence[str], target: Target) -> NDArray[np.float32]:
         async with self._batches:
             for _ in range(_MAX_REFUSALS):
                 try:
-                    return (await embedder.embed(texts, kind=InputKind.PASSAGE)).vectors_ND
+                    return await _embedded(texts, target)
                 except TooManyRequestsError as error:  # others have filled its queue
                     await asyncio.sleep(error.retry_after_s or _REFUSED_PAUSE_S)
-            return (await embedder.embed(texts, kind=InputKind.PASSAGE)).vectors_ND
+            return await _embedded(texts, target)
+
+
+async def _embedded(texts: Sequence[str], target: Target) -> NDArray[np.float32]:
+    """
+    Raises:
+        ServiceUnavailableError: the model is being replaced by another revision.
+    """
+    embeddings = await target.embedder.embed(texts, kind=InputKind.PASSAGE)
+    facts = target.settings.embedder
+    if embeddings.revision not in ("", facts.revision):
+        raise ServiceUnavailableError(
+            f"The embedding model {facts.model_name} is being replaced: {embeddings.revision} "
+            f"answers for {facts.revision}.",
+            retry_after_s=_REPLACED_PAUSE_S,
+        )
+    return embeddings.vectors_ND
 
 
 class _Budget:

@@ -77,7 +77,7 @@ class LocalEmbedder:
         if kind is InputKind.QUERY and all(isinstance(item, str) for item in inputs):
             return await self._embed_queries(cast(Sequence[str], inputs))
         rows, vectors_ND = await self._embed(inputs, kind)
-        return Embeddings(vectors_ND=vectors_ND, num_tokens=sum(len(row) for row in rows))
+        return self._embeddings(vectors_ND, sum(len(row) for row in rows))
 
     async def _embed_queries(self, texts: Sequence[str]) -> Embeddings:
         found = {text: self._remembered.find(text) for text in dict.fromkeys(texts)}
@@ -88,9 +88,14 @@ class LocalEmbedder:
                 found[text] = (vector_D, len(row))
                 self._remembered.keep(text, vector_D, len(row))
         embedded = [cast(tuple[NDArray[np.float32], int], found[text]) for text in texts]
+        return self._embeddings(
+            np.stack([vector_D for vector_D, _ in embedded]),
+            sum(num_tokens for _, num_tokens in embedded),
+        )
+
+    def _embeddings(self, vectors_ND: NDArray[np.float32], num_tokens: int) -> Embeddings:
         return Embeddings(
-            vectors_ND=np.stack([vector_D for vector_D, _ in embedded]),
-            num_tokens=sum(num_tokens for _, num_tokens in embedded),
+            vectors_ND=vectors_ND, num_tokens=num_tokens, revision=self._embedder.revision
         )
 
     async def _embed(

@@ -61,7 +61,9 @@ class HashEmbedder:
         texts = [str(text) for text in inputs]
         self.texts += texts
         vectors = np.stack([vector_of(text, self.name) for text in texts])
-        return Embeddings(vectors_ND=vectors, num_tokens=sum(map(len, texts)))
+        return Embeddings(
+            vectors_ND=vectors, num_tokens=sum(map(len, texts)), revision=self.revision
+        )
 
 
 @dataclass

@@ -215,6 +215,25 @@ async def test_an_absent_embedder_postpones_the_task_which_then_goes_on(bucket_r
     assert len(await bucket_rig.texts()) == 5
 
 
+async def test_vectors_of_two_revisions_do_not_mix_while_a_model_is_replaced(
+    bucket_rig: Rig,
+) -> None:
+    await bucket_rig.put(a="one")
+    embedder = bucket_rig.embedder
+    embedder.gate = asyncio.Event()
+    async with bucket_rig.working():
+        record = await bucket_rig.request()
+        await embedder.has_begun.wait()
+        embedder.revision = "2"  # the replica that answers is a new one
+        embedder.gate.set()
+        done = await bucket_rig.end_of(record)
+    assert (done.status, done.num_postponed) == (TaskStatus.SUCCEEDED, 1)
+    assert embedder.texts == ["one", "one"]
+    meta = await bucket_rig.chunks.meta(BUCKET)
+    assert meta is not None
+    assert meta.embedder.revision == "2"
+
+
 async def test_what_was_written_before_an_interruption_is_not_done_again(bucket_rig: Rig) -> None:
     lines = [f"line {number}" for number in range(2500)]
     await bucket_rig.put(a="one", large="\n".join(lines), z="last")

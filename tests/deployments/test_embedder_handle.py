@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Generator
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
@@ -63,6 +64,22 @@ async def test_facts_are_asked_for_once() -> None:
     assert await embedder.facts() == FACTS
     assert await embedder.facts() == FACTS
     assert handle.calls == [("facts", ())]
+
+
+async def test_facts_are_asked_for_again_when_another_revision_has_answered() -> None:
+    facts = [FACTS, msgspec.structs.replace(FACTS, revision="new")]
+
+    async def next_facts() -> EmbedderFacts:
+        return facts.pop(0)
+
+    async def embed(*_: Any) -> Embeddings:
+        return Embeddings(vectors_ND=np.eye(2, dtype=np.float32), num_tokens=1, revision="new")
+
+    embedder = serve_embedder(Handle(facts=next_facts, embed=embed))
+    assert (await embedder.facts()).revision == "r"
+    for _ in range(2):
+        await embedder.embed(["x"], kind=InputKind.QUERY)
+        assert (await embedder.facts()).revision == "new"
 
 
 async def test_inputs_and_kind_go_to_a_replica_and_vectors_come_back() -> None:
