@@ -48,14 +48,15 @@ class EngineConfig(Section):
 
     max_model_len: Annotated[int, Field(ge=16)] | None = None  # None: the checkpoint's own limit
     block_size: Annotated[int, Field(ge=1, le=256)] = 16  # tokens in a KV block
-    kv_cache_memory_bytes: Annotated[int, Field(gt=0)] | None = None  # None: from free memory
+    # Of each tensor-parallel rank; None: from free memory.
+    kv_cache_memory_bytes: Annotated[int, Field(gt=0)] | None = None
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     max_num_seqs: Annotated[int, Field(ge=1)] = 256
     # Tokens in one step, decoding and prompts together; None: 2048 on a GPU, 512 on a CPU.
     max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = None
     max_num_queued_requests: Annotated[int, Field(ge=1)] = 2048  # waiting; more are refused
     enable_prefix_caching: bool = True
-    num_threads: Annotated[int, Field(ge=1)] | None = None  # CPU threads; None: all cores
+    num_threads: Annotated[int, Field(ge=1)] | None = None  # CPU, all ranks; None: all cores
     # No model is computed: each step takes this long and every sequence's next token is its last
     # plus one. For measuring the serving layer alone.
     synthetic_step_ms: Annotated[float, Field(ge=0)] | None = None

@@ -107,30 +107,27 @@ class Shards:
     def part(self, name: str) -> Part | None:
         """This rank's part of a weight of the checkpoint; None: all of it."""
         dim, axis = _sharding(name)
-        model, rank = self.model_config, self.rank
+        if axis is None or axis is Axis.FIRST_RANK:
+            return None
+        model, mine = self.model_config, self.config
         match axis:
-            case None | Axis.FIRST_RANK:
-                return None
             case Axis.VOCABULARY:
-                start = min(self.first_vocabulary_row, model.vocab_size)
-                stop = min(start + self.num_vocabulary_rows, model.vocab_size)
-                return Part(dim=dim, start=start, stop=stop, total=model.vocab_size)
+                total = model.vocab_size
+                start = min(self.first_vocabulary_row, total)
+                stop = min(start + self.num_vocabulary_rows, total)
+                return Part(dim=dim, start=start, stop=stop, total=total)
             case Axis.FEED_FORWARD:
-                first, count, total = rank, self.config.intermediate_size, model.intermediate_size
+                total, count = model.intermediate_size, mine.intermediate_size
+                start = self.rank * count
             case Axis.QUERY_HEADS:
-                first = rank
-                count, total = (
-                    n * model.head_dim for n in (self.config.num_heads, model.num_heads)
-                )
+                total, count = model.num_heads * model.head_dim, mine.num_heads * model.head_dim
+                start = self.rank * count
             case Axis.KV_HEADS:
-                first = rank * self.config.num_kv_heads
-                if self.size > model.num_kv_heads:
-                    first = rank * model.num_kv_heads // self.size
-                count = model.head_dim
-                total = model.num_kv_heads * count
-                span = self.config.num_kv_heads * count
-                return Part(dim=dim, start=first * count, stop=first * count + span, total=total)
-        return Part(dim=dim, start=first * count, stop=(first + 1) * count, total=total)
+                total = model.num_kv_heads * model.head_dim
+                count = mine.num_kv_heads * model.head_dim
+                # With more ranks than heads: the head that this rank's query heads attend to.
+                start = self.rank * model.num_kv_heads // self.size * model.head_dim
+        return Part(dim=dim, start=start, stop=start + count, total=total)
 
 
 def _sharding(name: str) -> tuple[int, Axis | None]:

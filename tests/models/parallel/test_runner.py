@@ -125,8 +125,10 @@ def test_an_offline_model_on_two_ranks_gives_the_same_texts_and_leaves_no_proces
         assert "2 ranks" in llm.engine.describe()
         assert "(1 threads)" in llm.engine.describe()
         texts = [output.continuations[0].text for output in llm.generate(prompts, params)]
-        process_ids = [child.pid for child in psutil.Process().children()]
-        assert process_ids
+        runner = llm.engine._runner
+        assert isinstance(runner, TPRunner)
+        process_ids = runner.process_ids
+        assert len(process_ids) == 1
     assert texts == expected
     assert_gone(process_ids)
 
