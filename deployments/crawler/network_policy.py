@@ -4,9 +4,12 @@ Judged is an address, never a name: a name may point anywhere, and elsewhere the
 """
 
 import ipaddress
+import logging
 from collections.abc import Sequence
 
 from deployments.crawler.errors import AddressRefusedError
+
+logger = logging.getLogger(__name__)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -53,7 +56,9 @@ class NetworkPolicy:
             return
         kind = _refused_kind(parsed)
         if kind:
-            raise AddressRefusedError(f"{host} has the address {address}, which is {kind}.")
+            # Who asks must not learn the addresses that names have inside of our network.
+            logger.info("%s has the address %s, which is %s", host, address, kind)
+            raise AddressRefusedError(f"{host} has an address that is {kind}.")
         if port not in PUBLIC_PORTS:
             raise AddressRefusedError(
                 f"{host}:{port}: only the ports {' and '.join(map(str, PUBLIC_PORTS))} are crawled."

@@ -47,21 +47,21 @@ class FakeResolver:
     ],
 )
 async def test_this_machine_is_not_crawled_however_it_is_written(site: Site, host: str) -> None:
-    with pytest.raises(CrawlError, match=r"has the address|no such host|cannot be reached"):
+    with pytest.raises(CrawlError, match=r"has an address|no such host|cannot be reached"):
         await anext(Crawl(f"http://{host}:{site.port}/").pages())
     assert site.num_connections == 0
 
 
 async def test_a_name_that_leads_to_a_private_address_is_refused(site: Site) -> None:
     resolve = FakeResolver(site_test=[["127.0.0.1"]])
-    with pytest.raises(CrawlError, match=r"site\.test has the address 127\.0\.0\.1.*loopback"):
+    with pytest.raises(CrawlError, match=r"site\.test has an address.*loopback"):
         await anext(Crawl(f"http://site.test:{site.port}/", resolve=resolve).pages())
     assert site.num_connections == 0
 
 
 async def test_one_private_address_among_public_ones_is_enough_to_refuse() -> None:
     resolve = FakeResolver(site_test=[["8.8.8.8", "10.0.0.1"]])
-    with pytest.raises(CrawlError, match=r"10\.0\.0\.1, which is private"):
+    with pytest.raises(CrawlError, match=r"site\.test has an address that is private"):
         await anext(Crawl("http://site.test/", resolve=resolve).pages())
 
 
@@ -78,7 +78,7 @@ async def test_a_name_that_changes_its_address_leads_nowhere_else(site: Site) ->
         f"http://site.test:{site.port}/", allowed_networks=["127.0.0.1/32"], resolve=resolve
     )
     async with server:
-        with pytest.raises(CrawlError, match=r"site\.test has the address 127\.0\.0\.2"):
+        with pytest.raises(CrawlError, match=r"site\.test has an address.*loopback"):
             async for _ in crawl.pages():
                 pass
     assert resolve.asked == ["site.test", "site.test"]
@@ -112,7 +112,7 @@ async def test_a_redirect_to_a_private_address_is_refused_when_it_connects(site:
     async with server:
         items = [item async for item in crawl.pages()]
     failed = [item for item in items if isinstance(item, FailedPage)]
-    assert [("127.0.0.2" in failure.reason) for failure in failed] == [True]
+    assert [("www.site.test has an address" in failure.reason) for failure in failed] == [True]
     assert inner.num_connections == 0
 
 
