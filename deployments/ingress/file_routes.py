@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.errors import FieldProblem, ServingError, ValidationError
-from cluster.file_store import FileStore, StoredFile, WrittenBytes, file_too_large
+from cluster.file_store import FileStore, StoredFile, WrittenBytes
 from cluster.openai_schema.files import (
     BATCH_PURPOSE,
     MAX_EXPIRY_S,
@@ -74,8 +74,8 @@ class UploadFile:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope[SCOPE_KEY]
         exchange.route = FILES_ROUTE
-        body = MultipartBody(scope, receive)
-        self._check_length(scope)
+        max_bytes = self._files.max_bytes + _FORM_BYTES
+        body = MultipartBody(scope, receive, max_bytes=max_bytes)
         form = _Form()
         try:
             async for part in body.parts():
@@ -93,12 +93,6 @@ class UploadFile:
             expires_after_s=expires_after_s,
         )
         await send_json(send, file_object(stored).model_dump_json().encode())
-
-    def _check_length(self, scope: Scope) -> None:
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        limit = self._files.max_bytes
-        if length.isdigit() and int(length) > limit + _FORM_BYTES:
-            raise file_too_large(f"about {int(length)}", limit)
 
     async def _take(self, tenant: str, part: Part, form: _Form) -> None:
         if part.name == "file":

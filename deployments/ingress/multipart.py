@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from starlette.types import Receive, Scope
 
-from cluster.errors import BadRequestError, UnsupportedMediaTypeError
+from cluster.errors import BadRequestError, BodyTooLargeError, UnsupportedMediaTypeError
 from deployments.ingress.errors import ClientLeftError
 
 IDLE_TIMEOUT_S = 60.0  # between two pieces of a body
@@ -46,11 +46,18 @@ class Part:
 class MultipartBody:
     """The body of one request."""
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
-        """
+    def __init__(self, scope: Scope, receive: Receive, *, max_bytes: int) -> None:
+        """`max_bytes`: of the whole body.
+
         Raises:
             UnsupportedMediaTypeError: the body is something else.
+            BodyTooLargeError: it says that it is too large.
         """
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if length.isdigit():
+            self._check_size(int(length))
         self._delimiter = b"\r\n--" + _boundary(scope)
         self._receive = receive
         self._has_more = True
@@ -60,6 +67,7 @@ class MultipartBody:
         """
         Raises:
             BadRequestError: it is not a form, or ends too early.
+            BodyTooLargeError: it is too large.
             ClientLeftError: the connection broke.
         """
         await _skip(self._content())  # a preamble
@@ -122,7 +130,16 @@ class MultipartBody:
         if message["type"] == "http.disconnect":
             raise ClientLeftError
         self._has_more = message.get("more_body", False)
-        self._waiting += message.get("body", b"")
+        data = message.get("body", b"")
+        self._num_bytes += len(data)
+        self._check_size(self._num_bytes)
+        self._waiting += data
+
+    def _check_size(self, num_bytes: int) -> None:
+        if num_bytes > self._max_bytes:
+            raise BodyTooLargeError(
+                f"The form has {num_bytes} bytes or more; the limit is {self._max_bytes}."
+            )
 
 
 async def _skip(content: AsyncGenerator[bytes, None]) -> None:

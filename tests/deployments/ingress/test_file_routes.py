@@ -142,6 +142,21 @@ async def test_a_file_that_is_too_large_leaves_nothing(server: BatchServer) -> N
     assert len(await objects_of(server)) == 1
 
 
+async def test_a_form_that_is_too_large_is_refused(server: BatchServer) -> None:
+    """Whatever it is made of, also where nothing says in the beginning how long it is."""
+
+    async def many(data: bytes) -> AsyncIterator[bytes]:
+        for _ in range(300):
+            yield data
+
+    for data in (form(PURPOSE)[:-8] * 10, b"a preamble" * 100):
+        answer = await post(server, many(data))
+        assert answer.status_code == 413, answer.text
+        assert "the limit is 116384" in answer.text
+    answer = await post(server, b"\r\n" * 60_000)
+    assert answer.status_code == 413
+
+
 def form(*parts: tuple[str, bytes], boundary: str = "b0") -> bytes:
     """Parts as their dispositions and contents."""
     written = b"".join(
