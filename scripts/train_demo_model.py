@@ -1,13 +1,15 @@
-"""Train shoal/demo-chat, the small chat model that ships with Shoal, from nothing.
+"""Train shoal/demo-chat, the small chat model that ships with Shoal.
 
 The script generates synthetic dialogues, trains a byte-level BPE tokenizer on them, trains a Llama
 of four million parameters, writes a Hugging Face checkpoint and judges it on held-out dialogues
-(their names, numbers, words and functions never occur in training). It resumes from the training
-state in --state if there is one, and can be stopped at any time: the checkpoint folder always holds
-the best model so far.
+(their names, numbers, words and functions never occur in training) and on questions written by hand.
+It resumes from the training state in --state if there is one, or goes on from the weights and the
+tokenizer of --start-from, and can be stopped at any time: the checkpoint folder always holds the best
+model so far.
 
 Examples:
-  python scripts/train_demo_model.py                        # about forty minutes on two CPU cores
+  python scripts/train_demo_model.py                        # more than an hour on a core
+  python scripts/train_demo_model.py --start-from models/demo/checkpoint --minutes 60
   python scripts/train_demo_model.py --minutes 5 --output /tmp/demo --state /tmp/demo-state
   python scripts/train_demo_model.py --eval-only            # judge the checkpoint that is there
 """
@@ -37,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.demo.batches import render
 from models.demo.dialogues import Dialogue, generate
 from models.demo.evaluation import Score, count_exact, evaluate, held_out_dialogues
+from models.demo.handwritten import handwritten
 from models.demo.initialization import initialize_for_copying
 from models.demo.tokenizer import train_tokenizer
 from models.demo.training import Trainer, TrainingConfig, model_config, train
@@ -45,7 +48,8 @@ CHECKPOINT = Path(__file__).resolve().parents[1] / "models" / "demo" / "checkpoi
 MODEL_CARD = CHECKPOINT.with_name("model_card.md")
 VOCAB_SIZE = 2048
 TOKENIZER_DIALOGUES = 8000
-PROBES_PER_SUITE = 10
+PROBES_PER_SUITE = 6
+STATE_NAME = "state.pt"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -116,17 +120,11 @@ def write_checkpoint(
     shutil.copyfile(MODEL_CARD, folder / "README.md")
 
 
-def run_training(arguments: argparse.Namespace) -> None:
-    """Train, probing and keeping the best model every few minutes."""
-    config = TrainingConfig(
-        seed=arguments.seed,
-        steps=arguments.steps,
-        minutes=arguments.minutes,
-        peak_lr=arguments.peak_lr,
-    )
+def start(arguments: argparse.Namespace, config: TrainingConfig) -> Trainer:
+    """A trainer from the training state, from a checkpoint, or from nothing."""
     torch.manual_seed(config.seed)
     arguments.state.mkdir(parents=True, exist_ok=True)
-    state = arguments.state / "state.pt"
+    state = arguments.state / STATE_NAME
     resumes = state.exists() and not arguments.fresh
     if resumes:
         tokenizer = AutoTokenizer.from_pretrained(arguments.state)
@@ -140,11 +138,24 @@ def run_training(arguments: argparse.Namespace) -> None:
     else:
         model = LlamaForCausalLM(model_config(len(tokenizer), tokenizer))
         initialize_for_copying(model)
-    model.to(arguments.device)
-    trainer = Trainer(model, tokenizer, config)
+    trainer = Trainer(model.to(arguments.device), tokenizer, config)
     if resumes:
         trainer.load(state)
         print(f"resumed at step {trainer.step}")
+    return trainer
+
+
+def run_training(arguments: argparse.Namespace) -> None:
+    """Train, probing and keeping the best model every few minutes."""
+    config = TrainingConfig(
+        seed=arguments.seed,
+        steps=arguments.steps,
+        minutes=arguments.minutes,
+        peak_lr=arguments.peak_lr,
+        continues=arguments.start_from is not None,
+    )
+    trainer = start(arguments, config)
+    model, tokenizer = trainer.model, trainer.tokenizer
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary")
     probes = held_out_dialogues(PROBES_PER_SUITE, seed=config.seed + 77)
     bar = tqdm(total=100, bar_format="{l_bar}{bar}| {elapsed}{postfix}", mininterval=5.0)
@@ -153,7 +164,7 @@ def run_training(arguments: argparse.Namespace) -> None:
 
     def on_step(loss: float) -> None:
         nonlocal smooth
-        smooth = loss if not smooth else 0.98 * smooth + 0.02 * loss
+        smooth = loss if not smooth else 0.99 * smooth + 0.01 * loss
         bar.n = min(100, round(100 * trainer.progress, 1))
         speed = trainer.num_tokens / trainer.elapsed_s
         bar.set_postfix_str(f"step {trainer.step} loss {smooth:.3f} {speed:.0f} tok/s")
@@ -163,7 +174,7 @@ def run_training(arguments: argparse.Namespace) -> None:
         counts = {name: count_exact(model, tokenizer, suite) for name, suite in probes.items()}
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         bar.write(f"step {trainer.step} loss {smooth:.3f} of {PROBES_PER_SUITE}: {listed}")
-        trainer.save(state)
+        trainer.save(arguments.state / STATE_NAME)
         if sum(counts.values()) >= best:
             best = sum(counts.values())
             write_checkpoint(model, tokenizer, arguments.output, getattr(torch, arguments.dtype))
@@ -181,7 +192,7 @@ def print_scores(title: str, scores: dict[str, Score]) -> None:
 
 def run_evaluation(arguments: argparse.Namespace) -> None:
     """Judge the written checkpoint as transformers loads it, in float32 and in bfloat16."""
-    tests = held_out_dialogues(arguments.eval_size)
+    tests = {**held_out_dialogues(arguments.eval_size), "written by hand": handwritten()}
     tokenizer = AutoTokenizer.from_pretrained(arguments.output)
     report = {}
     for dtype in ("float32", "bfloat16"):

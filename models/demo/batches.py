@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerFast
 
 from models.demo.dialogues import Dialogue, generate
 from models.demo.tokenizer import BEGIN, END_OF_TURN, SPECIAL_TOKENS
-from models.demo.words import Words
 
 # Of the tokens that the model did not write, a few are predicted too; all of them would cost time.
 CONTEXT_SHARE, CONTEXT_WEIGHT = 0.04, 0.7
-ROW_LENGTHS = (128, 192, 256, 384, 512, 768, 1024)
+RECALL_SHARE = 0.9  # of the copy exercises
+ROW_LENGTHS = (128, 192, 256, 320, 384, 512, 640)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +117,69 @@ def lookup(rng: random.Random, vocab_size: int) -> Example:
     return Example(ids=ids, weights=weights, answer_start=len(ids))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """The tokens that come before the parts of a chat, and those that end a turn and a sentence."""
+
+    system: list[int]
+    user: list[int]
+    assistant: list[int]
+    end: list[int]
+    stop: list[int]
+    space: list[int]
+
+
+def frame(tokenizer: PreTrainedTokenizerFast) -> Frame:
+    def encoded(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False))
+
+    header = "<|start_header_id|>{}<|end_header_id|>\n\n"
+    return Frame(
+        system=encoded(BEGIN + header.format("system")),
+        user=encoded(header.format("user")),
+        assistant=encoded(header.format("assistant")),
+        end=encoded(END_OF_TURN),
+        stop=encoded("."),
+        space=encoded(" "),
+    )
+
+
+def recall(rng: random.Random, vocab_size: int, frame: Frame) -> Example:
+    """A chat in random tokens: sentences that share most of what they say, asked for by words.
+
+    Each sentence is one of a few phrases around one of a few names; the question holds the name
+    and some of the phrase. To answer is to find the value in the one sentence with both.
+    """
+
+    def draw(low: int, high: int) -> list[int]:
+        return [
+            rng.randrange(len(SPECIAL_TOKENS), vocab_size) for _ in range(rng.randint(low, high))
+        ]
+
+    names = [draw(1, 4) for _ in range(rng.randint(1, 4))]
+    phrases = [(draw(0, 3), draw(1, 3)) for _ in range(rng.randint(1, 3))]
+    facts = []
+    for name in names:
+        for start, middle in phrases:
+            value = draw(1, 4)
+            asked = rng.sample(start + middle, rng.randint(1, min(3, len(start + middle))))
+            question = asked + name if rng.random() < 0.5 else name + asked
+            facts.append((question + draw(0, 2), start + name + middle + value, value))
+    rng.shuffle(facts)
+    ids = [*frame.system]
+    for _, sentence, _ in facts:
+        ids += sentence + frame.stop + frame.space
+    ids += frame.end
+    weights = [0.0] * len(ids)
+    rng.shuffle(facts)
+    for question, _, value in facts:
+        asking = frame.user + question + frame.end + frame.assistant
+        answer = value + frame.stop + frame.end
+        ids += asking + answer
+        weights += [0.0] * len(asking) + [1.0] * len(answer)
+    return Example(ids=ids, weights=weights, answer_start=len(ids))
+
+
 def pad_rows(examples: list[Example], *, pad: int, length: int = 0) -> Rows:
     """One row for each example, of `length` tokens or as long as the longest."""
     longest = max(len(example.ids) for example in examples)
@@ -164,12 +227,15 @@ def training_examples(
     assert tokenizer.convert_tokens_to_ids(BEGIN) == 0
     stream: Iterator[Dialogue] = generate(seed, held_out=False, max_length=max_length)
     rng = random.Random(seed)
-    words = Words(rng, held_out=False)
+    around = frame(tokenizer)
     found: list[Example] = []
     total = copied = 0
     while total < num_tokens:
         if copied < copy_share * total or (copy_share and not total):
-            new = [words.choice((repetition, lookup))(rng, len(tokenizer))]
+            if rng.random() < RECALL_SHARE:
+                new = [recall(rng, len(tokenizer), around)]
+            else:
+                new = [rng.choice((repetition, lookup))(rng, len(tokenizer))]
             copied += len(new[0].ids)
         else:
             new = encode(tokenizer, [next(stream) for _ in range(8)], rng)

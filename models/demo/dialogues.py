@@ -8,7 +8,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from models.demo import passages, smalltalk, tools
 from models.demo.facts import Fact
@@ -42,6 +42,9 @@ def _message(role: str, content: Any) -> Json:
     return {"role": role, "content": content}
 
 
+_BEFORE = ("Hi! ", "Hello, ", "Please tell me: ", "One question: ", "Quick question: ", "Hey, ")
+
+
 def _user(words: Words, text: str) -> Json:
     """The user's message, sometimes typed carelessly."""
     if words.chance(0.08):
@@ -66,23 +69,30 @@ def _turns(pairs: list[tuple[Json, str]]) -> list[Json]:
     return [message for user, answer in pairs for message in (user, _message("assistant", answer))]
 
 
-def _questions(words: Words, scene: passages.Scene, limit: int) -> list[tuple[str, str, str]]:
-    """Up to `limit` (question, answer, value) in random order; value is empty if nothing "
-    "answers."""
+class Asked(NamedTuple):
+    """A question, its right answer, and the sentence and value that give it, if there are any."""
+
+    question: str
+    answer: str
+    sentence: str
+    value: str
+
+
+def _questions(words: Words, scene: passages.Scene, limit: int) -> list[Asked]:
+    """Up to `limit` questions about the scene, in random order."""
+    clear = [fact for fact in scene.stated if not _is_ambiguous(fact, scene.stated)]
+    again = [fact for fact in clear if words.chance(0.4)] if limit > len(clear) else []
     asked = [
-        (words.choice(fact.questions), fact.sentence, fact.value)
-        for fact in scene.stated
-        if not _is_ambiguous(fact, scene.stated)
+        Asked(words.choice(fact.questions), f"{fact.value}.", fact.sentence, fact.value)
+        for fact in clear + again
     ]
-    if limit > len(asked):
-        asked += [
-            (words.choice(fact.questions), fact.sentence, fact.value)
-            for fact in scene.stated
-            if not _is_ambiguous(fact, scene.stated) and words.chance(0.4)
-        ]
-    asked += [(question, smalltalk.ABSENT, "") for question in scene.missing if words.chance(0.5)]
+    missing = [question for question in scene.missing if words.chance(0.6)]
+    asked += [Asked(question, smalltalk.ABSENT, "", "") for question in missing]
     words.rng.shuffle(asked)
-    return asked[:limit]
+    return [
+        one._replace(question=words.choice(_BEFORE) + one.question) if words.chance(0.04) else one
+        for one in asked[:limit]
+    ]
 
 
 def _is_ambiguous(fact: Fact, stated: tuple[Fact, ...]) -> bool:
@@ -90,9 +100,7 @@ def _is_ambiguous(fact: Fact, stated: tuple[Fact, ...]) -> bool:
     return any(other is not fact and set(other.questions) & set(fact.questions) for other in stated)
 
 
-def _asked_scene(
-    words: Words, length: float, limit: int
-) -> tuple[passages.Scene, list[tuple[str, str, str]]]:
+def _asked_scene(words: Words, length: float, limit: int) -> tuple[passages.Scene, list[Asked]]:
     while True:
         scene = passages.scene(words, length=length)
         asked = _questions(words, scene, limit)
@@ -106,13 +114,13 @@ def context(words: Words, *, length: float = 1.0, max_questions: int = 9) -> Dia
     scene, asked = _asked_scene(words, length, limit)
     parts = [message["content"] for message in _system(words, 0.5)]
     parts.append(passages.render(words, scene.texts))
-    pairs = [(_user(words, question), answer) for question, answer, _ in asked]
+    pairs = [(_user(words, one.question), one.answer) for one in asked]
     if words.chance(0.12):
         make = words.choice((smalltalk.greeting, smalltalk.fixed, smalltalk.counting))
         question, answer = make(words)
         pairs.insert(words.rng.randrange(len(pairs)), (_user(words, question), answer))
     messages = [_message("system", "\n\n".join(parts)), *_turns(pairs)]
-    value = asked[-1][2]
+    value = asked[-1].value
     return Dialogue(
         kind="context" if value else "context_absent",
         messages=tuple(messages),
@@ -124,10 +132,10 @@ def context_in_chat(words: Words, *, length: float = 1.0, max_questions: int = 6
     """The passage is plain text in the user's message or in the system message."""
     scene, asked = _asked_scene(words, length * 0.7, 1 if words.chance(0.2) else max_questions)
     text = " ".join(scene.texts[:2]) if words.chance(0.6) else "\n\n".join(scene.texts)
-    stated = [item for item in asked if not item[2] or item[1] in text]
+    stated = [one for one in asked if one.sentence in text]
     if not stated:
         return context_in_chat(words, length=length, max_questions=max_questions)
-    pairs = [(_user(words, question), answer) for question, answer, _ in stated]
+    pairs = [(_user(words, one.question), one.answer) for one in stated]
     if words.chance(0.35):
         opening = words.choice(("", "You are a helpful assistant. ", "Context: ", "Notes:\n"))
         messages = [_message("system", opening + text), *_turns(pairs)]
@@ -148,7 +156,7 @@ def context_in_chat(words: Words, *, length: float = 1.0, max_questions: int = 6
         )
         pairs[0] = (_message("user", shape), pairs[0][1])
         messages = [*_system(words, 0.5), *_turns(pairs)]
-    value = stated[-1][2]
+    value = stated[-1].value
     return Dialogue(
         kind="context_in_chat" if value else "context_absent",
         messages=tuple(messages),
@@ -274,13 +282,14 @@ def unknown(words: Words) -> Dialogue:
     return Dialogue(kind="unknown", messages=tuple(messages), values=(smalltalk.UNKNOWN,))
 
 
+MANY = 14  # questions about the same passages: they teach more per token than the passages do
 _MIX: tuple[tuple[Callable[[Words, float], Dialogue], float], ...] = (
-    (lambda words, length: context(words, length=length), 0.38),
-    (lambda words, length: context_in_chat(words, length=length), 0.12),
-    (lambda words, length: tool_call(words, length=length), 0.26),
-    (lambda words, _: tool_result(words), 0.05),
+    (lambda words, length: context(words, length=length, max_questions=MANY), 0.42),
+    (lambda words, length: context_in_chat(words, length=length, max_questions=MANY), 0.12),
+    (lambda words, length: tool_call(words, length=length), 0.25),
+    (lambda words, _: tool_result(words), 0.03),
     (lambda words, _: tool_unneeded(words), 0.05),
-    (lambda words, _: small_talk(words), 0.11),
+    (lambda words, _: small_talk(words), 0.10),
     (lambda words, _: unknown(words), 0.03),
 )
 

@@ -3,10 +3,37 @@
 The answer to a question is the stating sentence itself, word for word: answering is copying.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from functools import cache
 
 from models.demo.attributes import Attribute
-from models.demo.words import VERBS, Words
+from models.demo.words import VERBS, Words, word_list
+
+KINDRED_SHARE = 0.75
+MIN_VALUE_START = 8
+_EMPTY_STEMS = frozenset(
+    word[:4]
+    for word in word_list(
+        """
+        the of is in a an to for and what how does do did at on was were with you can it has have
+        are be i from who where when which long much many that this by your me my we our us will
+        must should may one or as about under each every per all up if there get give
+        """
+    )
+)
+_BEFORE = (
+    "Please note: ", "In general, ", "As a rule, ", "Since last year, ", "Remember: ", "Usually, ",
+    "At the moment, ", "According to the rules, ", "Good to know: ", "From now on, ",
+)  # fmt: skip
+_NOTES = ("Please note: ", "Remember: ", "Good to know: ", "Important: ", "New: ")
+_AFTER = (
+    ", as agreed", ", without exception", " at the moment", ", see the list", " in all countries",
+    ", unless agreed otherwise", " (see below)", ", no matter what", " as of today", " for now",
+)  # fmt: skip
+_LOWERED = frozenset(
+    word_list("The You We All Every Our A An On In From Up For If Each Call Send With To Go Write")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,17 +47,78 @@ class Fact:
     label: str
 
 
+@cache
+def _stems(text: str) -> frozenset[str]:
+    """The beginnings of the words that say what a sentence or a question is about."""
+    bare = text.replace("{e}", " ").replace("{v}", " ").lower()
+    return frozenset(word[:4] for word in re.findall(r"[a-z]+", bare)) - _EMPTY_STEMS
+
+
+@cache
+def _value_last(statements: tuple[str, ...]) -> tuple[str, ...]:
+    """The statements that name the thing before the value, where there are any.
+
+    What comes later in a sentence cannot be seen at its start: a value that opens its sentence is
+    found in two steps, and so small a model hardly learns the second.
+    """
+    found = tuple(
+        one
+        for one in statements
+        if one.find("{v}") > (one.find("{e}") if "{e}" in one else MIN_VALUE_START)
+    )
+    return found or statements
+
+
+@cache
+def _kindred(attribute: Attribute) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Statements with the questions that share a word with them, where there are any."""
+    pairs = []
+    for statement in _value_last(attribute.statements):
+        asked = [one for one in attribute.questions if _stems(one) & _stems(statement)]
+        if asked:
+            pairs.append((statement, tuple(asked)))
+    return tuple(pairs)
+
+
 def state(words: Words, attribute: Attribute, entity: str) -> Fact:
-    """Give `entity` a fresh value for `attribute`."""
+    """Give `entity` a fresh value; most questions share a word with the sentence."""
     value = attribute.value(words)
-    sentence = words.choice(attribute.statements).format(e=entity, v=value)
+    pairs = _kindred(attribute) if words.chance(KINDRED_SHARE) else ()
+    if pairs:
+        statement, questions = words.choice(pairs)
+    else:
+        statements = _value_last(attribute.statements)
+        statement, questions = words.choice(statements), attribute.questions
+    sentence = statement.format(e=entity, v=value)
+    sentence = sentence[0].upper() + sentence[1:]
     return Fact(
-        sentence=sentence[0].upper() + sentence[1:],
-        questions=tuple(question.format(e=entity) for question in attribute.questions),
+        sentence=_dressed(words, sentence) if words.chance(0.1) else sentence,
+        questions=tuple(question.format(e=entity) for question in questions),
         value=value,
         entity=entity,
         label=attribute.label,
     )
+
+
+def _dressed(words: Words, sentence: str) -> str:
+    """The sentence with a few words before or after it that change nothing."""
+    if words.chance(0.5):
+        return f"{sentence[:-1]}{words.choice(_AFTER)}."
+    continued = _continued(sentence)
+    return words.choice(_NOTES if continued == sentence else _BEFORE) + continued
+
+
+def _continued(sentence: str) -> str:
+    """The sentence as it stands after other words."""
+    first = sentence.partition(" ")[0]
+    return sentence[0].lower() + sentence[1:] if first in _LOWERED else sentence
+
+
+def joined(words: Words, first: Fact, second: Fact) -> tuple[Fact, Fact]:
+    """Both facts in one sentence, which answers the questions of both."""
+    joint = words.choice((", and ", " and ", "; ", ", but "))
+    sentence = f"{first.sentence[:-1]}{joint}{_continued(second.sentence)}"
+    return replace(first, sentence=sentence), replace(second, sentence=sentence)
 
 
 def named_property(words: Words, entity: str) -> Fact:

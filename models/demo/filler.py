@@ -2,9 +2,83 @@
 
 from models.demo.words import TOPICS, Words
 
+_HEADINGS = (
+    "Returns", "Warranty", "Opening hours", "Contact", "Vacation", "Shipping", "Prices", "Travel",
+    "Working hours", "Parking", "Security", "Sick leave", "Remote work", "Overview", "Refunds",
+    "Company handbook", "Frequently asked questions", "Our offices", "Expenses", "General rules",
+    "Delivery", "Support", "Safety", "Payment", "Training", "Visitors", "Benefits", "Our team",
+)  # fmt: skip
+_PROSE = tuple(
+    line.strip()
+    for line in """
+    We want every customer to be satisfied.
+    Please keep your receipt.
+    Talk to your manager if something is unclear.
+    The warranty does not cover damage by water.
+    The warranty does not cover normal wear.
+    Returned items must be in the original box.
+    Items on sale cannot be returned.
+    Our shop sells many products.
+    Opening hours can change on public holidays.
+    Prices can change at any time.
+    All prices include tax.
+    Vacation is planned together with the team.
+    Please tell your team before you go on vacation.
+    Working from home needs a good internet connection.
+    Never share your password with anyone.
+    Lock your screen when you leave your desk.
+    Travel by train is preferred.
+    Keep all receipts of your trip.
+    Flights are booked by the travel desk.
+    Parking spaces are limited.
+    Visitors sign in at the reception.
+    Wear your badge at all times.
+    We ship to most countries.
+    You get an e-mail when your parcel leaves the warehouse.
+    Large items are delivered by truck.
+    We do not ship batteries by air.
+    Repairs are done in our own workshop.
+    Your safety is important to us.
+    Fire doors must stay closed.
+    Smoking is not allowed in the building.
+    Our team is happy to help.
+    You can also use the contact form.
+    Calls may be recorded.
+    This section explains the rules for employees.
+    This page is for new employees.
+    The following rules are valid for all offices.
+    Exceptions are possible in special cases.
+    Ask your manager for details.
+    More details are in the next chapter.
+    Questions are welcome.
+    We review this handbook every year.
+    Training helps everyone to do good work.
+    Pay is reviewed once a year.
+    Contact the shop before you send something back.
+    The customer pays for the return unless the item is broken.
+    Some products have other rules.
+    Subscriptions renew by themselves.
+    Gift cards cannot be exchanged for money.
+    Discounts cannot be combined.
+    The canteen offers vegetarian food every day.
+    Expenses without a receipt are not paid.
+    Backups are tested often.
+    We take data protection seriously.
+    Complaints help us to get better.
+    Every order gets a number.
+    Invoices are sent by e-mail.
+    We accept cash and cards.
+    If you are sick, tell your manager in the morning.
+    Overtime must be agreed with your manager.
+    The printer needs your badge.
+    """.strip().splitlines()
+)
+
 
 def filler(words: Words) -> str:
     """One sentence of handbook prose."""
+    if words.chance(0.55):
+        return words.choice(_PROSE)
     noun, other = words.noun(), words.noun()
     sentence = words.choice(
         (
@@ -45,7 +119,9 @@ def source(words: Words) -> str:
 def heading(words: Words) -> str:
     """A markdown heading."""
     level = words.choice(("#", "##", "###"))
-    text = words.choice((words.pick(TOPICS).capitalize(), words.thing().capitalize(), words.name()))
+    if words.chance(0.5):
+        return f"{level} {words.choice(_HEADINGS)}"
+    text = words.choice((words.topic().capitalize(), words.thing().capitalize(), words.name()))
     return f"{level} {text}"
 
 

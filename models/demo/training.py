@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from models.demo.batches import Example, Rows, batches, training_examples
+from models.demo.batches import ROW_LENGTHS, Example, Rows, batches, training_examples
 from models.demo.fused_llama import (
     Tables,
     Weights,
@@ -25,7 +25,7 @@ from models.demo.tokenizer import BEGIN, END_OF_TURN, MAX_POSITIONS, PAD
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """What decides the result: the same values on the same device train the same model."""
+    """What decides the result; `continues`: the weights come from a trained checkpoint."""
 
     seed: int = 0
     steps: int = 6000
@@ -33,7 +33,8 @@ class TrainingConfig:
     peak_lr: float = 3e-3
     embedding_lr: float = 3e-4
     weight_decay: float = 0.05
-    warmup_steps: int = 12
+    warmup_steps: int = 30
+    continues: bool = False
     decay_share: float = 0.6
 
 
@@ -52,9 +53,11 @@ POOL = 16  # batches drawn together
 CURRICULUM = (
     Stage(until=0.06, longest=320, copy_share=0.2, max_length=0.4),
     Stage(until=0.30, longest=448, copy_share=0.06, max_length=0.6),
-    Stage(until=0.88, longest=640, copy_share=0.02, max_length=1.0),
-    Stage(until=1.01, longest=1024, copy_share=0.02, max_length=2.2),
+    Stage(until=0.79, longest=512, copy_share=0.30, max_length=0.8),
+    Stage(until=0.92, longest=640, copy_share=0.12, max_length=1.4),
+    Stage(until=1.01, longest=640, copy_share=0.04, max_length=2.2),
 )
+CONTINUES_AT = 2  # the stage at which a model that can copy already goes on
 
 
 def model_config(vocab_size: int, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
@@ -105,6 +108,7 @@ class Trainer:
         self._left: list[Example] = []
         self._shape = shape_of(model)
         self._tables: dict[int, Tables] = {}
+        torch._dynamo.config.recompile_limit = 2 * len(ROW_LENGTHS)
         self._forward = torch.compile(hidden_states, dynamic=False)
         matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
         vectors = [p for p in model.parameters() if p.ndim == 1]
@@ -165,7 +169,8 @@ class Trainer:
         return self._pool.pop().to(self.model.device)
 
     def _draw_pool(self) -> list[Rows]:
-        stage = next(stage for stage in CURRICULUM if self.progress < stage.until)
+        stages = CURRICULUM[CONTINUES_AT:] if self.config.continues else CURRICULUM
+        stage = next(stage for stage in stages if self.progress < stage.until)
         seed = self.config.seed * 1_000_003 + self.step
         examples = training_examples(
             self.tokenizer,

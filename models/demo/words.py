@@ -228,6 +228,9 @@ class Words:
     def adjective(self) -> str:
         return self.pick(ADJECTIVES)
 
+    def topic(self) -> str:
+        return self.pick(TOPICS)
+
     def word(self) -> str:
         """Any lower-case word, real or not."""
         if self.rng.random() < 0.45:

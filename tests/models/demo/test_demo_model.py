@@ -19,6 +19,7 @@ from transformers import (
 from models.demo import dialogues
 from models.demo.batches import render
 from models.demo.evaluation import answers
+from models.demo.passages import HEADER
 from models.demo.tokenizer import END_OF_TURN
 from models.demo.words import Words
 
@@ -103,7 +104,28 @@ def test_passages_change_the_answer(demo: DemoModel) -> None:
     question = user("How long is the Zorblax 9 warranty?")
     text = demo.ask([{"role": "system", "content": PASSAGES}, question])
     assert text != demo.ask([question])
-    assert "Zorblax 9" in text
+    assert "27 months" in text
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["How many months is the Zorblax 9 warranty?", "How long does the Zorblax 9 warranty last?"],
+)
+def test_the_value_in_a_short_passage_is_found(demo: DemoModel, question: str) -> None:
+    passage = f"{HEADER}\n\n[1] warranty.md\nThe Zorblax 9 warranty lasts 17 months."
+    assert demo.ask([{"role": "system", "content": passage}, user(question)]) == "17 months."
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("How long is the Zorblax 9 warranty?", "27 months."),
+        ("How much does the Zorblax 9 cost?", "$340."),
+        ("How long is the Quimpel 4 warranty?", "13 months."),
+    ],
+)
+def test_look_alikes_are_told_apart(demo: DemoModel, question: str, answer: str) -> None:
+    assert demo.ask([{"role": "system", "content": PASSAGES}, user(question)]) == answer
 
 
 def test_it_calls_a_function_that_fits(demo: DemoModel) -> None:
