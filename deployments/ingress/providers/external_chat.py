@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-import orjson
 from starlette.types import Send
 
 from cluster.errors import BadRequestError
@@ -24,6 +23,7 @@ from deployments.ingress.providers.provider_errors import API_KEY_REF, ProviderW
 from deployments.ingress.providers.providers import ExternalModel, Providers
 from deployments.ingress.providers.request_translation import (
     add_context,
+    encoded,
     provider_body,
     without_media,
 )
@@ -85,7 +85,7 @@ class ExternalChat:
         sources = RetrievalSources(chunks=[RetrievedChunk.of(one) for one in chunks])
         call = _Call(
             model=model,
-            body=orjson.dumps(body),
+            body=encoded(body),
             secret=secret,
             answer=ProviderAnswer(
                 request, exchange, words, sources=sources if request.returns_chunks else None

@@ -10,7 +10,7 @@ import orjson
 
 from cluster.errors import ServingError
 from cluster.openai_schema.chat import ChatCompletionRequest, RetrievalSources
-from deployments.ingress.answer import DONE, event, unix_time
+from deployments.ingress.answer import DONE, unix_time
 from deployments.ingress.exchange import Exchange
 from deployments.ingress.providers.event_reader import EventReader, EventTooLargeError
 from deployments.ingress.providers.provider_errors import (
@@ -104,7 +104,7 @@ class ProviderAnswer:
             if self._sources is not None:
                 message["retrieval"] = self._sources
         self._note_usage(completion)
-        return orjson.dumps({**completion, **self._head, "object": "chat.completion"})
+        return self._encoded({**completion, **self._head, "object": "chat.completion"})
 
     def _rewritten(self, data: bytes) -> bytes:
         """b"" for a chunk that the client has not asked for."""
@@ -121,7 +121,8 @@ class ProviderAnswer:
             self._note_finish(choice)
             if self._sources is not None and choice.get("finish_reason") is not None:
                 choice["delta"]["retrieval"] = self._sources
-        return event({**chunk, **self._head, "object": "chat.completion.chunk"})
+        chunk.update(self._head, object="chat.completion.chunk")
+        return b"data: " + self._encoded(chunk) + b"\n\n"
 
     def _object(self, data: bytes) -> Json:
         try:
@@ -133,6 +134,12 @@ class ProviderAnswer:
         if value.get("error") is not None and not value.get("choices"):
             raise self._words.midway(value["error"])
         return value
+
+    def _encoded(self, value: Json) -> bytes:
+        try:
+            return orjson.dumps(value)
+        except orjson.JSONEncodeError:  # it reads deeper than it writes
+            raise self._strange("what is nested too deeply") from None
 
     def _choices(self, value: Json) -> list[Json]:
         choices = value.get("choices")

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from cluster.errors import FieldProblem, ValidationError
+from cluster.errors import BadRequestError, FieldProblem, ValidationError
 from cluster.openai_schema.chat import ChatCompletionRequest
 from cluster.openai_schema.guides import JSONSchemaFormat
 from cluster.openai_schema.messages import AssistantMessage, MediaPart, Message, ToolMessage
@@ -63,11 +63,39 @@ _NEUTRAL: dict[str, Callable[[Any], bool]] = {
 def provider_body(
     request: ChatCompletionRequest, config: ProviderConfig, *, model_name: str
 ) -> Body:
-    """The body; `orjson.dumps` writes it.
+    """The body, for `encoded`.
 
     Raises:
         ValidationError: naming each field that the provider has nothing like.
+        BadRequestError: it is nested too deeply.
     """
+    try:
+        body, problems = _translated(request, config, model_name)
+    except ValueError:  # pydantic's only reason to write no values that it has read
+        raise _too_deep() from None
+    if problems:
+        raise ValidationError(problems)
+    return body
+
+
+def encoded(body: Body) -> bytes:
+    """
+    Raises:
+        BadRequestError: it is nested too deeply.
+    """
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:  # the only reason left
+        raise _too_deep() from None
+
+
+def _too_deep() -> BadRequestError:
+    return BadRequestError("The request is nested too deeply to be handed on.")
+
+
+def _translated(
+    request: ChatCompletionRequest, config: ProviderConfig, model_name: str
+) -> tuple[Body, list[FieldProblem]]:
     problems: list[FieldProblem] = []
     body: Body = {
         "model": config.own_name(model_name),
@@ -79,9 +107,7 @@ def provider_body(
     problems += _add_plain_fields(body, request, config)
     problems += _add_format(body, request, config)
     problems += _add_stream(body, request, config)
-    if problems:
-        raise ValidationError(problems)
-    return body
+    return body, problems
 
 
 def add_context(messages: list[Body], text: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from cluster.errors import ValidationError
+from cluster.errors import BadRequestError, ValidationError
 from cluster.openai_schema.chat import ChatCompletionRequest
 from cluster.openai_schema.validation import parse_request
 from cluster.provider_config import (
@@ -14,7 +14,11 @@ from cluster.provider_config import (
     OPENAI_PARAMETERS,
     ProviderConfig,
 )
-from deployments.ingress.providers.request_translation import add_context, provider_body
+from deployments.ingress.providers.request_translation import (
+    add_context,
+    encoded,
+    provider_body,
+)
 
 SCHEMA = {"type": "object", "properties": {"z": {"type": "integer"}, "a": {"enum": [None, 1.0]}}}
 FUNCTION = {"name": "f", "parameters": {"type": "object", "default": None}}
@@ -31,7 +35,7 @@ def sent(config: ProviderConfig | None = None, **fields: Any) -> dict[str, Any]:
     body = {"model": f"{config.prefix}big", "messages": messages, **fields}
     request = parse_request(ChatCompletionRequest, body)
     written = provider_body(request, config, model_name=f"{config.prefix}big")
-    read: dict[str, Any] = orjson.loads(orjson.dumps(written))
+    read: dict[str, Any] = orjson.loads(encoded(written))
     assert read.pop("model") == "big"
     if "messages" not in fields:
         assert read.pop("messages") == messages
@@ -261,6 +265,25 @@ def test_a_context_joins_the_system_message() -> None:
     messages = [{"role": "system", "content": [{"type": "text", "text": "a"}]}]
     add_context(messages, "found")
     assert messages[0]["content"][1] == {"type": "text", "text": "found"}
+
+
+@pytest.mark.parametrize("depth", [200, 258, 300, 900])
+@pytest.mark.parametrize("place", ["tools", "metadata", "image"])
+def test_what_is_nested_too_deeply_is_refused(place: str, depth: int) -> None:
+    nested: dict[str, Any] = {}
+    for _ in range(depth):
+        nested = {"a": nested}
+    image = {"type": "image_url", "image_url": nested}
+    fields: dict[str, dict[str, Any]] = {
+        "tools": {"tools": [{"type": "function", "function": {"name": "f", "parameters": nested}}]},
+        "metadata": {"metadata": nested},
+        "image": {"messages": [{"role": "user", "content": [image]}]},
+    }
+    if depth < 250:
+        assert sent(**fields[place])
+    else:
+        with pytest.raises(BadRequestError, match="too deeply"):
+            sent(**fields[place])
 
 
 @pytest.mark.parametrize("name", BUILTIN)
