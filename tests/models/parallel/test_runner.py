@@ -17,6 +17,7 @@ from cluster.config import EngineConfig, ModelConfig
 from cluster.errors import InternalError, ServiceUnavailableError
 from cluster.types import Request, SamplingParams
 from models.checkpoint import CheckpointError
+from models.decoder import Decoder
 from models.engine.async_engine import AsyncEngine
 from models.engine.build import build_engine, build_runner
 from models.engine.model_runner import ModelRunner
@@ -25,6 +26,7 @@ from models.llm import LLM
 from models.parallel.rank_link import RankError, start_rank_processes
 from models.parallel.runner import TPRunner
 from models.parallel.step_order import StepOrder
+from models.weights import load_weights
 from tests.models.conftest import MakeCheckpoint
 from tests.models.engine.test_engine import greedy, prompts_of_mixed_lengths, run, tokens
 from tests.models.grammar.grammar_walk import EOS_TOKEN_IDS, byte_level_tokenizer
@@ -170,6 +172,24 @@ def test_a_rank_that_fails_says_why(
             engine.step()
         with pytest.raises(RankError, match="out of memory"):
             runner.check_health()
+
+
+def test_a_rank_that_cannot_load_its_part_says_why(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, logger="models.parallel.worker")  # as above
+
+    def load(decoder: Decoder, checkpoint_dir: Path) -> None:
+        if decoder.shards.rank == 1:
+            raise MemoryError("no memory for the weights")
+        load_weights(decoder, checkpoint_dir)
+
+    monkeypatch.setattr("models.engine.model_runner.load_weights", load)
+    with (
+        pytest.raises(RankError, match=r"^rank 1 .* failed: no memory for the weights$"),
+        parallel_runner(folder, 2),
+    ):
+        pass
 
 
 def test_a_failure_of_rank_0_itself_is_raised_as_it_is(
