@@ -12,6 +12,7 @@ from tests.deployments.ingress.providers.fake_provider import (
     Connection,
     FakeProvider,
     Received,
+    Script,
     answers,
     piece,
     says,
@@ -277,3 +278,79 @@ async def test_the_sdk_raises_its_own_errors(doors: DoorServer) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
         await ask(doors, extra_body={"api_key_ref": "no such"})
     assert raised.value.param == "api_key_ref"
+
+
+@pytest.fixture
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams begin without their first event after a moment."""
+    monkeypatch.setattr("deployments.ingress.providers.external_chat.START_AFTER_S", 0.05)
+    monkeypatch.setattr("deployments.ingress.providers.external_chat.KEEP_ALIVE_S", 0.05)
+
+
+@pytest.mark.usefixtures("impatience")
+@pytest.mark.parametrize(
+    ("script", "last"),
+    [(says("late"), "data: [DONE]"), (answers({}, 500), 'data: {"error":')],
+)
+async def test_a_stream_that_begins_late_is_kept_alive_until_it_does(
+    doors: DoorServer, provider: FakeProvider, script: Script, last: str
+) -> None:
+    may_begin = asyncio.Event()
+
+    async def late(request: Received, connection: Connection) -> None:
+        await may_begin.wait()
+        await script(request, connection)
+
+    provider.script = late
+    body = {"model": "far/big", "messages": USER, "api_key_ref": REF, "stream": True}
+    async with (
+        doors.http() as client,
+        client.stream("POST", "/v1/chat/completions", json=body) as response,
+    ):
+        assert response.status_code == 200
+        lines = response.aiter_lines()
+        assert await anext(lines) == ": keep-alive"
+        may_begin.set()
+        rest = [line async for line in lines if line and not line.startswith(":")]
+    assert rest[-1].startswith(last)
+
+
+@pytest.mark.usefixtures("impatience")
+async def test_a_client_that_leaves_while_it_is_kept_alive_ends_the_providers_work(
+    doors: DoorServer, provider: FakeProvider
+) -> None:
+    async def silent(request: Received, connection: Connection) -> None:
+        await asyncio.Event().wait()
+
+    provider.script = silent
+    body = {"model": "far/big", "messages": USER, "api_key_ref": REF, "stream": True}
+    async with (
+        doors.http() as client,
+        client.stream("POST", "/v1/chat/completions", json=body) as response,
+    ):
+        lines = response.aiter_lines()
+        assert await anext(lines) == ": keep-alive"
+    async with asyncio.timeout(5):
+        await provider.client_left.wait()
+
+
+async def test_many_streams_at_once_do_not_mix(doors: DoorServer, provider: FakeProvider) -> None:
+    async def echo(request: Received, connection: Connection) -> None:
+        await connection.head()
+        text = request.body["messages"][0]["content"]
+        for letter in text * 5:
+            await connection.event(piece(request, {"content": letter}))
+            await asyncio.sleep(0)
+        await connection.event(piece(request, {}, "stop"))
+        await connection.chunk(b"data: [DONE]\n\n")
+        await connection.end()
+
+    provider.script = echo
+
+    async def one(number: int) -> str:
+        messages = [{"role": "user", "content": f"<{number}>"}]
+        stream = await ask(doors, f"far/{number}", messages=messages, stream=True)
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+    texts = await asyncio.gather(*(one(number) for number in range(40)))
+    assert texts == [f"<{number}>" * 5 for number in range(40)]
