@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cluster.chunk_store import ChunkStore
 from cluster.config import RetrievalConfig
-from cluster.errors import BadRequestError
+from cluster.errors import BadRequestError, ServiceUnavailableError
 from cluster.redis_client import RedisClient
 from cluster.retrieval import Embedder, InputKind, SearchMode
 from cluster.types import BucketRef, Chunk, FoundChunk
@@ -194,6 +194,13 @@ class RetrievalService:
         embedded = await collect(
             self._embedders[name].embed(queries, kind=InputKind.QUERY) for name in names
         )
+        for one in loaded:
+            made_by = embedded[names.index(one.embedder.model_name)].revision
+            if made_by not in ("", one.embedder.revision):
+                raise ServiceUnavailableError(
+                    f"The embedding model {one.embedder.model_name} is being replaced.",
+                    retry_after_s=1.0,
+                )
         return {
             name: embeddings.vectors_ND for name, embeddings in zip(names, embedded, strict=True)
         }

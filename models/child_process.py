@@ -18,6 +18,10 @@ from typing import TypeVar
 import msgspec
 
 LENGTH = struct.Struct(">I")
+# To find programs and libraries, to speak the user's language, and to be found by `shoal down`.
+_INHERITED = frozenset(
+    ("PATH", "LD_LIBRARY_PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "SHOAL_CLUSTER_ID")
+)
 _ROOT = Path(__file__).resolve().parent.parent
 
 Message = TypeVar("Message")
@@ -28,13 +32,15 @@ def start_child(
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Start the child and do not wait for it; the socket is the parent's end.
 
-    `environment`: what it has beside the parent's.
+    `environment`: what it has beside the little that is inherited. A child may read what strangers
+    wrote, and the parent's environment may hold passwords.
     """
+    inherited = {name: value for name, value in os.environ.items() if name in _INHERITED}
     mine, theirs = socket.socketpair()
     python_path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
     # One thread is enough for such a child, and each reserves address space.
     whole_environment = {
-        **os.environ,
+        **inherited,
         "PYTHONPATH": python_path,
         "RAYON_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

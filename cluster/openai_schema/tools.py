@@ -10,6 +10,7 @@ from cluster.openai_schema.validation import Fields
 from cluster.openai_schema.values import integer, shown
 
 MAX_TOOLS = 128
+MAX_RESULTS = 100  # of all retrieval tools of a request
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
@@ -28,7 +29,7 @@ class FunctionTool(Fields):
 
 class RetrievalOptions(Fields):
     bucket_ids: Annotated[list[str], Field(min_length=1, max_length=64)]
-    max_num_results: Annotated[int, integer(low=1, high=100)] | None = None
+    max_num_results: Annotated[int, integer(low=1, high=MAX_RESULTS)] | None = None
     return_chunks: bool | None = None  # None: true; whether the answer says what was found
 
 
@@ -99,7 +100,7 @@ ToolChoice = Annotated[
 
 def tool_problems(tools: Sequence[Tool], choice: ToolChoice | None) -> list[FieldProblem]:
     """What is wrong between tools, and between them and the choice."""
-    found: list[FieldProblem] = []
+    found: list[FieldProblem] = _retrieval_problems(tools)
     names: set[str] = set()
     for position, tool in enumerate(tools):
         if not isinstance(tool, FunctionTool):
@@ -123,6 +124,14 @@ def tool_problems(tools: Sequence[Tool], choice: ToolChoice | None) -> list[Fiel
     elif choice == "required" and not names:
         found.append(FieldProblem(loc=("tool_choice",), message="needs tools that are functions"))
     return found
+
+
+def _retrieval_problems(tools: Sequence[Tool]) -> list[FieldProblem]:
+    wanted = [tool.retrieval.max_num_results or 1 for tool in tools if tool.type == "retrieval"]
+    if sum(wanted) <= MAX_RESULTS:
+        return []
+    message = f"retrieval asks for {sum(wanted)} results in all; there are at most {MAX_RESULTS}"
+    return [FieldProblem(loc=("tools",), message=message)]
 
 
 def _unknown(name: str, names: set[str], loc: tuple[str | int, ...]) -> list[FieldProblem]:

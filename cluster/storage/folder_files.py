@@ -11,6 +11,7 @@ threads.
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import secrets
 import stat
@@ -25,6 +26,8 @@ from cluster.storage.stored_object import ObjectInfo
 
 RECORD_ATTRIBUTE = "user.shoal.object"
 COPY_BYTES = 2**26
+logger = logging.getLogger(__name__)
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # EXDEV: something else is mounted there, into which nothing can be moved.
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV}
@@ -225,8 +228,8 @@ def storage_errors() -> Iterator[None]:
         if error.errno in _FULL:
             raise StorageFullError("The disk of the object store is full.") from error
         if error.errno in _REFUSED:
-            reason = f"The server may not read or write {error.filename or 'its folder'!r}"
-            raise StorageAccessError(f"{reason}: {error.strerror}.") from error
+            logger.error("the storage folder cannot be used: %s", error)  # paths are ours alone
+            raise StorageAccessError("The server may not read or write its storage.") from error
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG):
             # A link, a socket, or a name that no file can have: no object is there.
             raise FileNotFoundError(errno.ENOENT, error.strerror, error.filename) from error

@@ -5,7 +5,6 @@ a stable order (bucket, file, place in the file), so that equal finds make equal
 blocks are shared.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from cluster.types import BucketRef, FoundChunk
 from deployments.ingress.prompts import PromptBuilder, TokenizedPrompt, template_message
 from deployments.ingress.served_model import ServedModel
 from deployments.ingress.unavailable import KIND
+from deployments.work_group import collect
 from models.chat_template import ChatTemplate, RenderError
 
 # Of a request that sets no limit, this much is kept for the answer: a quarter, or so many tokens.
@@ -65,11 +65,9 @@ class Grounding:
             loc = ("tools", tools[0][0], "type")
             raise ValidationError([FieldProblem(loc=loc, message=message, kind=KIND)])
         queries = search_queries(request)
-        found = await asyncio.gather(
-            *(
-                self._search_one(self._retriever, position, options, queries, tenant)
-                for position, options in tools
-            )
+        found = await collect(
+            self._search_one(self._retriever, position, options, queries, tenant)
+            for position, options in tools
         )
         return _interleaved(found)
 
