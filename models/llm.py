@@ -63,14 +63,14 @@ class LLM:
         config = engine_config or EngineConfig()
         folder = Path(checkpoint_dir)
         self.tokenizer = Tokenizer.from_folder(folder)
-        self._runner = build_runner(
+        runner = build_runner(
             folder,
             config,
             dtype=dtype,
             device=device,
             tensor_parallel_size=tensor_parallel_size,
         )
-        self.engine = Engine(self._runner, config)
+        self.engine = Engine(runner, config)
         self._request_numbers = itertools.count()
 
     def __enter__(self) -> Self:
@@ -87,7 +87,6 @@ class LLM:
     def close(self) -> None:
         """End the engine's threads and processes. Nothing can be generated afterwards."""
         self.engine.close()
-        self._runner.close()
 
     def generate(
         self,

@@ -196,12 +196,13 @@ class AsyncEngine:
     def check_health(self) -> None:
         """
         Raises:
-            RuntimeError: the engine's thread has ended.
+            RuntimeError: the engine's thread has ended, or a rank that it needs.
         """
         if self._failure is not None:
             raise RuntimeError("the engine failed") from self._failure
         if self._thread is None or not self._thread.is_alive():
             raise RuntimeError("the engine is not running")
+        self._engine.check_health()
 
     # -- in the loop's thread ------------------------------------------------------------------
 

@@ -239,11 +239,21 @@ class Engine:
             last_step_at_s=self._last_step_at_s,
         )
 
+    def check_health(self) -> None:
+        """Safe in any thread.
+
+        Raises:
+            RuntimeError: no step can be computed any more.
+        """
+        self._runner.check_health()
+
     def close(self) -> None:
-        """Stop the processes that guard the compilation of grammars, and the thread of masks."""
+        """Stop the processes that guard the compilation of grammars, the thread of masks, and the
+        runner's processes."""
         self._grammar_masks.close()
         if self._grammar_compiler is not None:
             self._grammar_compiler.close()
+        self._runner.close()
 
     def check(self) -> None:
         """Assert the books: owned + free = total blocks. For tests, after any step."""

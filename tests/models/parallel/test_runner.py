@@ -113,6 +113,21 @@ def test_a_rank_that_is_killed_while_nothing_happens_is_noticed(folder: Path) ->
     assert_gone([process_id])
 
 
+async def test_an_idle_engine_without_one_of_its_ranks_is_not_healthy_and_ends_the_others(
+    folder: Path,
+) -> None:
+    runner = process_runner(folder, 4)
+    engine = AsyncEngine(engine_on(runner))
+    engine.start()
+    engine.check_health()
+    os.kill(runner.process_ids[1], signal.SIGKILL)
+    os.waitid(os.P_PID, runner.process_ids[1], os.WEXITED | os.WNOWAIT)
+    with pytest.raises(RankError, match="rank 2 .* was killed by signal 9"):
+        engine.check_health()
+    await engine.stop()
+    assert_gone(runner.process_ids)
+
+
 def test_an_offline_model_on_two_ranks_gives_the_same_texts_and_leaves_no_process(
     folder: Path,
 ) -> None:
