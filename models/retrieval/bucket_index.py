@@ -5,7 +5,7 @@ version entirely, whatever is changed meanwhile.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.retrieval.dense_index import DenseFacts, DenseIndex, DenseView
 from models.retrieval.lexical_index import LexicalIndex, LexicalView
@@ -87,14 +87,11 @@ class BucketIndex:
 
     def upkeep(self) -> bool:
         """Do one bounded piece of the work that may wait; False where there was none."""
-        if not self._dense.upkeep():
+        lexical = self._lexical.settle()
+        if lexical is None and not self._dense.upkeep():
             return False
-        view = self._view
-        self._view = BucketView(
-            version=view.version,
-            segments=view.segments,
-            dense=self._dense.view(),
-            lexical=view.lexical,
+        self._view = replace(
+            self._view, dense=self._dense.view(), lexical=lexical or self._view.lexical
         )
         return True
 

@@ -33,6 +33,7 @@ _THRESHOLD_ROUNDING = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-22}
 
 _MIN_CAPACITY = 1024
 _GROWTH = 1.5
+_RESERVE = 1.1  # when rows have become fewer
 _MAX_DEAD_SHARE = 0.3  # of the rows, before the living are copied together
 _MAX_SCORES = 2**25  # in one product: 64 MB of bfloat16
 # Rows of a query that are computed again. Where more are about equally near (one text, thousands of
@@ -189,7 +190,7 @@ class ExactIndex:
         self._num_dead += num_rows
         if self._num_dead > max(_MIN_CAPACITY, self._num_rows * _MAX_DEAD_SHARE):
             live = np.flatnonzero(self._is_live[: self._num_rows])
-            self._move(live, int(len(live) * _GROWTH))
+            self._move(live, int(len(live) * _RESERVE))
 
     def vectors(self, number: int) -> NDArray[np.float16]:
         """A segment's rows."""

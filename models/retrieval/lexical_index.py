@@ -163,6 +163,7 @@ class LexicalIndex:
         self._index.register_tokenizer(_WORDS, word_analyzer())
         self._index.register_tokenizer(_PAIRS, TextAnalyzerBuilder(Tokenizer.whitespace()).build())
         self._num_threads = num_threads
+        self._merging: tantivy.IndexWriter | None = None  # it still merges parts of the index
         self._text_bytes: dict[int, int] = {}  # segment number -> bytes
         self._num_text_bytes = 0
 
@@ -178,6 +179,7 @@ class LexicalIndex:
 
         `added` is consumed while it is indexed: it may be a generator that waits for more.
         """
+        self.settle()  # there can be one writer
         writer = self._index.writer(_WRITER_BYTES_PER_THREAD * self._num_threads, self._num_threads)
         for number in removed:
             writer.delete_documents_by_term(_SEGMENT, number)
@@ -188,7 +190,20 @@ class LexicalIndex:
             self._text_bytes[number] = sum(map(len, texts))
             self._num_text_bytes += self._text_bytes[number]
         writer.commit()
-        writer.wait_merging_threads()
+        self._merging = writer
+        return self._newest_view()
+
+    def settle(self) -> LexicalView | None:
+        """Wait until the last change's merges are done; a view that is searched with less effort
+        and finds the same. None: there was nothing to wait for.
+        """
+        if self._merging is None:
+            return None
+        self._merging.wait_merging_threads()
+        self._merging = None
+        return self._newest_view()
+
+    def _newest_view(self) -> LexicalView:
         self._index.reload()
         return LexicalView(self._schema, self._index.searcher())
 

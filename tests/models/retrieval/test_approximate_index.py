@@ -112,11 +112,10 @@ def test_searches_go_on_while_rows_are_added_and_the_recall_is_measured() -> Non
 def test_memory_is_told_while_rows_are_added() -> None:
     """usearch's own figure ends the process when it is read meanwhile."""
     rng = np.random.default_rng(5)
-    graph = ApproximateIndex(256, num_threads=2)
+    graph = ApproximateIndex(64, num_threads=2)
     thread = threading.Thread(
         target=lambda: [
-            graph.add(number, rng.normal(size=(256, 256)).astype(np.float16))
-            for number in range(20)
+            graph.add(number, rng.normal(size=(200, 64)).astype(np.float16)) for number in range(12)
         ]
     )
     thread.start()

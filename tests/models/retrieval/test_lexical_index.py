@@ -204,6 +204,19 @@ def test_several_buckets_weigh_words_as_if_they_were_one() -> None:
     assert weights.total(clauses) == pytest.approx(CorpusWeights([whole]).total(clauses))
 
 
+def test_many_small_changes_are_merged_and_what_is_found_stays_the_same() -> None:
+    index = LexicalIndex(num_threads=1)
+    for number in range(30):
+        view = index.change(added=[(number, [f"common word{number}"])], removed=[])
+        before = sorted(search(view, "common", 50))
+        settled = index.settle()
+        assert settled is not None
+        assert index.settle() is None
+        assert sorted(search(settled, "common", 50)) == before
+        assert sorted(search(view, "common", 50)) == before
+    assert len(before) == 30
+
+
 def test_memory_is_counted_by_what_is_there() -> None:
     index = LexicalIndex(num_threads=1)
     index.change(added=[(0, ["x" * 1000]), (1, ["y" * 3000])], removed=[])
