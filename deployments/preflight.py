@@ -9,18 +9,20 @@ from safetensors import SafetensorError, safe_open
 
 from cluster.config import ModelConfig
 from cluster.model_source import resolve_model_source
-from models.checkpoint import read_decoder_config
+from models.checkpoint import is_native, read_decoder_config
 from models.tokenizer import Tokenizer
 
 
 def check_model(config: ModelConfig) -> None:
     """
     Raises:
-        ValueError: the source is not there, its architecture is unknown, its tokenizer is missing
-            or broken, or a file of weights is missing or truncated; the message names the file.
+        ValueError: the source is not there, its config.json is wrong, its tokenizer is missing or
+            broken, or a file of weights is missing or truncated; the message names the file.
+            Whether transformers knows an architecture that is not ours is found out by the engine.
     """
     folder = resolve_model_source(config.source)
-    read_decoder_config(folder)
+    if is_native(folder):
+        read_decoder_config(folder)
     Tokenizer.from_folder(folder)
     if config.engine.synthetic_step_ms is None:
         _check_weights(folder)

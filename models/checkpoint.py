@@ -47,28 +47,34 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecoderConfig:
-    """Everything that distinguishes one supported decoder from another."""
+class DecoderShape:
+    """What an engine has to know of any decoder: its cache, its limits, its vocabulary."""
 
     architecture: str
     vocab_size: int
-    hidden_size: int
-    intermediate_size: int
     num_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    max_position_embeddings: int
+    layer_windows: tuple[int | None, ...]  # tokens each layer attends to; None: all before it
+    dtype: DTypeName
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig(DecoderShape):
+    """Everything that distinguishes one decoder of `models.decoder` from another."""
+
+    hidden_size: int
+    intermediate_size: int
     rms_norm_eps: float
     rope: RopeConfig
-    max_position_embeddings: int
     has_qkv_bias: bool
     has_output_bias: bool  # of the attention's output projection
     has_mlp_bias: bool
     has_qk_norm: bool  # RMS norm of each query and key head, before the rotation
     tie_word_embeddings: bool
-    layer_windows: tuple[int | None, ...]  # tokens each layer attends to; None: all before it
-    dtype: DTypeName
-    eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
 
 
@@ -105,6 +111,26 @@ _FAMILIES = {
     ),
 }
 SUPPORTED_ARCHITECTURES = tuple(_FAMILIES)
+
+
+def is_native(checkpoint_dir: Path) -> bool:
+    """Whether `models.decoder` has the architecture; others may be computed by transformers.
+
+    Raises:
+        CheckpointError: there is no config.json, or it names no architecture.
+    """
+    if not checkpoint_dir.is_dir():
+        raise CheckpointError(f"{checkpoint_dir}: no such checkpoint folder")
+    return _architecture(_Object(checkpoint_dir / "config.json")) in _FAMILIES
+
+
+def read_eos_token_ids(checkpoint_dir: Path) -> tuple[int, ...]:
+    """The tokens that end a sequence, as both files name them.
+
+    Raises:
+        CheckpointError: a file is missing or wrong.
+    """
+    return _eos_token_ids(_Object(checkpoint_dir / "config.json"), checkpoint_dir)
 
 
 def read_decoder_config(checkpoint_dir: Path) -> DecoderConfig:
@@ -231,16 +257,20 @@ def read_json(path: Path) -> object:
         raise CheckpointError(f"{path}: not JSON: {error}") from error
 
 
-def _family_of(config: _Object) -> tuple[str, _Family]:
+def _architecture(config: _Object) -> str:
     names = config.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise config.wrong("architectures", "a list of one name")
-    if names[0] not in _FAMILIES:
+    return names[0]
+
+
+def _family_of(config: _Object) -> tuple[str, _Family]:
+    name = _architecture(config)
+    if name not in _FAMILIES:
         raise config.error(
-            f"architecture {names[0]} is not supported; supported: "
-            f"{', '.join(SUPPORTED_ARCHITECTURES)}"
+            f"architecture {name} is not supported; supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
         )
-    return names[0], _FAMILIES[names[0]]
+    return name, _FAMILIES[name]
 
 
 def _refuse_what_is_not_computed(config: _Object) -> None:

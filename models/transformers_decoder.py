@@ -11,7 +11,7 @@ width, R = rows whose logits are wanted, V = vocabulary.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -23,7 +23,13 @@ from transformers import (
 )
 
 from models.attention.backend import StepAttention
-from models.checkpoint import CheckpointError
+from models.checkpoint import (
+    SUPPORTED_DTYPES,
+    CheckpointError,
+    DecoderShape,
+    DTypeName,
+    read_eos_token_ids,
+)
 
 NUM_PROBE_TOKENS = 12
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
@@ -58,7 +64,8 @@ class TransformersDecoder:
         self._step: StepAttention | None = None
         self._name = f"shoal_{id(self)}"
         AttentionInterface.register(self._name, self._attend)
-        self.shape = self._check(checkpoint_dir)
+        seen = self._check(checkpoint_dir)
+        self.shape = _decoder_shape(checkpoint_dir, self.config, seen)
 
     def forward(
         self, token_ids_T: torch.Tensor, positions_T: torch.Tensor, attention: StepAttention
@@ -184,6 +191,35 @@ class _Probe:
             head_dim=head_dim,
             layer_windows=self._layer_windows,
         )
+
+
+def _decoder_shape(
+    checkpoint_dir: Path, config: PretrainedConfig, seen: AttentionShape
+) -> DecoderShape:
+    return DecoderShape(
+        architecture=config.architectures[0],
+        vocab_size=config.vocab_size,
+        num_layers=seen.num_layers,
+        num_heads=seen.num_heads,
+        num_kv_heads=seen.num_kv_heads,
+        head_dim=seen.head_dim,
+        max_position_embeddings=config.max_position_embeddings,
+        layer_windows=seen.layer_windows,
+        dtype=read_dtype(checkpoint_dir),
+        eos_token_ids=read_eos_token_ids(checkpoint_dir),
+    )
+
+
+def read_dtype(checkpoint_dir: Path) -> DTypeName:
+    """The dtype that the checkpoint's config.json names.
+
+    Raises:
+        CheckpointError: see `TransformersDecoder`.
+    """
+    dtype = str(_read_config(checkpoint_dir).dtype or torch.float32).removeprefix("torch.")
+    if dtype not in SUPPORTED_DTYPES:
+        raise CheckpointError(f"{checkpoint_dir}: dtype {dtype} is not supported")
+    return cast("DTypeName", dtype)
 
 
 def _read_config(checkpoint_dir: Path) -> PretrainedConfig:

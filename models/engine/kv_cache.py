@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from cluster.config import EngineConfig
-from models.checkpoint import DecoderConfig
+from models.checkpoint import DecoderShape
 
 GIB = 2**30
 MAX_DEFAULT_CPU_BYTES = 4 * GIB
@@ -42,7 +42,7 @@ class KVCachePlan:
         )
 
 
-def context_limit(config: DecoderConfig, engine_config: EngineConfig) -> int:
+def context_limit(config: DecoderShape, engine_config: EngineConfig) -> int:
     """Most tokens of one sequence, as far as memory has no say.
 
     Raises:
@@ -60,7 +60,7 @@ def context_limit(config: DecoderConfig, engine_config: EngineConfig) -> int:
 
 
 def plan_kv_cache(
-    config: DecoderConfig, engine_config: EngineConfig, *, dtype: torch.dtype, memory_bytes: int
+    config: DecoderShape, engine_config: EngineConfig, *, dtype: torch.dtype, memory_bytes: int
 ) -> KVCachePlan:
     """Fit the cache into `memory_bytes`, with no more blocks than all sequences could fill.
 
@@ -137,7 +137,7 @@ class KVCache:
 
     @classmethod
     def allocate(
-        cls, plan: KVCachePlan, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device
+        cls, plan: KVCachePlan, config: DecoderShape, *, dtype: torch.dtype, device: torch.device
     ) -> Self:
         # Zeros, not empty: a masked slot is multiplied by zero, which would keep a NaN.
         shape = (

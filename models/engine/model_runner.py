@@ -6,19 +6,28 @@ Shapes: T = tokens in the step, R = rows that are sampled, N = prompt positions 
 M = model width, V = vocabulary.
 """
 
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
 from cluster.config import EngineConfig
 from cluster.types import TokenLogprobs
-from models.attention.backend import AttentionBackend
+from models.attention.backend import AttentionBackend, StepAttention
 from models.attention.cpu import CPUAttention
 from models.attention.native import native_attention
-from models.checkpoint import SUPPORTED_DTYPES, DecoderConfig, read_decoder_config
+from models.checkpoint import (
+    SUPPORTED_DTYPES,
+    DecoderConfig,
+    DecoderShape,
+    DTypeName,
+    is_native,
+    read_decoder_config,
+)
 from models.decoder import Decoder
 from models.engine.beam_candidates import beam_candidates
 from models.engine.kv_cache import (
@@ -62,6 +71,16 @@ def padded_size(num_rows: int) -> int:
     return -(-num_rows // 64) * 64
 
 
+class StepDecoder(Protocol):
+    """`models.decoder.Decoder`, or `TransformersDecoder` for families that it does not have."""
+
+    def forward(
+        self, token_ids_T: torch.Tensor, positions_T: torch.Tensor, attention: StepAttention
+    ) -> torch.Tensor: ...
+
+    def logits(self, hidden_RM: torch.Tensor) -> torch.Tensor | None: ...
+
+
 class ModelRunner:
     """Satisfies `Runner`. Everything is allocated at construction; `execute` only computes."""
 
@@ -93,39 +112,40 @@ class ModelRunner:
         """
         group = group or TPGroup()
         _set_threads(engine_config.num_threads, group.size)
-        config = read_decoder_config(checkpoint_dir)
-        config_of_rank = Shards(config, rank=group.rank, size=group.size).config
         self._device = find_device(device, group.rank)
-        self._dtype = _dtype(dtype, config)
-        self._decoder = Decoder(
-            config,
-            num_positions=context_limit(config, engine_config),
-            dtype=self._dtype,
-            device=str(self._device),
-            operations=native_operations(
-                config_of_rank, dtype=self._dtype, device=self._device.type
-            ),
-            group=group,
-        )
-        if random_weights:
-            init_random_weights(self._decoder, seed=0)
+        if is_native(checkpoint_dir):
+            config = read_decoder_config(checkpoint_dir)
+            self._dtype = _dtype(dtype, config.dtype)
+            self._decoder: StepDecoder = self._native_decoder(
+                checkpoint_dir, config, engine_config, group=group, random_weights=random_weights
+            )
+            shape: DecoderShape = config
+            shape_of_rank: DecoderShape = Shards(config, rank=group.rank, size=group.size).config
         else:
-            load_weights(self._decoder, checkpoint_dir)
-        if can_pack(self._dtype, self._device.type):
-            self._decoder.pack()
+            if group.size > 1 or random_weights:
+                raise ValueError(
+                    f"{checkpoint_dir}: this architecture is computed by transformers' modules, "
+                    "which are neither shared by ranks nor made up"
+                )
+            foreign = importlib.import_module("models.transformers_decoder")
+            self._dtype = _dtype(dtype, foreign.read_dtype(checkpoint_dir))
+            self._decoder = decoder = foreign.TransformersDecoder(
+                checkpoint_dir, dtype=self._dtype, device=str(self._device)
+            )
+            shape = shape_of_rank = decoder.shape
         memory_bytes = kv_cache_memory_bytes(engine_config, self._device, num_ranks=group.size)
         self._plan = plan_kv_cache(
-            config_of_rank,
+            shape_of_rank,
             engine_config,
             dtype=self._dtype,
             memory_bytes=group.minimum(memory_bytes, timeout_s=LOADING_TIMEOUT_S),
         )
         self._kv_cache = KVCache.allocate(
-            self._plan, config_of_rank, dtype=self._dtype, device=self._device
+            self._plan, shape_of_rank, dtype=self._dtype, device=self._device
         )
-        self._attention = _attention(self._kv_cache, config_of_rank)
+        self._attention = _attention(self._kv_cache, shape_of_rank)
         self._sampler = Sampler()
-        self._config = config
+        self._shape = shape
 
     @property
     def plan(self) -> KVCachePlan:
@@ -145,11 +165,11 @@ class ModelRunner:
 
     @property
     def vocab_size(self) -> int:
-        return self._config.vocab_size
+        return self._shape.vocab_size
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        return frozenset(self._config.eos_token_ids)
+        return frozenset(self._shape.eos_token_ids)
 
     @property
     def default_max_num_batched_tokens(self) -> int:
@@ -161,7 +181,7 @@ class ModelRunner:
         where = self._device.type
         if where == "cpu":
             where = f"cpu ({torch.get_num_threads()} threads)"
-        return f"{self._config.architecture} in {dtype} on {where}; {self._plan.describe()}"
+        return f"{self._shape.architecture} in {dtype} on {where}; {self._plan.describe()}"
 
     def execute(self, inputs: StepInputs) -> StepOutputs:
         """Compute one step: copy blocks, write its keys and values, choose its tokens.
@@ -188,6 +208,35 @@ class ModelRunner:
             if order.logit_indices:
                 indices_R = torch.tensor(order.logit_indices, device=self._device)
                 self._decode_rows(hidden_TM.index_select(0, indices_R))
+
+    def _native_decoder(
+        self,
+        checkpoint_dir: Path,
+        config: DecoderConfig,
+        engine_config: EngineConfig,
+        *,
+        group: TPGroup,
+        random_weights: bool,
+    ) -> Decoder:
+        decoder = Decoder(
+            config,
+            num_positions=context_limit(config, engine_config),
+            dtype=self._dtype,
+            device=str(self._device),
+            operations=native_operations(
+                Shards(config, rank=group.rank, size=group.size).config,
+                dtype=self._dtype,
+                device=self._device.type,
+            ),
+            group=group,
+        )
+        if random_weights:
+            init_random_weights(decoder, seed=0)
+        else:
+            load_weights(decoder, checkpoint_dir)
+        if can_pack(self._dtype, self._device.type):
+            decoder.pack()
+        return decoder
 
     def check_health(self) -> None:
         """A single rank is as healthy as its process."""
@@ -265,8 +314,8 @@ def _candidates(logits_RV: torch.Tensor, inputs: StepInputs) -> dict[int, BeamCa
     return dict(zip(wanted, found, strict=True))
 
 
-def _attention(kv_cache: KVCache, config: DecoderConfig) -> AttentionBackend:
-    heads, windows = config.num_heads, config.layer_windows
+def _attention(kv_cache: KVCache, shape: DecoderShape) -> AttentionBackend:
+    heads, windows = shape.num_heads, shape.layer_windows
     native = native_attention(kv_cache, num_heads=heads, layer_windows=windows)
     return native or CPUAttention(kv_cache, num_heads=heads, layer_windows=windows)
 
@@ -299,9 +348,9 @@ def _set_threads(num_threads: int | None, num_ranks: int) -> None:
         torch.set_num_threads(num_threads)
 
 
-def _dtype(name: str, config: DecoderConfig) -> torch.dtype:
+def _dtype(name: str, checkpoints: DTypeName) -> torch.dtype:
     if name == "auto":
-        name = config.dtype
+        name = checkpoints
     if name not in SUPPORTED_DTYPES:
         raise ValueError(f"dtype {name!r} is not one of auto, {', '.join(SUPPORTED_DTYPES)}")
     dtype: torch.dtype = getattr(torch, name)

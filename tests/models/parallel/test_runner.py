@@ -121,8 +121,9 @@ async def test_an_idle_engine_without_one_of_its_ranks_is_not_healthy_and_ends_t
     engine.start()
     engine.check_health()
     os.kill(runner.process_ids[1], signal.SIGKILL)
-    os.waitid(os.P_PID, runner.process_ids[1], os.WEXITED | os.WNOWAIT)
-    with pytest.raises(RankError, match="rank 2 .* was killed by signal 9"):
+    pid = runner.process_ids[1]
+    await asyncio.to_thread(os.waitid, os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(RankError, match=r"rank 2 .* was killed by signal 9"):
         engine.check_health()
     await engine.stop()
     assert_gone(runner.process_ids)

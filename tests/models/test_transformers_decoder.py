@@ -1,0 +1,130 @@
+"""Families that only transformers defines, on our engine: token for token as `generate` does it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from cluster.config import EngineConfig
+from cluster.types import SamplingParams
+from models.checkpoint import CheckpointError
+from models.engine.model_runner import ModelRunner
+from models.transformers_decoder import TransformersDecoder
+from tests.models.step_driver import StepDriver, random_tokens, reference_logprobs
+
+SHAPE = {
+    "vocab_size": 257,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.15,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+GROUPED = {"num_key_value_heads": 2, "intermediate_size": 96}
+WINDOWS = ["sliding_attention", "full_attention"]
+FAMILIES = {
+    "gpt2": transformers.GPT2Config(
+        vocab_size=257,
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        n_positions=512,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "opt": transformers.OPTConfig(**SHAPE, ffn_dim=96, word_embed_proj_dim=64, dropout=0.0),
+    "phi3": transformers.Phi3Config(**SHAPE, **GROUPED),
+    "gemma3": transformers.Gemma3TextConfig(
+        **SHAPE, **GROUPED, head_dim=32, sliding_window=8, layer_types=WINDOWS
+    ),
+    "mixtral": transformers.MixtralConfig(**SHAPE, **GROUPED, num_local_experts=4),
+    "qwen3 moe": transformers.Qwen3MoeConfig(
+        **SHAPE,
+        **GROUPED,
+        head_dim=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+    ),
+    "gpt neox": transformers.GPTNeoXConfig(**SHAPE, intermediate_size=96),
+}
+
+
+def save(config: transformers.PretrainedConfig, folder: Path) -> Path:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.15)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES.keys())
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(request.param, tmp_path_factory.mktemp("family"))
+
+
+@pytest.mark.parametrize("block_size", [4, 16])
+def test_logprobs_equal_transformers_however_the_work_is_cut(
+    checkpoint: Path, block_size: int
+) -> None:
+    driver = StepDriver(checkpoint, block_size=block_size)
+    long, short = (driver.add(random_tokens(length, seed=length)) for length in (41, 13))
+    driver.step((long, 20), (short, 5))
+    driver.step((long, 7), (short, 7))
+    driver.step((long, 13), (short, 1))
+    driver.step((long, 1))
+    for sequence in (long, short):
+        expected = reference_logprobs(checkpoint, sequence.token_ids)
+        ours = torch.stack(sequence.logprobs)
+        torch.testing.assert_close(ours, expected[: len(ours)], atol=1e-4, rtol=1e-4)
+
+
+def test_what_attention_alone_cannot_give_is_refused_with_its_reason(tmp_path: Path) -> None:
+    cases = {
+        "softcap": transformers.Gemma2Config(**SHAPE, **GROUPED, head_dim=16),
+        "its logits differ": transformers.GraniteConfig(**SHAPE, **GROUPED, logits_scaling=4.0),
+        "0 attend": transformers.BloomConfig(vocab_size=257, hidden_size=64, n_layer=2, n_head=4),
+    }
+    for number, (reason, config) in enumerate(cases.items()):
+        folder = save(config, tmp_path / str(number))
+        with pytest.raises(CheckpointError, match=reason):
+            TransformersDecoder(folder, dtype=torch.float32, device="cpu")
+
+
+def test_an_architecture_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"architectures": ["NoSuchLM"], "model_type": "no_such"}'
+    )
+    with pytest.raises(CheckpointError, match="no_such"):
+        ModelRunner(tmp_path, EngineConfig())
+
+
+def test_it_is_not_shared_by_ranks_and_not_made_up(tmp_path: Path) -> None:
+    folder = save(FAMILIES["phi3"], tmp_path)
+    with pytest.raises(ValueError, match="transformers' modules"):
+        ModelRunner(folder, EngineConfig(), random_weights=True)
+
+
+def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
+    folder = save(FAMILIES["phi3"], tmp_path)
+    wider = transformers.Phi3Config(**{**SHAPE, "num_hidden_layers": 3}, **GROUPED)
+    wider.architectures = ["Phi3ForCausalLM"]
+    wider.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match=r"missing keys.*layers\.2"):
+        TransformersDecoder(folder, dtype=torch.float32, device="cpu")
+
+
+def test_sampling_params_meet_the_same_engine(tmp_path: Path) -> None:
+    """One case end to end: the offline engine on a family that is not ours."""
+    folder = save(FAMILIES["phi3"], tmp_path)
+    runner = ModelRunner(folder, EngineConfig(kv_cache_memory_bytes=2**22))
+    assert runner.describe().startswith("Phi3ForCausalLM in float32")
+    assert runner.eos_token_ids == {2}
+    assert SamplingParams(temperature=0.0).temperature == 0
