@@ -24,6 +24,7 @@ from cluster.cli_logs import LogFollower, find_logs, last_lines, log_name
 from cluster.cli_plan import plan
 from cluster.cli_report import config_summary, key_note, next_steps, show, status_report
 from cluster.cli_sample import SAMPLE_BUCKET, SAMPLE_QUESTION, ensure_sample_bucket
+from cluster.cli_secrets import secrets_app
 from cluster.cli_target import api_url, deployed_or_found_config, find_config, read_api_key
 from cluster.config import ConfigError, load_config, shoal_home
 
@@ -41,6 +42,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at a configuration file.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(bucket_app, name="bucket")
+app.add_typer(secrets_app, name="secrets")
 app.command()(plan)
 
 ConfigOption = Annotated[

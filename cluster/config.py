@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from cluster.provider_config import DEFAULT_PROVIDERS, ProviderConfig, check_providers
+
 DEMO_CHAT_MODEL = "shoal/demo-chat"
 DEMO_EMBED_MODEL = "shoal/demo-embed"
 DEFAULT_PORT = 8000
@@ -241,6 +243,8 @@ class ShoalConfig(Section):
     redis: RedisConfig = RedisConfig()
     storage: StorageConfig = StorageConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
+    # External services, by the prefix of their models' names; an empty list switches them off.
+    providers: tuple[ProviderConfig, ...] = DEFAULT_PROVIDERS
     auth: AuthConfig = AuthConfig()
     http: HTTPConfig = HTTPConfig()
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -256,6 +260,7 @@ class ShoalConfig(Section):
             raise ValueError(
                 f"default_model: {self.default_model!r} is not one of the models {names}"
             )
+        check_providers(self.providers)
         tenants = sorted({key.tenant for key in self.auth.api_keys})
         bucket_name = self.storage.s3_bucket_name
         if len(tenants) > 1 and self.storage.s3_endpoint and "{tenant}" not in bucket_name:

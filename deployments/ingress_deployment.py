@@ -12,9 +12,12 @@ from cluster.api_keys import ApiKeys
 from cluster.bucket_tasks import BucketTasks
 from cluster.chunk_store import ChunkStore
 from cluster.config import ModelConfig, ShoalConfig, shoal_home
+from cluster.integration_secrets import IntegrationSecrets
 from cluster.model_source import resolve_model_source
 from cluster.object_store import open_object_store
 from cluster.redis_client import RedisClient, connect
+from cluster.secret_box import SecretBox
+from cluster.secret_keys import SecretKeys
 from cluster.task_queue.queue import TaskQueue
 from cluster.telemetry import Telemetry
 from deployments.channel_pool import ChannelPool
@@ -58,7 +61,12 @@ class Ingress:
         keep_replica_server_off_other_interfaces(ray.util.get_node_ip_address())
         self._redis: RedisClient | None = None
         self._services: RetrievalServices | None = None
+        self._secrets: IntegrationSecrets | None = None
         try:
+            if config.redis.url is not None:
+                self._redis = connect(config.redis)
+                box = SecretBox(SecretKeys.load(shoal_home()))
+                self._secrets = IntegrationSecrets(self._redis, box)
             secret = load_cluster_secret(shoal_home())
             listening_socket = bind_shared(config.http.host, config.http.port)
             if retrieval is not None:
@@ -79,13 +87,17 @@ class Ingress:
         served = await asyncio.gather(*(self._served_model(model) for model in config.models))
         for pool in self._pools.values():
             pool.start()
-        app = build_asgi_app(
-            config,
-            {model.name: model for model in served},
-            ApiKeys.from_config(config.auth),
-            Telemetry(),
-            retrieval=self._services,
-        )
+        try:
+            app = build_asgi_app(
+                config,
+                {model.name: model for model in served},
+                ApiKeys.from_config(config.auth),
+                Telemetry(),
+                retrieval=self._services,
+                secrets=self._secrets,
+            )
+        except ValueError as error:
+            raise StartupError(str(error)) from error
         self._listener = HTTPListener(app, listening_socket)
         self._listener.start()
 
@@ -96,7 +108,7 @@ class Ingress:
         retrieval: DeploymentHandle,
     ) -> RetrievalServices:
         timeout_s = config.retrieval.search_timeout_s
-        self._redis = connect(config.redis)
+        assert self._redis is not None, "where retrieval is on there is a Redis"
         return RetrievalServices(
             embedders={
                 name: ServeEmbedder(handle, model_name=name, timeout_s=timeout_s)

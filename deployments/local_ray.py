@@ -23,6 +23,7 @@ import msgspec
 import psutil
 
 from cluster.config import ShoalConfig
+from cluster.secret_keys import ensure_keys_file
 from deployments.cluster_secret import SECRET_FILE_NAME, create_private_text, new_secret
 
 CLUSTER_ID_VARIABLE = "SHOAL_CLUSTER_ID"
@@ -108,6 +109,7 @@ class LocalRay:
         """
         self._home.mkdir(mode=_OWNER_ONLY, parents=True, exist_ok=True)
         create_private_text(self._home / SECRET_FILE_NAME, new_secret())
+        ensure_keys_file(self._home)
         token_path = self._home / "ray_token"
         create_private_text(token_path, new_secret())
         self._put_old_logs_aside()

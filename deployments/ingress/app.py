@@ -14,6 +14,7 @@ from cluster.anthropic_schema.message import error_body, status_of
 from cluster.api_keys import ApiKeys
 from cluster.config import ApiKeyConfig, ShoalConfig
 from cluster.errors import AuthenticationError, BodyTooLargeError
+from cluster.integration_secrets import IntegrationSecrets
 from cluster.object_store import S3_FACE_PATH
 from cluster.storage.folder_store import FolderStore
 from cluster.telemetry import Telemetry
@@ -32,6 +33,7 @@ from deployments.ingress.errors import (
 )
 from deployments.ingress.exchange import SCOPE_KEY, Exchange
 from deployments.ingress.grounding import Grounding
+from deployments.ingress.integration_secret_routes import secret_endpoints
 from deployments.ingress.message_routes import CountTokens, Messages, speaks_anthropic
 from deployments.ingress.openapi import OpenAPIDocument
 from deployments.ingress.plain_routes import (
@@ -43,6 +45,8 @@ from deployments.ingress.plain_routes import (
     RetrievalIsOff,
 )
 from deployments.ingress.prompts import PromptBuilder
+from deployments.ingress.providers.external_chat import ExternalChat
+from deployments.ingress.providers.providers import Providers
 from deployments.ingress.request_body import linger
 from deployments.ingress.response_routes import Responses
 from deployments.ingress.s3.face import S3Face
@@ -58,22 +62,32 @@ def build_asgi_app(
     telemetry: Telemetry,
     *,
     retrieval: RetrievalServices | None = None,
+    secrets: IntegrationSecrets | None = None,
 ) -> ASGIApp:
     """The whole HTTP side. `models` has every model of the configuration, by name; `retrieval` is
-    None where the configuration has no embedders."""
+    None where the configuration has no embedders, `secrets` where there is no Redis.
+
+    Raises:
+        ValueError: a file of a provider cannot be used.
+    """
     directory = ModelDirectory(models, default_name=config.default_model_name)
     prompts = PromptBuilder()
     for model in models.values():
         telemetry.model(model.name)  # present from the first scrape on
         telemetry.watch_replicas(model.name, model.pool.stats)
     retriever = None if retrieval is None else retrieval.retriever
-    generations = ChatGenerations(
-        directory, prompts, telemetry, Grounding(retriever, prompts, config.retrieval)
-    )
+    grounding = Grounding(retriever, prompts, config.retrieval)
+    generations = ChatGenerations(directory, prompts, telemetry, grounding)
+    providers = Providers(config.providers, served_names=models)
+    external = ExternalChat(providers, secrets, grounding, telemetry)
     limit = config.http.max_body_bytes
-    endpoints = {
+    endpoints: dict[operations.Operation, ASGIApp] = {
         **_endpoints(directory, prompts, telemetry, generations, limit=limit),
         **_retrieval_endpoints(retrieval, directory, telemetry, limit=limit),
+        **secret_endpoints(secrets, max_body_bytes=limit),
+        operations.CHAT: ChatCompletions(generations, max_body_bytes=limit, external=external),
+        operations.MODELS: Models(directory, external=providers.cards),
+        operations.ONE_MODEL: OneModel(directory, external=providers.cards),
     }
     routes = _routes(endpoints)
     document = OpenAPIDocument(is_key_required=keys.required)
@@ -85,6 +99,7 @@ def build_asgi_app(
             yield
         finally:
             prompts.close()
+            await providers.close()
 
     app: ASGIApp = Authentication(Router(routes, redirect_slashes=False, lifespan=lifespan), keys)
     if retrieval is not None and isinstance(retrieval.objects, FolderStore):
@@ -132,15 +147,12 @@ def _endpoints(
 ) -> dict[operations.Operation, ASGIApp]:
     """What serves each operation. `limit`: the largest body, in bytes."""
     return {
-        operations.CHAT: ChatCompletions(generations, max_body_bytes=limit),
         operations.COMPLETIONS: Completions(directory, prompts, telemetry, max_body_bytes=limit),
         operations.RESPONSES: Responses(generations, max_body_bytes=limit),
         operations.MESSAGES: Messages(generations, max_body_bytes=limit),
         operations.COUNT_TOKENS: CountTokens(generations, max_body_bytes=limit),
         operations.TOKENIZE: Tokenize(generations, prompts, max_body_bytes=limit),
         operations.DETOKENIZE: Detokenize(generations, prompts, max_body_bytes=limit),
-        operations.MODELS: Models(directory),
-        operations.ONE_MODEL: OneModel(directory),
         operations.HEALTH: Health(),
         operations.READY: Ready(directory),
         operations.METRICS: Metrics(telemetry),
