@@ -2,10 +2,10 @@
 
 The script generates synthetic dialogues, trains a byte-level BPE tokenizer on them, trains a Llama
 of four million parameters, writes a Hugging Face checkpoint and judges it on held-out dialogues
-(their names, numbers, words and functions never occur in training) and on questions written by hand.
-It resumes from the training state in --state if there is one, or goes on from the weights and the
-tokenizer of --start-from, and can be stopped at any time: the checkpoint folder always holds the best
-model so far.
+(their names, numbers, words and functions never occur in training) and on questions written by
+hand. It resumes from the training state in --state if there is one, or goes on from the weights and
+the tokenizer of --start-from, and can be stopped at any time: the checkpoint folder always holds
+the best model so far.
 
 Examples:
   python scripts/train_demo_model.py                        # more than an hour on a core
