@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from cluster.batch_config import BatchConfig
 from cluster.provider_config import DEFAULT_PROVIDERS, ProviderConfig, check_providers
 
 DEMO_CHAT_MODEL = "shoal/demo-chat"
@@ -32,7 +33,7 @@ _BUCKET_TEMPLATE = re.compile(
     r"[^{}]*"
 )
 # Names of fields, misspelt ones too, whose values are in no message.
-_SECRET_FIELD = re.compile(r"secret|passw|_key|url", re.IGNORECASE)
+_SECRET_FIELD = re.compile(r"secret|passw|_key|url|proxy|header", re.IGNORECASE)
 
 
 class ConfigError(ValueError):
@@ -245,6 +246,7 @@ class ShoalConfig(Section):
     retrieval: RetrievalConfig = RetrievalConfig()
     # External services, by the prefix of their models' names; an empty list switches them off.
     providers: tuple[ProviderConfig, ...] = DEFAULT_PROVIDERS
+    batches: BatchConfig = BatchConfig()
     auth: AuthConfig = AuthConfig()
     http: HTTPConfig = HTTPConfig()
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -51,7 +51,7 @@ def build_application(config: ShoalConfig) -> Application:
     pools = {model.name: _pool(model, config.log_level) for model in config.models}
     embedders = {one.name: _embedder(one, config.log_level) for one in config.embedders}
     retrieval = _retrieval(config, embedders) if embedders else None
-    task_worker = _task_worker(config, embedders) if embedders else None
+    task_worker = _task_worker(config, pools, embedders, retrieval) if embedders else None
     ingress = serve.deployment(
         Ingress,
         name=INGRESS_NAME,
@@ -113,7 +113,12 @@ def _retrieval(config: ShoalConfig, embedders: dict[str, Application]) -> Applic
     return deployment.bind(config, embedders, log_level=config.log_level)
 
 
-def _task_worker(config: ShoalConfig, embedders: dict[str, Application]) -> Application:
+def _task_worker(
+    config: ShoalConfig,
+    pools: dict[str, Application],
+    embedders: dict[str, Application],
+    retrieval: Application | None,
+) -> Application:
     deployment = serve.deployment(
         TaskWorker,
         name=TASK_WORKER_NAME,
@@ -121,4 +126,4 @@ def _task_worker(config: ShoalConfig, embedders: dict[str, Application]) -> Appl
         ray_actor_options={"num_cpus": TASK_WORKER_CPUS},
         **_CARE,
     )
-    return deployment.bind(config, embedders, log_level=config.log_level)
+    return deployment.bind(config, pools, embedders, retrieval, log_level=config.log_level)

@@ -3,36 +3,31 @@
 Serve places, checks, drains and replaces it; HTTP does not pass through Serve.
 """
 
-import asyncio
-
 import ray
 from ray.serve.handle import DeploymentHandle
 
 from cluster.api_keys import ApiKeys
+from cluster.batch_tasks import BatchTasks
 from cluster.bucket_tasks import BucketTasks
 from cluster.chunk_store import ChunkStore
-from cluster.config import ModelConfig, ShoalConfig, shoal_home
+from cluster.config import ShoalConfig, shoal_home
+from cluster.file_store import FileStore, open_file_objects
 from cluster.integration_secrets import IntegrationSecrets
-from cluster.model_source import resolve_model_source
 from cluster.object_store import open_object_store
 from cluster.redis_client import RedisClient, connect
 from cluster.secret_box import SecretBox
 from cluster.secret_keys import SecretKeys
 from cluster.task_queue.queue import TaskQueue
 from cluster.telemetry import Telemetry
-from deployments.channel_pool import ChannelPool
 from deployments.cluster_secret import load_cluster_secret
 from deployments.embedder_handle import ServeEmbedder
 from deployments.http_listener import HTTPListener, bind_shared
 from deployments.ingress.app import build_asgi_app
-from deployments.ingress.served_model import ServedModel, load_served_model
-from deployments.ingress.services import RetrievalServices
+from deployments.ingress.services import BatchServices, RetrievalServices
+from deployments.model_pools import ModelPools
 from deployments.process_logs import write_to_serve_log
 from deployments.retriever_handle import ServeRetriever
-from deployments.serve_private import (
-    ServeReplicaPicker,
-    keep_replica_server_off_other_interfaces,
-)
+from deployments.serve_private import keep_replica_server_off_other_interfaces
 from deployments.startup_error import StartupError
 
 
@@ -62,6 +57,7 @@ class Ingress:
         self._redis: RedisClient | None = None
         self._services: RetrievalServices | None = None
         self._secrets: IntegrationSecrets | None = None
+        self._batches: BatchServices | None = None
         try:
             if config.redis.url is not None:
                 self._redis = connect(config.redis)
@@ -70,31 +66,22 @@ class Ingress:
             secret = load_cluster_secret(shoal_home())
             listening_socket = bind_shared(config.http.host, config.http.port)
             if retrieval is not None:
+                assert self._redis is not None, "the launcher fills the URL in"
                 self._services = self._open_services(config, embedders, retrieval)
+                self._batches = _open_batches(config, self._redis)
         except ValueError as error:
             raise StartupError(str(error)) from error
-        node_id = ray.get_runtime_context().get_node_id()
-        self._pools = {
-            name: ChannelPool(
-                ServeReplicaPicker(handle, model_name=name),
-                model_name=name,
-                secret=secret,
-                own_node_id=node_id,
-                max_buffered_tokens=config.http.max_buffered_tokens,
-            )
-            for name, handle in models.items()
-        }
-        served = await asyncio.gather(*(self._served_model(model) for model in config.models))
-        for pool in self._pools.values():
-            pool.start()
+        self._pools = ModelPools(config, models, secret=secret)
+        served = await self._pools.start()
         try:
             app = build_asgi_app(
                 config,
-                {model.name: model for model in served},
+                served,
                 ApiKeys.from_config(config.auth),
                 Telemetry(),
                 retrieval=self._services,
                 secrets=self._secrets,
+                batches=self._batches,
             )
         except ValueError as error:
             raise StartupError(str(error)) from error
@@ -120,21 +107,6 @@ class Ingress:
             objects=open_object_store(config.storage, shoal_home()),
         )
 
-    async def _served_model(self, config: ModelConfig) -> ServedModel:
-        pool = self._pools[config.name]
-        facts = await pool.facts()
-        try:
-            return await asyncio.to_thread(
-                load_served_model,
-                config,
-                resolve_model_source(config.source),
-                pool,
-                max_model_len=facts.max_model_len,
-                vocab_size=facts.vocab_size,
-            )
-        except ValueError as error:
-            raise StartupError(f"{config.name}: {error}") from error
-
     # Called by Serve.
 
     def check_health(self) -> None:
@@ -149,9 +121,19 @@ class Ingress:
         if not hasattr(self, "_listener"):
             return  # the constructor failed
         await self._listener.drain()
-        for pool in self._pools.values():
-            await pool.stop()
+        await self._pools.stop()
         if self._services is not None:
             await self._services.objects.close()
+        if self._batches is not None:
+            await self._batches.files.objects.close()
         if self._redis is not None:
             await self._redis.close()
+
+
+def _open_batches(config: ShoalConfig, redis: RedisClient) -> BatchServices:
+    files = FileStore(
+        redis,
+        open_file_objects(config.storage, config.batches, shoal_home()),
+        max_bytes=config.batches.max_file_bytes,
+    )
+    return BatchServices(files=files, tasks=BatchTasks(redis, files, config.batches))

@@ -15,9 +15,11 @@ from ray.serve.handle import DeploymentHandle
 from cluster.config import ShoalConfig, shoal_home
 from cluster.object_store import open_object_store
 from cluster.redis_client import connect
+from deployments.batch_service import BatchService
 from deployments.bucket_worker import BucketWorker, Surroundings
 from deployments.embedder_handle import ServeEmbedder
 from deployments.process_logs import write_to_serve_log
+from deployments.retriever_handle import ServeRetriever
 from deployments.serve_private import keep_replica_server_off_other_interfaces
 from deployments.startup_error import StartupError
 from models.documents.reader import DocumentReader
@@ -36,11 +38,13 @@ class TaskWorker:
     async def __init__(  # type: ignore[misc]  # Serve awaits the constructor
         self,
         config: ShoalConfig,
+        models: Mapping[str, DeploymentHandle],
         embedders: Mapping[str, DeploymentHandle],
+        retrieval_handle: DeploymentHandle | None,
         *,
         log_level: str,
     ) -> None:
-        """`embedders`: the replicas of each embedding model, by its name.
+        """`models`, `embedders`: the replicas of each model, by its name.
 
         Raises:
             StartupError: Redis' URL or the storage cannot be used; says why.
@@ -61,21 +65,33 @@ class TaskWorker:
             )
         )
         timeout_s = retrieval.search_timeout_s
+        name = serve.get_replica_context().replica_id.unique_id
+        reached = {
+            model: ServeEmbedder(handle, model_name=model, timeout_s=timeout_s)
+            for model, handle in embedders.items()
+        }
         self._worker = BucketWorker(
             config,
             Surroundings(
                 redis=self._redis,
                 objects=self._objects,
                 reader=self._reader,
-                embedders={
-                    name: ServeEmbedder(handle, model_name=name, timeout_s=timeout_s)
-                    for name, handle in embedders.items()
-                },
+                embedders=reached,
             ),
-            name=serve.get_replica_context().replica_id.unique_id,
+            name=name,
             crawled_networks=[str(network) for network in retrieval.crawled_networks],
         )
+        retriever = (
+            None
+            if retrieval_handle is None
+            else ServeRetriever(retrieval_handle, timeout_s=timeout_s)
+        )
+        try:
+            self._batches = BatchService(config, self._redis, models, reached, retriever, name=name)
+        except ValueError as error:
+            raise StartupError(str(error)) from error
         self._running = asyncio.create_task(self._worker.run())
+        self._running_batches = asyncio.create_task(self._batches.run())
 
     # Called by Serve.
 
@@ -84,16 +100,21 @@ class TaskWorker:
         Raises:
             RuntimeError: nothing is worked off any more; Serve replaces the replica.
         """
-        if self._running.done():
-            error = None if self._running.cancelled() else self._running.exception()
-            raise RuntimeError("the worker's loop has ended") from error
+        for running in (self._running, self._running_batches):
+            if running.done():
+                error = None if running.cancelled() else running.exception()
+                raise RuntimeError("a worker's loop has ended") from error
 
     async def __del__(self) -> None:
         """Serve awaits this before it kills the process: end the tasks, or give them back."""
         if not hasattr(self, "_running"):
             return  # the constructor failed
-        await self._worker.stop(grace_s=GRACE_S)
-        await asyncio.gather(self._running, return_exceptions=True)  # `check_health` has told of it
+        await asyncio.gather(
+            self._worker.stop(grace_s=GRACE_S), self._batches.stop(grace_s=GRACE_S)
+        )
+        # `check_health` has told of errors.
+        await asyncio.gather(self._running, self._running_batches, return_exceptions=True)
+        await self._batches.close()
         await self._reader.close()
         await self._objects.close()
         await self._redis.close()
@@ -102,4 +123,5 @@ class TaskWorker:
 
     def stats(self) -> dict[str, float]:
         """For `shoal status`."""
-        return {"num_tasks_running": float(self._worker.num_running)}
+        num_running = self._worker.num_running + self._batches.num_running
+        return {"num_tasks_running": float(num_running)}

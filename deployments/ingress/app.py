@@ -19,6 +19,7 @@ from cluster.object_store import S3_FACE_PATH
 from cluster.storage.folder_store import FolderStore
 from cluster.telemetry import Telemetry
 from deployments.ingress import operations
+from deployments.ingress.batch_routes import batch_endpoints
 from deployments.ingress.bucket_routes import bucket_endpoints
 from deployments.ingress.chat_generation import ChatGenerations
 from deployments.ingress.chat_routes import ChatCompletions
@@ -32,6 +33,7 @@ from deployments.ingress.errors import (
     send_json,
 )
 from deployments.ingress.exchange import SCOPE_KEY, Exchange
+from deployments.ingress.file_routes import file_endpoints
 from deployments.ingress.grounding import Grounding
 from deployments.ingress.integration_secret_routes import secret_endpoints
 from deployments.ingress.message_routes import CountTokens, Messages, speaks_anthropic
@@ -40,6 +42,7 @@ from deployments.ingress.plain_routes import (
     Health,
     Metrics,
     Models,
+    NoRedis,
     OneModel,
     Ready,
     RetrievalIsOff,
@@ -51,7 +54,7 @@ from deployments.ingress.request_body import linger
 from deployments.ingress.response_routes import Responses
 from deployments.ingress.s3.face import S3Face
 from deployments.ingress.served_model import ModelDirectory, ServedModel
-from deployments.ingress.services import RetrievalServices
+from deployments.ingress.services import BatchServices, RetrievalServices
 from deployments.ingress.tokenize_routes import Detokenize, Tokenize
 
 
@@ -63,6 +66,7 @@ def build_asgi_app(
     *,
     retrieval: RetrievalServices | None = None,
     secrets: IntegrationSecrets | None = None,
+    batches: BatchServices | None = None,
 ) -> ASGIApp:
     """The whole HTTP side. `models` has every model of the configuration, by name; `retrieval` is
     None where the configuration has no embedders, `secrets` where there is no Redis.
@@ -88,6 +92,7 @@ def build_asgi_app(
         operations.CHAT: ChatCompletions(generations, max_body_bytes=limit, external=external),
         operations.MODELS: Models(directory, external=providers.cards),
         operations.ONE_MODEL: OneModel(directory, external=providers.cards),
+        **_batch_endpoints(batches, config),
     }
     routes = _routes(endpoints)
     document = OpenAPIDocument(is_key_required=keys.required)
@@ -156,6 +161,19 @@ def _endpoints(
         operations.HEALTH: Health(),
         operations.READY: Ready(directory),
         operations.METRICS: Metrics(telemetry),
+    }
+
+
+def _batch_endpoints(
+    batches: BatchServices | None, config: ShoalConfig
+) -> dict[operations.Operation, ASGIApp]:
+    """What serves files and batches."""
+    if batches is None:
+        both = (*operations.FILE_OPERATIONS, *operations.BATCH_OPERATIONS)
+        return dict.fromkeys(both, NoRedis())
+    return {
+        **file_endpoints(batches.files, batch_retention_s=config.batches.retention_s),
+        **batch_endpoints(batches.tasks, max_body_bytes=config.http.max_body_bytes),
     }
 
 

@@ -73,6 +73,13 @@ class Metrics:
         await Response(page, headers={"content-type": CONTENT_TYPE})(scope, receive, send)
 
 
+class NoRedis:
+    """Every operation about files and batches, where the configuration has no Redis."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise NotFoundError("Files and batches are switched off here: there is no Redis.")
+
+
 class RetrievalIsOff:
     """Every operation about buckets, where the configuration has no embedders."""
 

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cluster.batch_tasks import BatchTasks
 from cluster.bucket_tasks import BucketTasks
 from cluster.chunk_store import ChunkStore
+from cluster.file_store import FileStore
 from cluster.object_store import ObjectStore
 from cluster.retrieval import Embedder, Retriever
 
@@ -18,3 +20,11 @@ class RetrievalServices:
     chunks: ChunkStore
     tasks: BucketTasks
     objects: ObjectStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchServices:
+    """Files, and the batches that are made of them."""
+
+    files: FileStore
+    tasks: BatchTasks

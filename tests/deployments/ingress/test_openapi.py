@@ -52,7 +52,13 @@ async def test_the_document_has_every_route_and_every_route_is_there(server: Ser
 
 
 def _with_values(path: str) -> str:
-    values = {"model_id": "no/such", "bucket_name": "none", "task_id": str(uuid.uuid4())}
+    values = {
+        "model_id": "no/such",
+        "bucket_name": "none",
+        "task_id": str(uuid.uuid4()),
+        "file_id": "file-none",
+        "batch_id": "batch_none",
+    }
     values["id"] = values["task_id"]
     return path.format(**values)
 
