@@ -9,7 +9,7 @@ from cluster.cli_bucket_embed import EmbedWatch
 from cluster.cli_error import CommandError
 
 SAMPLE_BUCKET = "handbook"
-SAMPLE_QUESTION = "How many days do customers have to return a product?"
+SAMPLE_QUESTION = "Who leads the legal team?"
 _FOLDER = Path(__file__).with_name("sample_bucket")
 
 

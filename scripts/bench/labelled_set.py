@@ -2,8 +2,9 @@
 
 The paraphrases are written by hand (`tests/data/retrieval/paraphrases.txt`): a question shares
 hardly a word with its passage, but does with two look-alikes. The exact terms are drawn from
-families of passages that differ in little but a code, a name or a number. Nothing was chosen by
-looking at what a search finds.
+families of passages that differ in little but a code, a name or a number. Once the
+lexical search's misses on the tuning half were looked at, to mend questions whose own passage did
+not answer them; nothing else was chosen by what a search finds.
 """
 
 import random

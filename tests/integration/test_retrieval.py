@@ -22,7 +22,7 @@ from tests.integration.conftest import Cluster, free_port
 
 pytestmark = pytest.mark.cluster
 
-ANSWER = "45 days"
+ANSWER = "Mei Tanaka"
 TOOL = {"type": "retrieval", "retrieval": {"bucket_ids": [SAMPLE_BUCKET]}}
 
 
@@ -79,7 +79,7 @@ def test_the_sample_question_is_answered_from_the_bucket_and_not_without_it(
     grounded = ask(client, tools=[TOOL])
     assert ANSWER in grounded.content
     sources = [chunk["filename"] for chunk in grounded.retrieval["chunks"]]
-    assert "returns.md" in sources
+    assert "people.md" in sources
     assert ANSWER not in ask(client).content
 
 
@@ -106,19 +106,19 @@ def test_a_stream_answers_the_same_and_ends_with_its_sources(client: openai.Open
 def test_a_changed_file_changes_the_answer_by_itself(
     retrieving: Cluster, client: openai.OpenAI, tmp_path: Path
 ) -> None:
-    changed = tmp_path / "returns.md"
-    changed.write_text("# Returns\n\nCustomers have 73 days to return a product.\n")
+    changed = tmp_path / "people.md"
+    changed.write_text("# Who does what\n\nThe legal team is led by Aino Virtanen.\n")
     with BucketClient(retrieving.url, api_key=retrieving.api_key) as buckets:
-        buckets.put(SAMPLE_BUCKET, "returns.md", changed, sent=lambda _: None)
+        buckets.put(SAMPLE_BUCKET, "people.md", changed, sent=lambda _: None)
 
         def found_texts() -> str:
             message = ask(client, tools=[TOOL])
             return " ".join(chunk["text"] for chunk in message.retrieval["chunks"])
 
-        wait_for(lambda: "73 days" in found_texts())
+        wait_for(lambda: "Aino Virtanen" in found_texts())
         assert ANSWER not in found_texts()
-        original = Path(launch.__file__).parents[1] / "cluster" / "sample_bucket" / "returns.md"
-        buckets.put(SAMPLE_BUCKET, "returns.md", original, sent=lambda _: None)
+        original = Path(launch.__file__).parents[1] / "cluster" / "sample_bucket" / "people.md"
+        buckets.put(SAMPLE_BUCKET, "people.md", original, sent=lambda _: None)
         wait_for(lambda: ANSWER in found_texts())
 
 
