@@ -23,7 +23,7 @@ from deployments.local_ray import (
 
 
 def config_of(**changes: object) -> ShoalConfig:
-    return parse_config({"models": [{"name": "m", "source": "demo", **changes}]})
+    return parse_config({"models": [{"name": "m", "source": "demo", **changes}], "embedders": []})
 
 
 def state_of(cluster_id: str, *, session_id: int = 0, run_folder: str = "/nowhere") -> ClusterState:

@@ -139,6 +139,7 @@ async def test_searches_see_one_version_and_none_older_than_they_began_at(
     async with rig(redis_config, max_exact_chunks=15) as r:
         await r.put(v0=[f"v0 row{row}" for row in range(20)])
         newest, is_done, num_seen = 0, False, set[int]()
+        has_searched = asyncio.Event()
 
         async def commit() -> None:
             nonlocal newest, is_done
@@ -146,6 +147,8 @@ async def test_searches_see_one_version_and_none_older_than_they_began_at(
                 texts = [f"v{number} row{row}" for row in range(20)]
                 await r.put(drop=[f"v{number - 1}.txt"], **{f"v{number}": texts})
                 newest = number
+                has_searched.clear()
+                await has_searched.wait()  # or a busy machine would commit them all at once
             is_done = True
 
         async def search() -> None:
@@ -156,6 +159,7 @@ async def test_searches_see_one_version_and_none_older_than_they_began_at(
                 assert len(versions) == 1, versions
                 assert min(versions) >= oldest
                 num_seen.update(versions)
+                has_searched.set()
 
         await asyncio.gather(commit(), *(search() for _ in range(8)))
         assert len(num_seen) > 5
