@@ -21,6 +21,7 @@ from models.parallel.step_order import StepOrder
 STARTING_TIMEOUT_S = 120.0  # for a process to load its code
 STEP_TIMEOUT_S = 6.0  # of an exchange between ranks, and of the answer to a step
 _SETTLING_TIMEOUT_S = 1.0  # to learn which rank is to blame
+_HEARING_TIMEOUT_S = 0.2
 
 
 class TPRunner:
@@ -180,7 +181,8 @@ def _blame(ranks: Sequence[RankLink]) -> str | None:
     """What went wrong on another rank: its own doing first, its silence second."""
     deadline = time.monotonic() + _SETTLING_TIMEOUT_S
     for rank in ranks:
-        rank.settle(deadline)
+        # What a rank has said is heard also when an earlier one, that hangs, took all the time.
+        rank.settle(max(deadline, time.monotonic() + _HEARING_TIMEOUT_S))
         reason = rank.fault()
         if reason is not None:
             return reason
