@@ -14,6 +14,7 @@ import orjson
 
 from cluster.cli_chat import refusal
 from cluster.cli_error import CommandError
+from cluster.cli_target import open_connection
 from cluster.object_store import S3_FACE_PATH
 from cluster.storage.xml_document import XMLError, children, parse_xml, tag_of, text_of
 
@@ -70,11 +71,7 @@ class BucketClient:
 
     def __init__(self, base_url: str, *, api_key: str | None) -> None:
         self._base_url = base_url
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        # trust_env: a proxy set for the web must not receive what is meant for this machine.
-        self._http = httpx.Client(
-            base_url=base_url, headers=headers, timeout=_TIMEOUT, trust_env=False
-        )
+        self._http = open_connection(base_url, api_key=api_key, timeout=_TIMEOUT)
 
     def __enter__(self) -> Self:
         return self

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from cluster.cli_error import CommandError
+from cluster.cli_target import open_connection
 
 Message = dict[str, str]
 Events = Generator[dict[str, Any], None, None]
@@ -71,11 +72,7 @@ class ChatClient:
 
     def __init__(self, base_url: str, *, api_key: str | None) -> None:
         self._base_url = base_url
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        # trust_env: a proxy set for the web must not receive what is meant for this machine.
-        self._http = httpx.Client(
-            base_url=base_url, headers=headers, timeout=_TIMEOUT, trust_env=False
-        )
+        self._http = open_connection(base_url, api_key=api_key, timeout=_TIMEOUT)
 
     def __enter__(self) -> Self:
         return self

@@ -3,7 +3,7 @@
 import uuid
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import msgspec
 from pydantic import BaseModel, Field
@@ -137,6 +137,16 @@ class PageMeta(BaseModel):
     page_size: int
     total_pages: int
     total_results: int
+
+    @classmethod
+    def of(cls, *, number: int, size: int, num_total: int) -> Self:
+        """Of page `number`, from 1. An empty list has one page."""
+        return cls(
+            page_number=number,
+            page_size=size,
+            total_pages=max(1, -(-num_total // size)),
+            total_results=num_total,
+        )
 
 
 class TaskListAnswer(BaseModel):

@@ -83,12 +83,7 @@ class ListSecrets:
         )
         answer = IntegrationSecretListAnswer(
             data=[IntegrationSecretObject.of(record) for record in found.records],
-            meta=PageMeta(
-                page_number=page.number,
-                page_size=page.size,
-                total_pages=max(1, -(-found.num_total // page.size)),
-                total_results=found.num_total,
-            ),
+            meta=PageMeta.of(number=page.number, size=page.size, num_total=found.num_total),
         )
         await send_json(send, answer.model_dump_json().encode())
 
