@@ -86,7 +86,7 @@ def _questions(words: Words, scene: passages.Scene, limit: int) -> list[Asked]:
         Asked(words.choice(fact.questions), f"{fact.value}.", fact.sentence, fact.value)
         for fact in clear + again
     ]
-    missing = [question for question in scene.missing if words.chance(0.6)]
+    missing = [question for question in scene.missing if words.chance(0.85)]
     asked += [Asked(question, smalltalk.ABSENT, "", "") for question in missing]
     words.rng.shuffle(asked)
     return [

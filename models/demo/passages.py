@@ -54,12 +54,12 @@ def _same_kind(words: Words, num_entities: int) -> tuple[list[list[Fact]], list[
             group.append(facts.named_property(words, entity))
         groups.append(group)
     stranger = make_entity(words)
-    if stranger not in entities and words.chance(0.5):
+    if stranger not in entities and words.chance(0.7):
         unasked = facts.state(words, words.choice(chosen), stranger)
         missing.append(words.choice(unasked.questions))
     taken = {_topic(attribute.label) for attribute in chosen}
     others = [attribute for attribute in attributes if _topic(attribute.label) not in taken]
-    if others and words.chance(0.5):
+    if others and words.chance(0.7):
         unasked = facts.state(words, words.choice(others), words.choice(entities))
         missing.append(words.choice(unasked.questions))
     return groups, missing
