@@ -91,9 +91,11 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_replicas: Annotated[int, Field(ge=1)] = 1
-    num_cpus: Annotated[float, Field(ge=0)] = 1.0  # reserved on Ray per replica
-    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0  # reserved on Ray per replica, all ranks together
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0  # the same
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1  # ranks that share one replica's model
+    # Of a replica's ranks: on one node, on few, or on different ones as far as there are.
+    rank_placement: Literal["strict_pack", "pack", "spread"] = "strict_pack"
     chat_template: str | None = None  # a file; None: the checkpoint's own
     # A Jinja file that writes the found chunks into the system message; None: the family's own.
     retrieval_template: str | None = None
@@ -102,6 +104,27 @@ class ModelConfig(Section):
     reasoning_parser: Literal["auto", "none", "think"] = "auto"
     defaults: ChatDefaults = ChatDefaults()
     engine: EngineConfig = EngineConfig()
+
+    @model_validator(mode="after")
+    def _each_rank_has_its_part(self) -> Self:
+        size = self.tensor_parallel_size
+        if size == 1:
+            if self.rank_placement != "strict_pack":
+                raise ValueError(
+                    f"rank_placement ({self.rank_placement}) is about several ranks; "
+                    "tensor_parallel_size is 1"
+                )
+            return self
+        if self.num_gpus % size:
+            raise ValueError(
+                f"num_gpus ({self.num_gpus:g}) must be 0 or a multiple of tensor_parallel_size "
+                f"({size}): each rank has as many"
+            )
+        if self.num_cpus + self.num_gpus == 0:
+            raise ValueError(
+                f"num_cpus and num_gpus are 0; the {size} ranks need something to be placed by"
+            )
+        return self
 
 
 class EmbedderConfig(Section):

@@ -18,6 +18,7 @@ from deployments.embedder_replica import EmbedderReplica
 from deployments.ingress_deployment import Ingress
 from deployments.local_ray import TASK_WORKER_CPUS
 from deployments.model_replica import ModelReplica
+from deployments.rank_actors import rank_resources
 from deployments.retrieval_replica import RetrievalReplica
 from deployments.task_worker import TaskWorker
 
@@ -85,10 +86,24 @@ def _pool(model: ModelConfig, log_level: str) -> Application:
         ModelReplica,
         name=deployment_name(model.name),
         num_replicas=model.num_replicas,
-        ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
+        ray_actor_options=rank_resources(model),
+        **_placement(model),
         **_CARE,
     )
     return deployment.bind(model, log_level=log_level)
+
+
+def _placement(model: ModelConfig) -> dict[str, Any]:
+    """One placement group for all ranks of a replica: its resources come, and go, together."""
+    if model.tensor_parallel_size == 1:
+        return {}
+    resources = rank_resources(model)
+    bundle = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
+    bundle = {name: amount for name, amount in bundle.items() if amount}
+    return {
+        "placement_group_bundles": [bundle] * model.tensor_parallel_size,
+        "placement_group_strategy": model.rank_placement.upper(),
+    }
 
 
 def _embedder(config: EmbedderConfig, log_level: str) -> Application:

@@ -15,6 +15,7 @@ from cluster.types import Request, TokenDelta
 from deployments import channel_wire as wire
 from deployments.channel_errors import to_serving_error
 from deployments.channel_server import set_low_latency
+from deployments.cluster_secret import NONCE_BYTES, new_nonce
 from deployments.replica_endpoint import ReplicaEndpoint
 
 CONNECT_TIMEOUT_S = 5.0
@@ -137,7 +138,7 @@ class ReplicaConnection(asyncio.Protocol):
         self.last_heard_s = loop.time()
         self._loop = loop
         self._secret = secret
-        self._nonce = wire.new_nonce()
+        self._nonce = new_nonce()
         self._frames = wire.FrameReader(max_frame_bytes=wire.MAX_HANDSHAKE_BYTES)
         self._is_server_proven = False
         self._is_draining = False
@@ -253,7 +254,7 @@ class ReplicaConnection(asyncio.Protocol):
     def _shake_hands(self, message: wire.ServerMessage) -> None:
         match message:
             case wire.ServerHello() if not self._is_server_proven:
-                if len(message.nonce) != wire.NONCE_BYTES:
+                if len(message.nonce) != NONCE_BYTES:
                     raise wire.ChannelProtocolError("a nonce of the wrong length")
                 expected = wire.server_proof(self._secret, self._nonce, message.nonce)
                 if not hmac.compare_digest(message.proof, expected):

@@ -22,6 +22,7 @@ from cluster.errors import ServingError
 from cluster.types import Request, TokenDelta
 from deployments import channel_wire as wire
 from deployments.channel_errors import to_failed
+from deployments.cluster_secret import NONCE_BYTES, new_nonce
 from models.engine.outlet import Outlet, TokenColumns
 
 HANDSHAKE_TIMEOUT_S = 5.0
@@ -265,9 +266,9 @@ class _ServerConnection(asyncio.Protocol):
                     raise wire.ChannelProtocolError(
                         f"protocol version {message.version}; this is {wire.PROTOCOL_VERSION}"
                     )
-                if len(message.nonce) != wire.NONCE_BYTES:
+                if len(message.nonce) != NONCE_BYTES:
                     raise wire.ChannelProtocolError("a nonce of the wrong length")
-                nonce, secret = wire.new_nonce(), self._server.secret
+                nonce, secret = new_nonce(), self._server.secret
                 self._expected_proof = wire.client_proof(secret, message.nonce, nonce)
                 proof = wire.server_proof(secret, message.nonce, nonce)
                 self._write(wire.encode_frame(wire.ServerHello(nonce, proof)))

@@ -15,17 +15,14 @@ It authenticates the ends and does not encrypt: TCP between nodes belongs on a p
 Field order is the wire format: append new fields at the end, with a default.
 """
 
-import hashlib
-import hmac
-import secrets
 import struct
 
 import msgspec
 
 from cluster.types import FinishReason, Request, TokenDelta, TokenLogprobs
+from deployments.cluster_secret import proof
 
 PROTOCOL_VERSION = 2
-NONCE_BYTES = 32
 MAX_HANDSHAKE_BYTES = 512
 MAX_CLIENT_FRAME_BYTES = 32 * 2**20  # a request: at most five bytes per prompt token
 MAX_SERVER_FRAME_BYTES = 64 * 2**20  # one step: prompt logprobs are its largest content
@@ -225,23 +222,14 @@ class FrameReader:
         return payload
 
 
-def new_nonce() -> bytes:
-    return secrets.token_bytes(NONCE_BYTES)
-
-
 def server_proof(secret: bytes, client_nonce: bytes, server_nonce: bytes) -> bytes:
     """What only a server that holds the secret can say about these two nonces."""
-    return _proof(secret, b"shoal channel 1 server", client_nonce, server_nonce)
+    return proof(secret, b"shoal channel 1 server", client_nonce, server_nonce)
 
 
 def client_proof(secret: bytes, client_nonce: bytes, server_nonce: bytes) -> bytes:
     """What only a client that holds the secret can say about these two nonces."""
-    return _proof(secret, b"shoal channel 1 client", client_nonce, server_nonce)
-
-
-def _proof(secret: bytes, role: bytes, client_nonce: bytes, server_nonce: bytes) -> bytes:
-    # Nonces have a fixed length, checked by both sides, so the concatenation is unambiguous.
-    return hmac.digest(secret, role + client_nonce + server_nonce, hashlib.sha256)
+    return proof(secret, b"shoal channel 1 client", client_nonce, server_nonce)
 
 
 def to_stream_delta(stream_id: int, delta: TokenDelta) -> StreamDelta:

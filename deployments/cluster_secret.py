@@ -1,8 +1,11 @@
-"""The secret that the processes of one cluster share: the token channel's authentication.
+"""The secret that the processes of one cluster share, and how two of them prove that they hold it:
+the token channel's authentication, and that of tensor-parallel ranks.
 
 It comes from SHOAL_CLUSTER_SECRET, or lies in `<home>/cluster_secret`, readable by its owner alone.
 """
 
+import hashlib
+import hmac
 import os
 import secrets
 import stat
@@ -10,6 +13,7 @@ from pathlib import Path
 
 SECRET_FILE_NAME = "cluster_secret"
 MIN_SECRET_CHARS = 32
+NONCE_BYTES = 32
 _OWNER_ONLY = 0o600
 
 
@@ -44,6 +48,23 @@ def create_private_text(path: Path, text: str) -> None:
 def new_secret() -> str:
     """A fresh secret with 256 bits of randomness."""
     return secrets.token_hex(32)
+
+
+def new_nonce() -> bytes:
+    return secrets.token_bytes(NONCE_BYTES)
+
+
+def proof(secret: bytes, role: bytes, first_nonce: bytes, second_nonce: bytes) -> bytes:
+    """What only a holder of the secret can say, in that role, about these two nonces.
+
+    Both sides check that nonces have NONCE_BYTES, so that the concatenation is unambiguous.
+
+    Raises:
+        ValueError: one of them has not.
+    """
+    if not len(first_nonce) == len(second_nonce) == NONCE_BYTES:
+        raise ValueError("a nonce of the wrong length")
+    return hmac.digest(secret, role + first_nonce + second_nonce, hashlib.sha256)
 
 
 def _checked(secret: str, origin: str) -> bytes:

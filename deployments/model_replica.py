@@ -21,12 +21,14 @@ from deployments.channel_server import ChannelServer
 from deployments.channel_wire import ReplicaStats
 from deployments.cluster_secret import load_cluster_secret
 from deployments.process_logs import write_to_serve_log
+from deployments.rank_actors import ActorRanks
 from deployments.replica_endpoint import ReplicaEndpoint, ReplicaFacts
 from deployments.serve_private import keep_replica_server_off_other_interfaces
 from deployments.startup_error import StartupError
 from models.engine.async_engine import AsyncEngine
 from models.engine.build import build_engine
 from models.engine.engine import Engine
+from models.parallel.rank_link import RankError, RankStarter
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +49,9 @@ class ModelReplica:
         keep_replica_server_off_other_interfaces(node_ip)
         try:
             secret = load_cluster_secret(shoal_home())
-            engine = await asyncio.to_thread(_load_engine, config)
-        except ValueError as error:
+            ranks = _ranks(config, host=node_ip, secret=secret, log_level=log_level)
+            engine = await asyncio.to_thread(_load_engine, config, ranks)
+        except (ValueError, RankError) as error:
             raise StartupError(f"{config.name}: {error}") from error
         self._engine = AsyncEngine(
             engine, max_num_queued_requests=config.engine.max_num_queued_requests
@@ -126,9 +129,18 @@ class ModelReplica:
         )
 
 
-def _load_engine(config: ModelConfig) -> Engine:
+def _ranks(config: ModelConfig, *, host: str, secret: bytes, log_level: str) -> RankStarter | None:
+    """Where the ranks above 0 come from; None without any."""
+    if config.tensor_parallel_size == 1:
+        return None
+    group = ray.util.get_current_placement_group()
+    assert group is not None, "`app` asks for one"
+    return ActorRanks(group, config, host=host, secret=secret, log_level=log_level)
+
+
+def _load_engine(config: ModelConfig, ranks: RankStarter | None) -> Engine:
     """Blocks while the checkpoint is read."""
-    return build_engine(config, resolve_model_source(config.source))
+    return build_engine(config, resolve_model_source(config.source), ranks=ranks)
 
 
 def _facts(model_name: str, engine: Engine) -> ReplicaFacts:

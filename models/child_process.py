@@ -86,9 +86,15 @@ def receive_frame(
     return msgspec.msgpack.decode(receive_body(connection, deadline=deadline), type=kind)
 
 
-def receive_body(connection: socket.socket, *, deadline: float | None) -> bytes:
-    """The next message before it is decoded; raises as `receive_frame` does."""
+def receive_body(
+    connection: socket.socket, *, deadline: float | None, max_bytes: int | None = None
+) -> bytes:
+    """The next message before it is decoded; raises as `receive_frame` does, and
+    ConnectionAbortedError where it is longer than `max_bytes`.
+    """
     (length,) = LENGTH.unpack(_receive_exactly(connection, LENGTH.size, deadline))
+    if max_bytes is not None and length > max_bytes:
+        raise ConnectionAbortedError(f"a message of {length} bytes; {max_bytes} are accepted")
     return _receive_exactly(connection, length, deadline)
 
 

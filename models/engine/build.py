@@ -10,14 +10,18 @@ from models.engine.model_runner import ModelRunner, find_device
 from models.engine.runner import Runner
 from models.engine.synthetic_runner import SyntheticRunner
 from models.grammar.compiler import GrammarCompiler
-from models.parallel.rank_link import start_rank_processes
+from models.parallel.rank_link import ChildRanks, RankStarter
 from models.parallel.runner import TPRunner
 from models.parallel.sharding import Shards
 from models.tokenizer import Tokenizer
 
 
-def build_engine(config: ModelConfig, checkpoint_dir: Path) -> Engine:
+def build_engine(
+    config: ModelConfig, checkpoint_dir: Path, *, ranks: RankStarter | None = None
+) -> Engine:
     """Load a checkpoint and size its KV cache.
+
+    `ranks` starts the other ranks of a tensor-parallel model; None: as processes of this machine.
 
     Raises:
         ValueError: in one readable message, the file and what is wrong with it, or what does not
@@ -31,6 +35,7 @@ def build_engine(config: ModelConfig, checkpoint_dir: Path) -> Engine:
             dtype=config.dtype,
             device=config.device,
             tensor_parallel_size=config.tensor_parallel_size,
+            ranks=ranks,
         )
     else:
         runner = _build_synthetic_runner(config.engine, checkpoint_dir)
@@ -49,8 +54,9 @@ def build_runner(
     dtype: str,
     device: str,
     tensor_parallel_size: int,
+    ranks: RankStarter | None = None,
 ) -> Runner:
-    """Load a checkpoint, with the ranks above 0 as processes of this machine.
+    """Load a checkpoint on one rank or several; the other arguments as for `build_engine`.
 
     Raises:
         ValueError: as `ModelRunner`.
@@ -60,9 +66,16 @@ def build_runner(
         return ModelRunner(checkpoint_dir, engine_config, dtype=dtype, device=device)
     # What needs no process to be refused is refused before any is started.
     Shards(read_decoder_config(checkpoint_dir), size=tensor_parallel_size)
-    find_device(device, tensor_parallel_size - 1)
-    ranks = start_rank_processes(tensor_parallel_size)
-    return TPRunner(checkpoint_dir, engine_config, ranks=ranks, dtype=dtype, device=device)
+    starter: RankStarter = ranks or ChildRanks()
+    find_device(device, (starter.num_local_devices or tensor_parallel_size) - 1)
+    return TPRunner(
+        checkpoint_dir,
+        engine_config,
+        ranks=starter.start(tensor_parallel_size),
+        host=starter.host,
+        dtype=dtype,
+        device=device,
+    )
 
 
 def _build_grammar_compiler(runner: Runner, checkpoint_dir: Path) -> GrammarCompiler | None:

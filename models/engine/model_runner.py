@@ -112,7 +112,7 @@ class ModelRunner:
         """
         group = group or TPGroup()
         _set_threads(engine_config.num_threads, group.size)
-        self._device = find_device(device, group.rank)
+        self._device = find_device(device, group.device_index)
         if is_native(checkpoint_dir):
             config = read_decoder_config(checkpoint_dir)
             self._dtype = _dtype(dtype, config.dtype)
@@ -320,8 +320,8 @@ def _attention(kv_cache: KVCache, shape: DecoderShape) -> AttentionBackend:
     return native or CPUAttention(kv_cache, num_heads=heads, layer_windows=windows)
 
 
-def find_device(name: str, rank: int = 0) -> torch.device:
-    """The device of a rank: the machine's CPU, or its GPU of that number.
+def find_device(name: str, index: int = 0) -> torch.device:
+    """The device of a rank: the machine's CPU, or the GPU with that number.
 
     Raises:
         ValueError: the name is unknown, or there is no such GPU.
@@ -332,11 +332,12 @@ def find_device(name: str, rank: int = 0) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError("device 'cuda' was asked for, but torch finds no GPU")
-    if rank >= torch.cuda.device_count():
+    if index >= torch.cuda.device_count():
         raise ValueError(
-            f"rank {rank} needs a GPU of its own, but torch finds {torch.cuda.device_count()}"
+            f"each rank needs a GPU of its own: {index + 1} are needed, but torch finds "
+            f"{torch.cuda.device_count()}"
         )
-    return torch.device("cuda", rank)
+    return torch.device("cuda", index)
 
 
 def _set_threads(num_threads: int | None, num_ranks: int) -> None:

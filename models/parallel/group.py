@@ -85,12 +85,20 @@ class TPGroup:
         """A group of one rank."""
         self.rank = 0
         self.size = 1
+        self.device_index = 0  # this rank's GPU, among those that its process sees
         self._device = torch.device("cpu")
         self._backend: _Backend | None = None
 
     @classmethod
     def join(
-        cls, meeting: Rendezvous, *, rank: int, size: int, device: torch.device, timeout_s: float
+        cls,
+        meeting: Rendezvous,
+        *,
+        rank: int,
+        size: int,
+        device: torch.device,
+        timeout_s: float,
+        host: str = LOOPBACK,
     ) -> "TPGroup":
         """Meet the other ranks; returns when all are there.
 
@@ -98,18 +106,20 @@ class TPGroup:
 
         Args:
             timeout_s: of each exchange.
+            host: this rank's own address, which the others reach it at.
 
         Raises:
             GroupError: a rank did not come.
         """
         group = cls()
         group.rank, group.size, group._device = rank, size, device
+        group.device_index = device.index or 0
         timeout = timedelta(seconds=timeout_s)
         try:
             if device.type == "cuda":
                 group._backend = _nccl(meeting.store, rank, size, timeout)
             else:
-                group._backend = _gloo(meeting, rank, size, timeout)
+                group._backend = _gloo(meeting, rank, size, timeout, host)
         except RuntimeError as error:
             _fail(error)
         group.all_reduce(torch.zeros(1, device=device))  # the first one connects the ranks
@@ -169,12 +179,10 @@ def _fail(error: RuntimeError) -> NoReturn:
     raise GroupError(f"an exchange between the ranks failed: {error}") from error
 
 
-def _gloo(meeting: Rendezvous, rank: int, size: int, timeout: timedelta) -> _Backend:
+def _gloo(meeting: Rendezvous, rank: int, size: int, timeout: timedelta, host: str) -> _Backend:
     options = distributed.ProcessGroupGloo._Options()
     options._timeout = timeout
-    # Ranks of one machine talk over its loopback, where no other machine reaches them.
-    hostname = LOOPBACK if meeting.host == LOOPBACK else ""
-    options._devices = [distributed.ProcessGroupGloo.create_device(hostname=hostname)]
+    options._devices = [distributed.ProcessGroupGloo.create_device(hostname=host)]
     backend: _Backend = distributed.ProcessGroupGloo(meeting.store, rank, size, options)
     return backend
 

@@ -26,6 +26,7 @@ class RankOrder(msgspec.Struct, frozen=True, kw_only=True):
     host: str  # rank 0's store, where the ranks meet
     port: int
     timeout_s: float  # of each exchange between the ranks
+    device_index: int  # of its GPU, among those that its process sees
     model: ModelOrder
 
 

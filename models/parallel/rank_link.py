@@ -1,11 +1,12 @@
 """Rank 0's end of the connection to another rank: how it is reached, what it says, how it ends.
 
-Where and how a rank runs is its `RankHandle`'s business: `start_rank_processes` starts child
-processes of this machine. Ranks that somebody else starts (actors on other machines, say) need a
+Where and how a rank runs is its `RankHandle`'s business: `ChildRanks` starts child processes of
+this machine. Ranks that somebody else starts (`deployments.rank_actors`, on any machine) have a
 handle of their own and a connected socket, whose other end `TPWorker` follows.
 """
 
 import contextlib
+import select
 import socket
 import subprocess
 import time
@@ -14,6 +15,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from models.child_process import encode_frame, receive_body, start_child
+from models.parallel.group import LOOPBACK
 from models.parallel.messages import RankFailed, RankMessage
 
 _WORKER = "models.parallel.worker"
@@ -27,19 +29,16 @@ class RankError(RuntimeError):
 
 
 class RankHandle(Protocol):
-    """Whatever a rank runs in; the child process of `subprocess` is one."""
+    """Whatever a rank runs in."""
 
     @property
     def pid(self) -> int: ...
 
-    def poll(self) -> int | None:
-        """None while it runs; the exit status, or minus the signal, afterwards."""
+    def ending(self) -> str | None:
+        """None while it runs; how it ended afterwards, like "was killed by signal 9"."""
 
-    def wait(self, timeout: float) -> int:
-        """
-        Raises:
-            subprocess.TimeoutExpired: it still runs.
-        """
+    def wait_s(self, timeout_s: float) -> None:
+        """Return when it has ended, or after that time."""
 
     def kill(self) -> None: ...
 
@@ -47,8 +46,12 @@ class RankHandle(Protocol):
 class RankLink:
     """One rank above 0. Messages are read in the order in which they were sent."""
 
-    def __init__(self, rank: int, handle: RankHandle, connection: socket.socket) -> None:
+    def __init__(
+        self, rank: int, handle: RankHandle, connection: socket.socket, *, device_index: int
+    ) -> None:
+        """`device_index`: which of the GPUs that its process sees is the rank's."""
         self.rank = rank
+        self.device_index = device_index
         self._handle = handle
         self._connection = connection
         self._failure: RankFailed | None = None
@@ -86,10 +89,12 @@ class RankLink:
     def check(self) -> None:
         """
         Raises:
-            RankError: its process has ended.
+            RankError: its process has ended, or its connection.
         """
-        if self._handle.poll() is not None:
+        if self._handle.ending() is not None:
             raise RankError(self.fault() or "")
+        if self._is_disconnected():
+            raise RankError(f"{self._name} has closed its connection")
 
     def settle(self, deadline: float) -> None:
         """After something went wrong: hear the rank's last word, or see its process end."""
@@ -99,34 +104,37 @@ class RankLink:
         except TimeoutError:
             return
         except OSError:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._handle.wait(max(0.0, deadline - time.monotonic()))
+            self._handle.wait_s(max(0.0, deadline - time.monotonic()))
 
     def fault(self) -> str | None:
         """What it has done wrong by itself, as far as is known."""
-        failure, code = self._failure, self._handle.poll()
+        failure, ending = self._failure, self._handle.ending()
         if failure is not None:
             return None if failure.is_victim else f"{self._name} failed: {failure.message}"
-        if code is None:
-            return None
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
-        return f"{self._name} {how}"
+        return None if ending is None else f"{self._name} {ending}"
 
     def silence(self) -> str | None:
         """That it runs and does not say why nothing comes of it."""
-        is_silent = self._failure is None and self._handle.poll() is None
+        is_silent = self._failure is None and self._handle.ending() is None
         return f"{self._name} does not answer" if is_silent else None
 
     def end(self) -> None:
         """Kill the process, even one that is stopped, and wait until it is gone."""
         self._connection.close()
         self._handle.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._handle.wait(_END_TIMEOUT_S)
+        self._handle.wait_s(_END_TIMEOUT_S)
 
     @property
     def _name(self) -> str:
         return f"rank {self.rank} (process {self.process_id})"
+
+    def _is_disconnected(self) -> bool:
+        poller = select.poll()
+        try:
+            poller.register(self._connection, select.POLLRDHUP)
+        except ValueError:
+            return True  # closed on this side
+        return bool(poller.poll(0))
 
     def _read(self, deadline: float) -> RankMessage:
         message: RankMessage = msgspec.msgpack.decode(
@@ -137,6 +145,59 @@ class RankLink:
         return message
 
 
-def start_rank_processes(size: int) -> list[RankLink]:
-    """Start the ranks 1 … size - 1 on this machine, and do not wait for them."""
-    return [RankLink(rank, *start_child(_WORKER)) for rank in range(1, size)]
+class RankStarter(Protocol):
+    """Starts the ranks above 0 of one group, wherever they are to run."""
+
+    @property
+    def host(self) -> str:
+        """The address of this machine at which they reach rank 0."""
+
+    @property
+    def num_local_devices(self) -> int | None:
+        """GPUs that rank 0's process must see; None: one for each rank."""
+
+    def start(self, size: int) -> list[RankLink]:
+        """Start the ranks 1 … size - 1.
+
+        Raises:
+            RankError: one of them cannot be started.
+        """
+
+
+class ChildProcess:
+    """Satisfies `RankHandle`: a child process of this one."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ending(self) -> str | None:
+        code = self._process.poll()
+        if code is None:
+            return None
+        return f"was killed by signal {-code}" if code < 0 else f"ended with exit status {code}"
+
+    def wait_s(self, timeout_s: float) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+class ChildRanks:
+    """Satisfies `RankStarter`: child processes of this one, each with a GPU of this machine."""
+
+    host = LOOPBACK
+    num_local_devices = None
+
+    def start(self, size: int) -> list[RankLink]:
+        """Does not wait for them."""
+        links = []
+        for rank in range(1, size):
+            process, connection = start_child(_WORKER)
+            links.append(RankLink(rank, ChildProcess(process), connection, device_index=rank))
+        return links

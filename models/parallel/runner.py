@@ -33,6 +33,7 @@ class TPRunner:
         engine_config: EngineConfig,
         *,
         ranks: Sequence[RankLink],
+        host: str = LOOPBACK,
         dtype: str = "auto",
         device: str = "auto",
         random_weights: bool = False,
@@ -40,11 +41,15 @@ class TPRunner:
         """Load the checkpoint together with the other ranks, which have been started and belong to
         this runner now. The other arguments are those of `ModelRunner`.
 
+        Args:
+            host: the address of this machine at which the other ranks reach this one.
+
         Raises:
             ValueError: as `ModelRunner`.
             RankError: a rank ended or failed meanwhile.
         """
         self._ranks = ranks
+        self._host = host
         self._size = 1 + len(ranks)
         self._failure: RankError | None = None
         self._num_steps_sent = 0
@@ -142,7 +147,7 @@ class TPRunner:
         device = find_device(model.device)
         for rank in self._ranks:
             rank.receive(RankStarted, timeout_s=STARTING_TIMEOUT_S)
-        meeting = Rendezvous.open(LOOPBACK, size=self._size, timeout_s=STARTING_TIMEOUT_S)
+        meeting = Rendezvous.open(self._host, size=self._size, timeout_s=STARTING_TIMEOUT_S)
         for rank in self._ranks:
             order = RankOrder(
                 rank=rank.rank,
@@ -150,11 +155,17 @@ class TPRunner:
                 host=meeting.host,
                 port=meeting.port,
                 timeout_s=STEP_TIMEOUT_S,
+                device_index=rank.device_index,
                 model=model,
             )
             rank.send(order, timeout_s=STEP_TIMEOUT_S)
         return TPGroup.join(
-            meeting, rank=0, size=self._size, device=device, timeout_s=STEP_TIMEOUT_S
+            meeting,
+            rank=0,
+            size=self._size,
+            device=device,
+            timeout_s=STEP_TIMEOUT_S,
+            host=self._host,
         )
 
     def _send(self, order: StepOrder) -> None:

@@ -1,7 +1,7 @@
 """A rank above 0: `python -m models.parallel.worker FD`, which follows rank 0 step by step.
 
 It ends when its connection does, whatever it is doing: a rank that outlived rank 0 would keep the
-memory of its device.
+memory of its device. Ranks that are no child processes (actors of Ray) run the same `TPWorker`.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import torch
 from cluster.config import EngineConfig
 from models.child_process import receive_frame, send_frame
 from models.engine.model_runner import ModelRunner, find_device
-from models.parallel.group import GroupError, Rendezvous, TPGroup
+from models.parallel.group import LOOPBACK, GroupError, Rendezvous, TPGroup
 from models.parallel.messages import (
     RankFailed,
     RankMessage,
@@ -36,8 +36,10 @@ logger = logging.getLogger(__name__)
 class TPWorker:
     """One rank's end of the connection to rank 0."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, *, host: str = LOOPBACK) -> None:
+        """`host`: the address that the other ranks reach this one at."""
         self._connection = connection
+        self._host = host
 
     def run(self) -> None:
         """Load what is ordered, then follow steps until the connection ends."""
@@ -53,31 +55,36 @@ class TPWorker:
 
     def _follow(self) -> None:
         self._say(RankStarted())
-        runner = load(receive_frame(self._connection, RankOrder, deadline=None))
+        order = receive_frame(self._connection, RankOrder, deadline=None)
+        runner = load(order, host=self._host)
         self._say(RankReady())
         while True:
-            order = receive_frame(self._connection, StepOrder, deadline=None)
-            runner.assist(order)
+            runner.assist(receive_frame(self._connection, StepOrder, deadline=None))
             self._say(StepDone())
 
     def _say(self, message: RankMessage) -> None:
         send_frame(self._connection, message)
 
 
-def load(order: RankOrder) -> ModelRunner:
-    """Meet the other ranks and load this one's part of the checkpoint.
+def load(order: RankOrder, *, host: str) -> ModelRunner:
+    """Meet the other ranks, from that address, and load this one's part of the checkpoint.
 
     Raises:
         ValueError: as `ModelRunner`.
         GroupError: another rank did not get so far.
     """
     model = order.model
-    device = find_device(model.device, order.rank)
+    device = find_device(model.device, order.device_index)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     meeting = Rendezvous.reach(order.host, order.port, size=order.size, timeout_s=order.timeout_s)
     group = TPGroup.join(
-        meeting, rank=order.rank, size=order.size, device=device, timeout_s=order.timeout_s
+        meeting,
+        rank=order.rank,
+        size=order.size,
+        device=device,
+        timeout_s=order.timeout_s,
+        host=host,
     )
     return ModelRunner(
         Path(model.checkpoint_dir),

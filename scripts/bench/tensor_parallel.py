@@ -21,7 +21,7 @@ from cluster.types import SamplingParams
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
 from models.engine.runner import Runner
-from models.parallel.rank_link import start_rank_processes
+from models.parallel.rank_link import ChildRanks
 from models.parallel.runner import TPRunner
 from scripts.bench.checkpoints import SHAPES
 from scripts.bench.engine_load import random_prompts, run_engine
@@ -49,7 +49,7 @@ def running(folder: Path, size: int, dtype: str) -> Iterator[Runner]:
     if size == 1:
         runner = ModelRunner(folder, config, dtype=dtype, device="cpu", random_weights=True)
     else:
-        ranks = start_rank_processes(size)
+        ranks = ChildRanks().start(size)
         runner = TPRunner(
             folder, config, ranks=ranks, dtype=dtype, device="cpu", random_weights=True
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from deployments import channel_wire as wire
+from deployments.cluster_secret import new_nonce
 from tests.deployments.channel_fakes import SECRET, FakePicker, Replica, pool, replica, request
 
 
@@ -44,7 +45,7 @@ class RawClient:
         return True
 
     async def shake_hands(self, secret: bytes = SECRET) -> None:
-        nonce = wire.new_nonce()
+        nonce = new_nonce()
         self.send(wire.ClientHello(wire.PROTOCOL_VERSION, nonce))
         hello = await self.receive()
         assert isinstance(hello, wire.ServerHello)
@@ -103,7 +104,7 @@ async def test_nothing_is_submitted_before_the_handshake_is_over() -> None:
 
 async def test_another_protocol_version_is_refused() -> None:
     async with replica() as only, client_of(only) as client:
-        client.send(wire.ClientHello(wire.PROTOCOL_VERSION + 1, wire.new_nonce()))
+        client.send(wire.ClientHello(wire.PROTOCOL_VERSION + 1, new_nonce()))
         assert await client.is_closed()
 
 
@@ -115,7 +116,7 @@ async def test_a_large_frame_before_the_handshake_is_refused_by_its_length() -> 
 
 async def test_a_recorded_handshake_cannot_be_played_again() -> None:
     async with replica() as only, client_of(only) as client, client_of(only) as thief:
-        nonce = wire.new_nonce()
+        nonce = new_nonce()
         client.send(wire.ClientHello(wire.PROTOCOL_VERSION, nonce))
         hello = await client.receive()
         assert isinstance(hello, wire.ServerHello)

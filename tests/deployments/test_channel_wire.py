@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cluster.types import FinishReason, Request, SamplingParams, TokenDelta, TokenLogprobs
 from deployments import channel_wire as wire
+from deployments.cluster_secret import new_nonce
 
 TOKEN_IDS = st.lists(st.integers(0, 2**31), max_size=5)
 LOGPROBS = st.builds(
@@ -120,7 +121,7 @@ def test_well_formed_msgpack_that_is_no_message_is_a_protocol_error(value: objec
 
 
 def test_the_two_proofs_differ_and_depend_on_everything() -> None:
-    a, b = wire.new_nonce(), wire.new_nonce()
+    a, b = new_nonce(), new_nonce()
     proofs = {
         wire.server_proof(b"secret", a, b),
         wire.client_proof(b"secret", a, b),

@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +96,34 @@ def make_config(*, port: int, **sources: Path) -> ShoalConfig:
             "http": {"port": port},
         }
     )
+
+
+@contextmanager
+def running_cluster(
+    home: Path, environment: pytest.MonkeyPatch, **config: object
+) -> Iterator[Cluster]:
+    """A cluster of its own beside that of the session, without retrieval, with one API key."""
+    previous = os.environ.get("SHOAL_HOME")
+    environment.setenv("SHOAL_HOME", str(home))
+    try:
+        key = load_or_create_key(home)
+        checked = parse_config(
+            {
+                "embedders": [],
+                "http": {"port": free_port()},
+                "auth": {"api_keys": [key.stored.model_dump()]},
+                **config,
+            }
+        )
+        said: list[str] = []
+        result = launch.up(checked, say=said.append)
+        yield Cluster(config=checked, url=result.url, api_key=key.text, home=home, said=said)
+    finally:
+        launch.down()
+        if previous is None:
+            environment.delenv("SHOAL_HOME")
+        else:
+            environment.setenv("SHOAL_HOME", previous)
 
 
 def free_port() -> int:

@@ -4,7 +4,6 @@ that each new process takes to load torch.
 
 import contextlib
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,14 +30,11 @@ class RankThread:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def poll(self) -> int | None:
-        return None if self._thread.is_alive() else 0
+    def ending(self) -> str | None:
+        return None if self._thread.is_alive() else "ended with exit status 0"
 
-    def wait(self, timeout: float) -> int:
-        self._thread.join(timeout)
-        if self._thread.is_alive():
-            raise subprocess.TimeoutExpired("a rank", timeout)
-        return 0
+    def wait_s(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
 
     def kill(self) -> None:
         """The thread reads no further step."""
@@ -54,7 +50,7 @@ def start_rank_threads(size: int) -> list[RankLink]:
     links = []
     for rank in range(1, size):
         mine, theirs = socket.socketpair()
-        links.append(RankLink(rank, RankThread(theirs), mine))
+        links.append(RankLink(rank, RankThread(theirs), mine, device_index=0))
     return links
 
 

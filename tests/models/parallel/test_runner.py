@@ -23,7 +23,7 @@ from models.engine.build import build_engine, build_runner
 from models.engine.model_runner import ModelRunner
 from models.engine.runner import Runner
 from models.llm import LLM
-from models.parallel.rank_link import RankError, start_rank_processes
+from models.parallel.rank_link import ChildRanks, RankError
 from models.parallel.runner import TPRunner
 from models.parallel.step_order import StepOrder
 from models.weights import load_weights
@@ -56,7 +56,7 @@ def _threads_as_before() -> object:
 
 def process_runner(folder: Path, size: int) -> TPRunner:
     return TPRunner(
-        folder, engine_config(), ranks=start_rank_processes(size), dtype="float32", device="cpu"
+        folder, engine_config(), ranks=ChildRanks().start(size), dtype="float32", device="cpu"
     )
 
 
@@ -155,9 +155,9 @@ def test_a_rank_ends_when_rank_0_is_killed(folder: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
         "from cluster.config import EngineConfig\n"
-        "from models.parallel.rank_link import start_rank_processes\n"
+        "from models.parallel.rank_link import ChildRanks\n"
         "from models.parallel.runner import TPRunner\n"
-        "runner = TPRunner(Path(sys.argv[1]), EngineConfig(), ranks=start_rank_processes(2))\n"
+        "runner = TPRunner(Path(sys.argv[1]), EngineConfig(), ranks=ChildRanks().start(2))\n"
         "print(*runner.process_ids, flush=True)\n"
         "time.sleep(600)\n"
     )
