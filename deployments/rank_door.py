@@ -1,5 +1,7 @@
-"""The door of rank 0 in another process or on another host: both ends prove that they hold the
-cluster secret, and the connection notices within seconds that a host is gone.
+"""The door at which ranks of other processes and hosts reach their rank 0.
+
+Both ends prove that they hold the cluster secret, and the connection notices within seconds that a
+host is gone.
 
     rank    Knock(rank, process id, nonce)
     rank 0  Challenge(nonce, proof over both nonces)

@@ -5,13 +5,16 @@ fits every version. Its threads are torch's own: it links to the OpenMP library 
 loaded, because two pools of threads would fight for the cores.
 """
 
+import contextlib
 import ctypes
+import fcntl
 import hashlib
 import logging
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -67,6 +70,13 @@ def build(folder: Path) -> Path:
     if library.exists():
         return library
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _only_one_compiler(folder):
+        if not library.exists():
+            _compile(compiler, openmp, folder, library)
+    return library
+
+
+def _compile(compiler: str, openmp: Path | None, folder: Path, library: Path) -> None:
     logger.info("compiling the CPU kernels (once; some seconds)")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = Path(scratch) / "kernels.so"
@@ -74,8 +84,19 @@ def build(folder: Path) -> Path:
         _run([compiler, *FLAGS, "-c", str(SOURCE), "-o", str(object_file)])
         link = [str(openmp)] if openmp is not None else ["-fopenmp"]
         _run([compiler, "-shared", str(object_file), *link, "-o", str(built)])
-        built.replace(library)  # in one piece, whoever else builds at the same time
-    return library
+        built.replace(library)  # in one piece: others look for it without the lock
+
+
+@contextlib.contextmanager
+def _only_one_compiler(folder: Path) -> Iterator[None]:
+    """Replicas and ranks that start together would each compile the same, and take all cores."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def load(path: Path) -> ctypes.CDLL:

@@ -59,3 +59,27 @@ def test_a_mistake_in_a_secret_does_not_show_it(section: str, wrong: dict[str, o
 def test_a_mistake_is_shown_where_it_is_no_secret() -> None:
     with pytest.raises(ConfigError, match=r"http\.port: .*given: 'x'"):
         parse_config({"models": MODELS, "http": {"port": "x"}})
+
+
+def with_model(**settings: object) -> ShoalConfig:
+    return parse_config({"models": [{**MODELS[0], **settings}]})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank_placement": "spread"}, r"tensor_parallel_size is 1"),
+        ({"tensor_parallel_size": 4, "num_gpus": 2}, r"num_gpus \(2\) must be 0 or a multiple"),
+        ({"tensor_parallel_size": 2, "num_cpus": 0}, r"the 2 ranks need something"),
+    ],
+)
+def test_ranks_without_an_equal_part_each_are_refused(
+    settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        with_model(**settings)
+
+
+def test_ranks_share_what_the_replica_reserves() -> None:
+    (model,) = with_model(tensor_parallel_size=4, num_gpus=4, rank_placement="spread").models
+    assert model.rank_placement == "spread"
