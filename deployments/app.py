@@ -12,7 +12,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from cluster.config import EmbedderConfig, ModelConfig, ShoalConfig
+from cluster.config import EmbedderConfig, ModelConfig, ShoalConfig, StorageConfig
 from deployments.autoscaling_policy import embedder_options, retrieval_options
 from deployments.embedder_replica import EmbedderReplica
 from deployments.ingress_deployment import Ingress
@@ -20,6 +20,7 @@ from deployments.local_ray import TASK_WORKER_CPUS
 from deployments.model_replica import ModelReplica
 from deployments.rank_actors import rank_resources
 from deployments.retrieval_replica import RetrievalReplica
+from deployments.serve_private import ON_HEAD
 from deployments.task_worker import TaskWorker
 
 APPLICATION_NAME = "shoal"
@@ -57,7 +58,8 @@ def build_application(config: ShoalConfig) -> Application:
         Ingress,
         name=INGRESS_NAME,
         num_replicas=config.http.num_ingress_replicas,
-        ray_actor_options={"num_cpus": INGRESS_CPUS},
+        # On the head, whose address the clients know.
+        ray_actor_options={"num_cpus": INGRESS_CPUS, "resources": ON_HEAD},
         **_CARE,
         # A rollout starts the new ones first: the port is never without a listener.
         max_surge_percent=100,
@@ -128,6 +130,12 @@ def _retrieval(config: ShoalConfig, embedders: dict[str, Application]) -> Applic
     return deployment.bind(config, embedders, log_level=config.log_level)
 
 
+def _near_objects(storage: StorageConfig) -> dict[str, Any]:
+    """Objects in the default folder are on the host of the ingress; a named one may be shared."""
+    is_on_head = storage.s3_endpoint is None and storage.folder is None
+    return {"resources": ON_HEAD} if is_on_head else {}
+
+
 def _task_worker(
     config: ShoalConfig,
     pools: dict[str, Application],
@@ -138,7 +146,7 @@ def _task_worker(
         TaskWorker,
         name=TASK_WORKER_NAME,
         num_replicas=config.retrieval.num_task_workers,
-        ray_actor_options={"num_cpus": TASK_WORKER_CPUS},
+        ray_actor_options={"num_cpus": TASK_WORKER_CPUS, **_near_objects(config.storage)},
         **_CARE,
     )
     return deployment.bind(config, pools, embedders, retrieval, log_level=config.log_level)

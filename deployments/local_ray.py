@@ -295,20 +295,43 @@ def _wait_until_gone(state: ClusterState, *, wait_s: float) -> None:
 
 
 def fresh_run_folder(home: Path) -> Path:
-    """An empty folder for sockets and Ray's session: `<home>/run`, or a short one elsewhere."""
+    """An empty folder for sockets and Ray's session; see `private_run_folder`."""
+    folder = _run_folder(home)
+    if _is_ours(folder):
+        shutil.rmtree(folder)
+    return private_run_folder(home)
+
+
+def private_run_folder(home: Path) -> Path:
+    """A folder that nobody else can enter: `<home>/run`, or one with a short path elsewhere.
+
+    Raises:
+        LaunchError: it belongs to somebody else, or others can enter it.
+    """
+    folder = _run_folder(home)
+    if not _is_ours(folder):
+        folder.mkdir(mode=_OWNER_ONLY)
+    if folder.is_symlink() or stat.S_IMODE(folder.lstat().st_mode) & 0o077:
+        raise LaunchError(f"{folder} can be entered by others")
+    return folder
+
+
+def _run_folder(home: Path) -> Path:
     folder = home / "run"
     if len(os.fsencode(folder)) > _MAX_FOLDER_BYTES:
         digest = hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:12]
         folder = Path(tempfile.gettempdir()) / f"shoal-{os.getuid()}-{digest}"
-    if folder.is_symlink() or folder.exists():
-        owner = folder.lstat().st_uid
-        if owner != os.getuid():
-            raise LaunchError(f"{folder} belongs to another user (uid {owner})")
-        shutil.rmtree(folder)
-    folder.mkdir(mode=_OWNER_ONLY)
-    if stat.S_IMODE(folder.lstat().st_mode) & 0o077:
-        raise LaunchError(f"{folder} can be entered by others")
     return folder
+
+
+def _is_ours(folder: Path) -> bool:
+    """False: it is not there."""
+    if not (folder.is_symlink() or folder.exists()):
+        return False
+    owner = folder.lstat().st_uid
+    if owner != os.getuid():
+        raise LaunchError(f"{folder} belongs to another user (uid {owner})")
+    return True
 
 
 def _free_port() -> int:

@@ -8,7 +8,7 @@ import ray
 from ray.serve.handle import DeploymentHandle
 
 from cluster.config import ModelConfig, ShoalConfig
-from cluster.model_source import resolve_model_source
+from cluster.model_source import resolve_text_source
 from deployments.channel_pool import ChannelPool
 from deployments.ingress.served_model import ServedModel, load_served_model
 from deployments.serve_private import ServeReplicaPicker
@@ -58,7 +58,7 @@ class ModelPools:
             return await asyncio.to_thread(
                 load_served_model,
                 config,
-                resolve_model_source(config.source),
+                resolve_text_source(config.source),
                 pool,
                 max_model_len=facts.max_model_len,
                 vocab_size=facts.vocab_size,

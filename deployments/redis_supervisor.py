@@ -149,7 +149,7 @@ def ping(socket_path: str) -> Answer:
             answer = connection.recv(64)
         except OSError:
             return Answer.NONE
-    if answer.startswith(b"+PONG"):
+    if answer.startswith((b"+PONG", b"-NOAUTH")):  # it serves, whoever asks
         return Answer.PONG
     return Answer.LOADING if answer.startswith(b"-LOADING") else Answer.NONE
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import ray.serve._private.replica as serve_replica
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -16,6 +17,10 @@ from cluster.errors import ServiceUnavailableError
 from deployments.replica_endpoint import ReplicaEndpoint
 
 _CRASH_PAUSE_S = 0.1
+
+# A resource that Ray gives to the head alone, one of it: who asks for a little runs there. Serve
+# places its own controller so.
+ON_HEAD = {HEAD_NODE_RESOURCE_NAME: 0.001}
 
 
 class ServeReplicaPicker:

@@ -25,6 +25,7 @@ class FakeLaunch:
 
     def __init__(self) -> None:
         self.config = None
+        self.address = self.timeout_s = None
         self.failure: str | None = None
 
     def up(self, config, *, say):
@@ -34,6 +35,13 @@ class FakeLaunch:
         was_running, self.config = config == self.config, config
         facts = () if was_running else (SimpleNamespace(summary="tiny: 4 blocks"),)
         return SimpleNamespace(url=api_url(config), was_running=was_running, facts=facts)
+
+    def deploy(self, config, *, address, timeout_s, say):
+        self.config, self.address, self.timeout_s = config, address, timeout_s
+        if self.failure is not None:
+            raise LaunchError(self.failure)
+        say("starting")
+        return (SimpleNamespace(summary="tiny: 4 blocks"),)
 
     def down(self) -> int:
         was_running, self.config = self.config is not None, None
@@ -87,6 +95,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def launch(monkeypatch: pytest.MonkeyPatch) -> FakeLaunch:
     fake = FakeLaunch()
     monkeypatch.setitem(sys.modules, "deployments.launch", fake)
+    monkeypatch.setitem(sys.modules, "deployments.running_ray", fake)
     return fake
 
 
@@ -268,3 +277,21 @@ def test_commands_that_need_no_cluster_load_neither_ray_nor_torch() -> None:
     )
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, env=None, cwd=root)
+
+
+def test_deploy_hands_over_the_configuration_with_the_first_key(launch, home, capsys) -> None:
+    assert run("deploy", str(home / "shoal.yaml"), "--timeout", "60") == 0
+    assert (launch.address, launch.timeout_s) == ("auto", 60)
+    assert [key.name for key in launch.config.auth.api_keys] == ["first"]
+    said = capsys.readouterr().err
+    assert "tiny: 4 blocks" in said
+    assert "ready at http://127.0.0.1:8000" in said
+    assert deployed_or_found_config() == launch.config
+
+
+def test_a_deployment_that_fails_is_one_error_and_is_not_written_down(launch, home, capsys) -> None:
+    launch.failure = "no Ray runs on this host"
+    assert run("deploy", "--address", "10.0.0.1:6379") == 1
+    assert launch.address == "10.0.0.1:6379"
+    assert "error: no Ray runs on this host" in capsys.readouterr().err
+    assert not (home / "deployed.json").exists()

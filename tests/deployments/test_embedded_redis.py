@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,10 +14,10 @@ from tempfile import TemporaryDirectory
 import psutil
 import pytest
 from redis import Redis
-from redis.exceptions import BusyLoadingError, ConnectionError
+from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError
 
 from deployments import embedded_redis
-from deployments.embedded_redis import EmbeddedRedisError
+from deployments.embedded_redis import Door, EmbeddedRedisError
 from deployments.local_ray import CLUSTER_ID_VARIABLE
 from deployments.redis_supervisor import State, read_state
 
@@ -192,3 +193,25 @@ def test_neither_torch_nor_ray_is_loaded() -> None:
         "sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_door_is_an_address_with_a_password_and_a_server_without_one_is_started_anew(
+    home: Path,
+) -> None:
+    start(home)
+    before = state_of(home).server_pid
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        door = Door(host="127.0.0.1", port=probe.getsockname()[1], password="correct")
+    url = embedded_redis.start(home, home / "run", environment=ENVIRONMENT, door=door)
+    assert state_of(home).server_pid != before
+    assert "correct" not in repr(door)
+    with Redis.from_url(url) as redis:
+        assert redis.ping()
+    with (
+        Redis(host=door.host, port=door.port) as stranger,
+        pytest.raises(AuthenticationError),
+    ):
+        stranger.ping()
+    again = embedded_redis.start(home, home / "run", environment=ENVIRONMENT, door=door)
+    assert again == url
