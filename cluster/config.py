@@ -89,6 +89,10 @@ class ModelConfig(Section):
     name: Annotated[str, Field(min_length=1)]  # what clients send as `model`
     source: Annotated[str, Field(min_length=1)]  # a folder, or "demo" for the model shipped inside
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    # Of the matrices; "auto": as the checkpoint is stored, the others are made of float weights.
+    quantization: Literal[
+        "auto", "none", "int8", "int8_dynamic", "int4", "int4_g32", "int4_g128", "fp8"
+    ] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_replicas: Annotated[int, Field(ge=1)] = 1
     num_cpus: Annotated[float, Field(ge=0)] = 1.0  # reserved on Ray per replica, all ranks together

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
+from models.quantization.scheme import Quantization
+from models.quantization.stored_config import read_stored_quantization
+
 DTypeName = Literal["float32", "bfloat16", "float16"]
 
 SUPPORTED_DTYPES = ("float32", "bfloat16", "float16")
@@ -76,6 +79,7 @@ class DecoderConfig(DecoderShape):
     has_qk_norm: bool  # RMS norm of each query and key head, before the rotation
     tie_word_embeddings: bool
     bos_token_id: int | None
+    quantization: Quantization | None = None  # of the checkpoint, or what is made of its floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +184,7 @@ def read_decoder_config(checkpoint_dir: Path) -> DecoderConfig:
         dtype=_dtype(config),
         eos_token_ids=_eos_token_ids(config, checkpoint_dir),
         bos_token_id=config.optional_int("bos_token_id"),
+        quantization=_quantization(config),
     )
 
 
@@ -274,14 +279,19 @@ def _family_of(config: _Object) -> tuple[str, _Family]:
 
 
 def _refuse_what_is_not_computed(config: _Object) -> None:
-    if config.get("quantization_config") is not None:
-        raise config.error(
-            "quantization_config is not supported; supported: unquantized weights in "
-            f"{', '.join(SUPPORTED_DTYPES)}"
-        )
     activation = config.values.get("hidden_act", "silu")
     if activation != "silu":
         raise config.error(f"hidden_act {activation!r} is not supported; supported: 'silu'")
+
+
+def _quantization(config: _Object) -> Quantization | None:
+    section = config.nested("quantization_config") or config.nested("compression_config")
+    if section is None:
+        return None
+    try:
+        return read_stored_quantization(section.values)
+    except ValueError as error:
+        raise config.error(f"quantization_config: {error}") from error
 
 
 def _head_dim(config: _Object, family: _Family, *, hidden_size: int, num_heads: int) -> int:

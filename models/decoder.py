@@ -2,13 +2,14 @@
 
 It knows the arithmetic of a step and the checkpoint's name of each weight; not where keys and
 values live (`models.attention`), nor how weights are read (`models.weights`), nor which part of
-them a tensor-parallel rank holds (`models.parallel.sharding`).
+them a tensor-parallel rank holds (`models.parallel.sharding`), nor how a linear layer computes its
+product: `layer.qkv(x)` is the same call for floats, packed and quantized ones (`models.layers`).
 
 Shapes: T = tokens in the step, M = model width, F = feed-forward width, H = query heads,
 K = key/value heads, N = H + K, D = head width, V = vocabulary. Sizes are per tensor-parallel rank.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +17,78 @@ import torch.nn.functional as F
 
 from models.attention.backend import StepAttention
 from models.checkpoint import DecoderConfig
-from models.layers import Linear, Rope, rms_norm
+from models.layers import Linear, MatrixProduct, Rope, rms_norm
 from models.operations import DecoderOperations, HeadNorms, Rotation, TorchOperations
 from models.parallel.group import TPGroup
 from models.parallel.sharding import Shards
+from models.quantization.scheme import MatrixScheme
+from models.quantization.slot import MatrixSlot, make_slots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedLinear:
+    """A linear layer and the matrices of the checkpoint that it is made of, one below the other."""
+
+    linear: Linear
+    names: tuple[str, ...]  # of the modules
+    sizes: tuple[int, ...]  # their outputs
+    slots: tuple[MatrixSlot, ...] = ()  # where they are quantized
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Floats by their names, each with the slice that it fills."""
+        linear = self.linear
+        if not self.slots:
+            slices = linear.weight_OI.split_with_sizes(self.sizes)
+            yield from zip((f"{name}.weight" for name in self.names), slices, strict=True)
+        if linear.bias_O is not None:
+            slices = linear.bias_O.split_with_sizes(self.sizes)
+            yield from zip((f"{name}.bias" for name in self.names), slices, strict=True)
+
+
+class LinearMaker:
+    """Makes the linear layers of a decoder in the kinds that its configuration asks for."""
+
+    def __init__(self, config: DecoderConfig, *, dtype: torch.dtype, device: str) -> None:
+        self._quantization = config.quantization
+        self._dtype = dtype
+        self._device = device
+
+    def make(
+        self, names: tuple[str, ...], sizes: tuple[int, ...], *, num_inputs: int, has_bias: bool
+    ) -> FusedLinear:
+        """
+        Raises:
+            ValueError: some of the fused matrices are quantized and others are not.
+        """
+        scheme = self._scheme(names)
+        linear = Linear(
+            num_inputs if scheme is None else 0,
+            sum(sizes),
+            bias=has_bias,
+            dtype=self._dtype,
+            device=self._device,
+        )
+        slots: list[MatrixSlot] = []
+        if scheme is not None:
+            slots = make_slots(
+                linear,
+                sizes,
+                num_inputs=num_inputs,
+                scheme=scheme,
+                device=self._device,
+            )
+        return FusedLinear(linear=linear, names=names, sizes=sizes, slots=tuple(slots))
+
+    def _scheme(self, names: tuple[str, ...]) -> MatrixScheme | None:
+        if self._quantization is None:
+            return None
+        schemes = {self._quantization.of(name) for name in names}
+        if len(schemes) > 1:
+            raise ValueError(
+                f"some of {', '.join(names)} are quantized and others are not; "
+                "supported: all or none of them"
+            )
+        return schemes.pop()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,24 +124,39 @@ class DecoderLayer:
         width, ff_width = config.hidden_size, config.intermediate_size
         q_width = config.num_heads * config.head_dim
         kv_width = config.num_kv_heads * config.head_dim
+        maker = LinearMaker(config, dtype=dtype, device=device)
+        #: The layer's linears, as they are fused.
+        self.linears: list[FusedLinear] = []
 
-        def linear(num_inputs: int, num_outputs: int, bias: bool) -> Linear:
-            return Linear(num_inputs, num_outputs, bias=bias, dtype=dtype, device=device)
+        def linear(num_inputs: int, sizes: dict[str, int], has_bias: bool) -> Linear:
+            names = tuple(f"model.layers.{layer_index}.{name}" for name in sizes)
+            fused = maker.make(
+                names, tuple(sizes.values()), num_inputs=num_inputs, has_bias=has_bias
+            )
+            self.linears.append(fused)
+            return fused.linear
 
         def norm(size: int) -> torch.Tensor:
             return torch.empty(size, dtype=dtype, device=device)
 
         self.input_norm_M = norm(width)
-        self.qkv = linear(width, q_width + 2 * kv_width, config.has_qkv_bias)
+        qkv_sizes = {
+            "self_attn.q_proj": q_width,
+            "self_attn.k_proj": kv_width,
+            "self_attn.v_proj": kv_width,
+        }
+        self.qkv = linear(width, qkv_sizes, config.has_qkv_bias)
         self.head_norms: HeadNorms | None = None
         if config.has_qk_norm:
             self.head_norms = HeadNorms(
                 query_D=norm(config.head_dim), key_D=norm(config.head_dim), eps=config.rms_norm_eps
             )
-        self.o = linear(q_width, width, config.has_output_bias and is_first)
+        has_o_bias = config.has_output_bias and is_first
+        self.o = linear(q_width, {"self_attn.o_proj": width}, has_o_bias)
         self.post_attention_norm_M = norm(width)
-        self.gate_up = linear(width, 2 * ff_width, config.has_mlp_bias)
-        self.down = linear(ff_width, width, config.has_mlp_bias and is_first)
+        gate_up_sizes = {"mlp.gate_proj": ff_width, "mlp.up_proj": ff_width}
+        self.gate_up = linear(width, gate_up_sizes, config.has_mlp_bias)
+        self.down = linear(ff_width, {"mlp.down_proj": width}, config.has_mlp_bias and is_first)
 
     def forward(
         self,
@@ -103,23 +187,15 @@ class DecoderLayer:
         return self._group.all_reduce(self.o(out_THD.flatten(1)))
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The checkpoint's names below `model.layers.N.`, each with the slice that it fills."""
-        config = self._config
-        q_width, kv_width = (
-            config.num_heads * config.head_dim,
-            config.num_kv_heads * config.head_dim,
-        )
-        ff_width = config.intermediate_size
-        yield "input_layernorm.weight", self.input_norm_M
-        yield "post_attention_layernorm.weight", self.post_attention_norm_M
-        qkv_names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-        yield from _slices(self.qkv, qkv_names, (q_width, kv_width, kv_width))
+        """The checkpoint's names, each with the slice that it fills; floats only."""
+        prefix = f"model.layers.{self._layer_index}"
+        yield f"{prefix}.input_layernorm.weight", self.input_norm_M
+        yield f"{prefix}.post_attention_layernorm.weight", self.post_attention_norm_M
         if self.head_norms is not None:
-            yield "self_attn.q_norm.weight", self.head_norms.query_D
-            yield "self_attn.k_norm.weight", self.head_norms.key_D
-        yield from _slices(self.o, ("self_attn.o_proj",), (config.hidden_size,))
-        yield from _slices(self.gate_up, ("mlp.gate_proj", "mlp.up_proj"), (ff_width, ff_width))
-        yield from _slices(self.down, ("mlp.down_proj",), (config.hidden_size,))
+            yield f"{prefix}.self_attn.q_norm.weight", self.head_norms.query_D
+            yield f"{prefix}.self_attn.k_norm.weight", self.head_norms.key_D
+        for fused in self.linears:
+            yield from fused.weights()
 
 
 class Decoder:
@@ -157,14 +233,11 @@ class Decoder:
             for layer_index in range(config.num_layers)
         ]
         self.norm_M = torch.empty(config.hidden_size, dtype=dtype, device=device)
-        self.lm_head = Linear(
-            config.hidden_size,
-            0 if config.tie_word_embeddings else num_rows,
-            bias=False,
-            dtype=dtype,
-            device=device,
+        self._head = LinearMaker(config, dtype=dtype, device=device).make(
+            ("lm_head",), (num_rows,), num_inputs=config.hidden_size, has_bias=False
         )
-        if config.tie_word_embeddings:
+        self.lm_head = self._head.linear
+        if config.tie_word_embeddings and not self._head.slots:
             self.lm_head.weight_OI = self.embedding_VM
         self._rope = Rope(
             config.rope,
@@ -209,34 +282,42 @@ class Decoder:
         x_TM.masked_fill_(is_elsewhere_T[:, None], 0)
         return self._group.all_reduce(x_TM)
 
-    def pack(self) -> None:
+    def pack(self, make_product: Callable[[torch.Tensor], MatrixProduct] | None = None) -> None:
         """Bring the loaded matrices into the CPU's own layout; see `Linear.pack`.
 
         One at a time, so that no more than one is there twice. A tied embedding stays beside its
         packed copy: rows are looked up in the one, and each step reads all of the other.
+
+        Args:
+            make_product: of each float weight; None: oneDNN's.
         """
-        for layer in self.layers:
-            for linear in (layer.qkv, layer.o, layer.gate_up, layer.down):
+        for fused in self._linears():
+            linear = fused.linear
+            if make_product is None:
                 linear.pack()
-        self.lm_head.pack()
+            elif linear.product is None:
+                linear.replace_weight(make_product(linear.weight_OI))
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Every weight of this rank by its name in the checkpoint: views, so that writing to them
-        loads. What they hold of it says `shards.part`; rows beyond that are padding."""
+        """Every float weight of this rank by its name in the checkpoint: views, so that writing to
+        them loads. What they hold of it says `shards.part`; rows beyond that are padding."""
         named = {"model.embed_tokens.weight": self.embedding_VM, "model.norm.weight": self.norm_M}
         if not self.config.tie_word_embeddings:
-            named["lm_head.weight"] = self.lm_head.weight_OI
-        for layer_index, layer in enumerate(self.layers):
-            for name, weight in layer.weights():
-                named[f"model.layers.{layer_index}.{name}"] = weight
+            named.update(self._head.weights())
+        for layer in self.layers:
+            named.update(layer.weights())
         return named
 
+    def slots(self) -> dict[str, MatrixSlot]:
+        """The places of this rank's quantized matrices, by the names of their modules. A head that
+        is tied to the embedding is in neither of the two: it is made of the embedding's floats."""
+        return {
+            name: slot
+            for fused in self._linears()
+            for name, slot in zip(fused.names, fused.slots, strict=False)
+        }
 
-def _slices(
-    linear: Linear, names: tuple[str, ...], sizes: tuple[int, ...]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, weight in zip(names, linear.weight_OI.split_with_sizes(sizes), strict=True):
-        yield f"{name}.weight", weight
-    if linear.bias_O is not None:
-        for name, bias in zip(names, linear.bias_O.split_with_sizes(sizes), strict=True):
-            yield f"{name}.bias", bias
+    def _linears(self) -> Iterator[FusedLinear]:
+        for layer in self.layers:
+            yield from layer.linears
+        yield self._head

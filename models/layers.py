@@ -5,6 +5,7 @@ inputs and outputs, P = positions. Sizes are per tensor-parallel rank.
 """
 
 import math
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,18 +16,34 @@ from models.checkpoint import LinearRopeScaling, Llama3RopeScaling, RopeConfig
 _PACKED_BATCH_SIZE = 32
 
 
-class Linear:
-    """y = x Wᵀ + b. Several matrices of a checkpoint may be fused along O."""
+class MatrixProduct(Protocol):
+    """x Wᵀ + b for a weight that it has in a form of its own: packed, or quantized."""
 
-    __slots__ = ("bias_O", "weight_OI")
+    def __call__(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+        """Results [T, O] in the activations' dtype."""
+        ...
+
+
+class Linear:
+    """y = x Wᵀ + b. Several matrices of a checkpoint may be fused along O.
+
+    Whoever has the weight in another form than [O, I] floats sets `product`, and `weight_OI` is
+    empty ([O, 0]) then: quantized weights never are floats here, and the CPU kernels have a layout
+    of their own. What is added to y (an adapter) needs to know neither.
+    """
+
+    __slots__ = ("bias_O", "product", "weight_OI")
 
     def __init__(
         self, num_inputs: int, num_outputs: int, *, bias: bool, dtype: torch.dtype, device: str
     ) -> None:
         self.weight_OI = torch.empty(num_outputs, num_inputs, dtype=dtype, device=device)
         self.bias_O = torch.empty(num_outputs, dtype=dtype, device=device) if bias else None
+        self.product: MatrixProduct | None = None
 
     def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        if self.product is not None:
+            return self.product(x_TI, self.bias_O)
         if self.weight_OI.is_mkldnn:
             return _packed_linear(x_TI, self.weight_OI, self.bias_O)
         return F.linear(x_TI, self.weight_OI, self.bias_O)
@@ -34,9 +51,15 @@ class Linear:
     def pack(self) -> None:
         """Replace the weight by oneDNN's blocked copy, which a CPU reads up to twice as fast.
 
-        The weight must be in place: nothing can be written to it afterwards.
+        The weight must be in place: nothing can be written to it afterwards. A `product` stays.
         """
-        self.weight_OI = _pack(self.weight_OI, _PACKED_BATCH_SIZE)
+        if self.product is None:
+            self.weight_OI = _pack(self.weight_OI, _PACKED_BATCH_SIZE)
+
+    def replace_weight(self, product: MatrixProduct) -> None:
+        """Compute by `product` from now on, and let the floats go."""
+        self.product = product
+        self.weight_OI = self.weight_OI.new_empty(len(self.weight_OI), 0)
 
 
 def can_pack(dtype: torch.dtype, device: str) -> bool:

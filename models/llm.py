@@ -57,6 +57,7 @@ class LLM:
         *,
         dtype: str = "auto",
         device: str = "auto",
+        quantization: str = "auto",
         tensor_parallel_size: int = 1,
         engine_config: EngineConfig | None = None,
     ) -> None:
@@ -68,6 +69,7 @@ class LLM:
             config,
             dtype=dtype,
             device=device,
+            quantization=quantization,
             tensor_parallel_size=tensor_parallel_size,
         )
         self.engine = Engine(runner, config)

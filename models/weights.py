@@ -2,14 +2,18 @@
 
 A tensor is copied from its memory-mapped file straight into the slice of the model that it fills,
 and of a tensor that is shared out among ranks only this rank's part is read: nothing is ever there
-twice, and what is mapped is the page cache, which the ranks of a machine have in common. Every
-weight must be there exactly once, in its shape, and nothing else may be.
+twice, and what is mapped is the page cache, which the ranks of a machine have in common. A matrix
+that is to be quantized is read, quantized, and let go before the next one. Every weight must be
+there exactly once, in its shape, and nothing else may be.
 """
 
 import math
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,22 +21,20 @@ from safetensors import SafetensorError, safe_open
 from models.checkpoint import CheckpointError, read_json
 from models.decoder import Decoder
 from models.parallel.sharding import Part, Shards
+from models.quantization.matrix import quantize
+from models.quantization.slot import MatrixSlot
+from models.quantization.stored_matrix import (
+    MatrixPart,
+    StoredTensor,
+    read_matrix,
+    tensor_names,
+)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 _FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}
 _NUM_NAMES_SHOWN = 5
-
-
-class _StoredTensor(Protocol):
-    """A tensor in a file, not read yet (safetensors exports no name for it)."""
-
-    def get_shape(self) -> list[int]: ...
-
-    def get_dtype(self) -> str: ...
-
-    def __getitem__(self, parts: tuple[slice, ...]) -> torch.Tensor: ...
 
 
 def load_weights(model: Decoder, checkpoint_dir: Path) -> None:
@@ -42,28 +44,147 @@ def load_weights(model: Decoder, checkpoint_dir: Path) -> None:
         CheckpointError: a file is missing or damaged, or a tensor is missing, unknown, double, or
             of another shape than config.json says.
     """
-    wanted = model.weights()
-    source_of: dict[str, Path] = {}
-    for path in _weight_files(checkpoint_dir):
-        _load_file(path, wanted, source_of, model.shards)
-    missing = sorted(wanted.keys() - source_of.keys())
-    if missing:
-        raise CheckpointError(f"{_manifest(checkpoint_dir)}: missing {_some(missing)}")
+    with ExitStack() as files:
+        stored = _open(checkpoint_dir, files, model.shards)
+        loader = _Loader(model, stored)
+        missing = sorted(loader.needed_names() - stored.keys())
+        unknown = sorted(stored.keys() - loader.known_names())
+        if unknown:
+            path = stored[unknown[0]].path
+            raise CheckpointError(f"{path}: no place in the model for {_some(unknown)}")
+        if missing:
+            raise CheckpointError(f"{_manifest(checkpoint_dir)}: missing {_some(missing)}")
+        loader.load()
+    _fill_tied_head(model)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A tensor in one of the open files."""
+
+    path: Path
+    name: str
+    file: Any  # of safetensors, which exports no name for it
+
+    def tensor(self) -> StoredTensor:
+        found: StoredTensor = self.file.get_slice(self.name)
+        return found
+
+
+class _Loader:
+    """From the tensors of a checkpoint to the weights and quantized matrices of a model."""
+
+    def __init__(self, model: Decoder, stored: Mapping[str, _Stored]) -> None:
+        self._shards = model.shards
+        self._stored = stored
+        self._weights = model.weights()
+        is_tied = model.config.tie_word_embeddings
+        self._slots = {n: s for n, s in model.slots().items() if not (is_tied and n == "lm_head")}
+        self._quantization = model.config.quantization
+        self._device = model.embedding_VM.device
+
+    def needed_names(self) -> set[str]:
+        """Of tensors that must be there."""
+        return {*self._weights, *(n for module in self._slots for n in self._names(module)[0])}
+
+    def known_names(self) -> set[str]:
+        """Of tensors that may be there."""
+        optional = {n for module in self._slots for n in self._names(module)[1]}
+        return self.needed_names() | optional
+
+    def load(self) -> None:
+        """File by file, in the order of their tensors; a matrix comes whole with its first one."""
+        module_of = {name: m for m in self._slots for name in self._names(m)[0]}
+        is_filled: set[str] = set()
+        for name, stored in self._stored.items():
+            with _named_errors(stored.path):
+                if name in self._weights:
+                    self._fill_weight(name, stored)
+                elif (module := module_of.get(name)) is not None and module not in is_filled:
+                    is_filled.add(module)
+                    self._fill_slot(module, stored.path)
+
+    def _names(self, module: str) -> tuple[list[str], list[str]]:
+        """A quantized module's tensors: those that must be there, and others that may."""
+        stored = self._quantization.stored if self._quantization is not None else None
+        if stored is None:
+            return [f"{module}.weight"], []
+        needed, optional = tensor_names(self._slots[module].scheme, stored)
+        return [f"{module}.{n}" for n in needed], [f"{module}.{n}" for n in optional]
+
+    def _fill_weight(self, name: str, stored: _Stored) -> None:
+        weight, part, tensor = self._weights[name], self._shards.part(name), stored.tensor()
+        _check(stored.path, name, tensor, _whole_shape(tuple(weight.shape), part))
+        _copy(tensor, weight, part)
+
+    def _fill_slot(self, module: str, path: Path) -> None:
+        slot, name = self._slots[module], f"{module}.weight"
+        part = self._shards.part(name)
+        quantization = self._quantization
+        assert quantization is not None, "there is a slot"
+        if quantization.stored is None:
+            shape = (slot.num_outputs, slot.num_inputs)
+            tensor = self._stored[name].tensor()
+            _check(path, name, tensor, _whole_shape(shape, part))
+            weight_OI = torch.empty(shape, device=self._device)
+            _copy(tensor, weight_OI, part)
+            slot.fill(quantize(weight_OI, slot.scheme))
+            return
+        names = [n for some in self._names(module) for n in some if n in self._stored]
+        tensors = {n.removeprefix(f"{module}."): self._stored[n].tensor() for n in names}
+        matrix_part = _matrix_part(slot, part)
+        if matrix_part.outputs.stop - matrix_part.outputs.start != slot.num_outputs:
+            raise CheckpointError(
+                f"{path}: {module} is quantized and has no multiple of the ranks' rows; supported: "
+                "tensor_parallel_size 1"
+            )
+        try:
+            slot.fill(read_matrix(tensors, matrix_part, slot.scheme, quantization.stored))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {module}.{error}") from error
+
+
+def _fill_tied_head(model: Decoder) -> None:
+    slot = model.slots().get("lm_head")
+    if slot is not None and model.config.tie_word_embeddings:
+        slot.fill(quantize(model.embedding_VM, slot.scheme))
+
+
+def _matrix_part(slot: MatrixSlot, part: Part | None) -> MatrixPart:
+    shape = [slot.num_outputs, slot.num_inputs]
+    spans = [slice(0, size) for size in shape]
+    if part is not None:
+        shape[part.dim] = part.total
+        spans[part.dim] = slice(part.start, part.stop)
+    return MatrixPart(num_outputs=shape[0], num_inputs=shape[1], outputs=spans[0], inputs=spans[1])
 
 
 def init_random_weights(model: Decoder, seed: int) -> None:
     """Fill the model with reproducible noise of a trained model's scale, for benchmarks.
 
     Norms become one and biases zero; matrices are normal with the deviation that keeps the
-    activations' scale (1 / √inputs).
+    activations' scale (1 / √inputs). Each weight's noise is a function of the seed and its name, so
+    that a quantized model is made of the same numbers as one of floats.
     """
-    generator = torch.Generator(model.embedding_VM.device).manual_seed(seed)
     for name, weight in model.weights().items():
         if weight.dim() == 2:
-            _, num_inputs = _whole_shape(weight, model.shards.part(name))
-            weight.normal_(std=1 / math.sqrt(num_inputs), generator=generator)
+            _fill_with_noise(weight, name, model.shards, seed)
         else:
             weight.fill_(0 if name.endswith(".bias") else 1)
+    is_tied = model.config.tie_word_embeddings
+    for module, slot in model.slots().items():
+        if not (is_tied and module == "lm_head"):
+            device = model.embedding_VM.device
+            weight_OI = torch.empty(slot.num_outputs, slot.num_inputs, device=device)
+            _fill_with_noise(weight_OI, f"{module}.weight", model.shards, seed)
+            slot.fill(quantize(weight_OI, slot.scheme))
+    _fill_tied_head(model)
+
+
+def _fill_with_noise(weight_OI: torch.Tensor, name: str, shards: Shards, seed: int) -> None:
+    generator = torch.Generator(weight_OI.device).manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+    _, num_inputs = _whole_shape(tuple(weight_OI.shape), shards.part(name))
+    weight_OI.normal_(std=1 / math.sqrt(num_inputs), generator=generator)
 
 
 def _manifest(checkpoint_dir: Path) -> Path:
@@ -95,32 +216,31 @@ def _weight_files(checkpoint_dir: Path) -> list[Path]:
     return [checkpoint_dir / name for name in names]
 
 
-def _load_file(
-    path: Path,
-    wanted: Mapping[str, torch.Tensor],
-    source_of: dict[str, Path],
-    shards: Shards,
-) -> None:
+def _open(checkpoint_dir: Path, files: ExitStack, shards: Shards) -> dict[str, _Stored]:
+    """Every tensor of the checkpoint that is this rank's business, by name; the files stay open."""
+    found: dict[str, _Stored] = {}
+    for path in _weight_files(checkpoint_dir):
+        with _named_errors(path):
+            file = files.enter_context(safe_open(path, framework="pt", device="cpu"))
+            for name in file.keys():  # noqa: SIM118 (a file, not a dict)
+                if name in found:
+                    raise CheckpointError(f"{path}: {name} is also in {found[name].path.name}")
+                if not _is_left_out(name, shards):
+                    found[name] = _Stored(path, name, file)
+    return found
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            names = [n for n in file.keys() if not _is_left_out(n, shards)]  # noqa: SIM118 (a file, not a dict)
-            unknown = sorted(set(names) - wanted.keys())
-            if unknown:
-                raise CheckpointError(f"{path}: no place in the model for {_some(unknown)}")
-            for name in names:
-                if name in source_of:
-                    raise CheckpointError(f"{path}: {name} is also in {source_of[name].name}")
-                stored, part = file.get_slice(name), shards.part(name)
-                _check(path, name, stored, _whole_shape(wanted[name], part))
-                _copy(stored, wanted[name], part)
-                source_of[name] = path
+        yield
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged or not safetensors: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
 
 
-def _check(path: Path, name: str, stored: _StoredTensor, wanted_shape: tuple[int, ...]) -> None:
+def _check(path: Path, name: str, stored: StoredTensor, wanted_shape: tuple[int, ...]) -> None:
     shape = tuple(stored.get_shape())
     if shape != wanted_shape:
         raise CheckpointError(
@@ -133,15 +253,15 @@ def _check(path: Path, name: str, stored: _StoredTensor, wanted_shape: tuple[int
         )
 
 
-def _whole_shape(weight: torch.Tensor, part: Part | None) -> tuple[int, ...]:
-    """The checkpoint's shape of a weight of which this rank has a part."""
-    shape = list(weight.shape)
+def _whole_shape(part_shape: tuple[int, ...], part: Part | None) -> tuple[int, ...]:
+    """The checkpoint's shape of a weight of which this rank has a part of this shape."""
+    shape = list(part_shape)
     if part is not None:
         shape[part.dim] = part.total
     return tuple(shape)
 
 
-def _copy(stored: _StoredTensor, weight: torch.Tensor, part: Part | None) -> None:
+def _copy(stored: StoredTensor, weight: torch.Tensor, part: Part | None) -> None:
     """Read this rank's part; what the weight has beyond it becomes zero."""
     if part is None:
         weight.copy_(stored[:,])
@@ -159,7 +279,7 @@ def _is_left_out(name: str, shards: Shards) -> bool:
     adds."""
     if name.endswith("rotary_emb.inv_freq"):
         return True
-    if name == "lm_head.weight":
+    if name.startswith("lm_head."):
         return shards.config.tie_word_embeddings
     return shards.is_left_out(name)
 

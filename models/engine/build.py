@@ -34,6 +34,7 @@ def build_engine(
             config.engine,
             dtype=config.dtype,
             device=config.device,
+            quantization=config.quantization,
             tensor_parallel_size=config.tensor_parallel_size,
             ranks=ranks,
         )
@@ -54,6 +55,7 @@ def build_runner(
     dtype: str,
     device: str,
     tensor_parallel_size: int,
+    quantization: str = "auto",
     ranks: RankStarter | None = None,
 ) -> Runner:
     """Load a checkpoint on one rank or several; the other arguments as for `build_engine`.
@@ -63,7 +65,9 @@ def build_runner(
         RankError: as `TPRunner`.
     """
     if tensor_parallel_size == 1:
-        return ModelRunner(checkpoint_dir, engine_config, dtype=dtype, device=device)
+        return ModelRunner(
+            checkpoint_dir, engine_config, dtype=dtype, device=device, quantization=quantization
+        )
     # What needs no process to be refused is refused before any is started.
     Shards(read_decoder_config(checkpoint_dir), size=tensor_parallel_size)
     starter: RankStarter = ranks or ChildRanks()
@@ -75,6 +79,7 @@ def build_runner(
         host=starter.host,
         dtype=dtype,
         device=device,
+        quantization=quantization,
     )
 
 

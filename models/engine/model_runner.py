@@ -9,6 +9,7 @@ M = model width, V = vocabulary.
 import importlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -49,6 +50,7 @@ from models.native.operations import native_operations
 from models.parallel.group import TPGroup
 from models.parallel.sharding import Shards
 from models.parallel.step_order import StepOrder
+from models.quantization.scheme import choose_quantization
 from models.weights import init_random_weights, load_weights
 
 # Logits of a long prompt are made in parts of this many numbers: 64 MiB in float32.
@@ -91,6 +93,7 @@ class ModelRunner:
         *,
         dtype: str = "auto",
         device: str = "auto",
+        quantization: str = "auto",
         random_weights: bool = False,
         group: TPGroup | None = None,
     ) -> None:
@@ -99,6 +102,7 @@ class ModelRunner:
         Args:
             dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16".
             device: "auto" (a GPU where there is one), "cpu" or "cuda".
+            quantization: one of `QUANTIZATION_NAMES`; "auto" is as the checkpoint is stored.
             random_weights: make the weights up instead of reading them, to measure speed.
             group: the ranks that share the model, each constructed alike; None: this is the only
                 one.
@@ -115,6 +119,9 @@ class ModelRunner:
         self._device = find_device(device, group.device_index)
         if is_native(checkpoint_dir):
             config = read_decoder_config(checkpoint_dir)
+            chosen = choose_quantization(quantization, config.quantization)
+            config = replace(config, quantization=chosen)
+            self._quantization = None if chosen is None else chosen.name
             self._dtype = _dtype(dtype, config.dtype)
             self._decoder: StepDecoder = self._native_decoder(
                 checkpoint_dir, config, engine_config, group=group, random_weights=random_weights
@@ -122,11 +129,12 @@ class ModelRunner:
             shape: DecoderShape = config
             shape_of_rank: DecoderShape = Shards(config, rank=group.rank, size=group.size).config
         else:
-            if group.size > 1 or random_weights:
+            if group.size > 1 or random_weights or quantization not in ("auto", "none"):
                 raise ValueError(
                     f"{checkpoint_dir}: this architecture is computed by transformers' modules, "
-                    "which are neither shared by ranks nor made up"
+                    "which are neither shared by ranks nor quantized nor made up"
                 )
+            self._quantization = None
             foreign = importlib.import_module("models.transformers_decoder")
             self._dtype = _dtype(dtype, foreign.read_dtype(checkpoint_dir))
             self._decoder = decoder = foreign.TransformersDecoder(
@@ -178,6 +186,8 @@ class ModelRunner:
 
     def describe(self) -> str:
         dtype = str(self._dtype).removeprefix("torch.")
+        if self._quantization is not None:
+            dtype = f"{self._quantization} and {dtype}"
         where = self._device.type
         if where == "cpu":
             where = f"cpu ({torch.get_num_threads()} threads)"

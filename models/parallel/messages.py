@@ -15,6 +15,7 @@ class ModelOrder(msgspec.Struct, frozen=True, kw_only=True):
     engine_config: str  # JSON
     dtype: str
     device: str
+    quantization: str
     random_weights: bool
 
 

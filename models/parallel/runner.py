@@ -36,6 +36,7 @@ class TPRunner:
         host: str = LOOPBACK,
         dtype: str = "auto",
         device: str = "auto",
+        quantization: str = "auto",
         random_weights: bool = False,
     ) -> None:
         """Load the checkpoint together with the other ranks, which have been started and belong to
@@ -62,6 +63,7 @@ class TPRunner:
                     engine_config=engine_config.model_dump_json(),
                     dtype=dtype,
                     device=device,
+                    quantization=quantization,
                     random_weights=random_weights,
                 )
             )
@@ -70,6 +72,7 @@ class TPRunner:
                 engine_config,
                 dtype=dtype,
                 device=device,
+                quantization=quantization,
                 random_weights=random_weights,
                 group=group,
             )

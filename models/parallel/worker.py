@@ -91,6 +91,7 @@ def load(order: RankOrder, *, host: str) -> ModelRunner:
         EngineConfig.model_validate_json(model.engine_config),
         dtype=model.dtype,
         device=model.device,
+        quantization=model.quantization,
         random_weights=model.random_weights,
         group=group,
     )

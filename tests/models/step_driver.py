@@ -31,12 +31,20 @@ class StepDriver:
     """Owns the blocks and builds `StepInputs`; every position's full distribution is recorded."""
 
     def __init__(
-        self, checkpoint_dir: Path, *, block_size: int = 4, dtype: str = "auto", seed: int = 0
+        self,
+        checkpoint_dir: Path,
+        *,
+        block_size: int = 4,
+        dtype: str = "auto",
+        quantization: str = "auto",
+        seed: int = 0,
     ) -> None:
         config = EngineConfig(
             block_size=block_size, kv_cache_memory_bytes=32 * 2**20, max_num_seqs=32
         )
-        self.runner = ModelRunner(checkpoint_dir, config, dtype=dtype, device="cpu")
+        self.runner = ModelRunner(
+            checkpoint_dir, config, dtype=dtype, device="cpu", quantization=quantization
+        )
         self.free_blocks = list(range(self.runner.num_blocks))
         random.Random(seed).shuffle(self.free_blocks)
 

@@ -177,7 +177,7 @@ def test_an_unknown_rope_type_is_refused_by_name(tmp_path: Path, kind: str) -> N
         ({"eos_token_id": "x"}, "eos_token_id must be a token id or a list of them"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported: 'silu'"),
         ({"dtype": "float8_e4m3fn"}, "dtype 'float8_e4m3fn' is not supported"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config is not supported"),
+        ({"quantization_config": {"quant_method": "fp8"}}, 'quant_method "fp8" is not supported'),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor other than 1"),
         ({"rope_scaling": "linear"}, "rope_scaling must be an object"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling.factor must be a positive"),
