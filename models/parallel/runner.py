@@ -27,7 +27,7 @@ _HEARING_TIMEOUT_S = 0.2
 class TPRunner:
     """Satisfies `Runner`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (those of `ModelRunner`, and where the ranks are)
         self,
         checkpoint_dir: Path,
         engine_config: EngineConfig,
