@@ -1,7 +1,6 @@
 """The `shoal` command: reads arguments, prints results, turns errors into one line and exit 1.
 
-What the commands do is in `cli_bucket`, `cli_chat`, `cli_launch` and `cli_logs`; what they say in
-`cli_report`.
+What the commands do is in the other `cli_…` modules; what they say in `cli_report`.
 """
 
 import sys
@@ -26,6 +25,7 @@ from cluster.cli_report import config_summary, key_note, next_steps, show, statu
 from cluster.cli_sample import SAMPLE_BUCKET, SAMPLE_QUESTION, ensure_sample_bucket
 from cluster.cli_secrets import secrets_app
 from cluster.cli_target import api_url, deployed_or_found_config, find_config, read_api_key
+from cluster.cli_tenants import key_app, tenant_app
 from cluster.config import ConfigError, load_config, shoal_home
 
 app = typer.Typer(
@@ -43,6 +43,8 @@ config_app = typer.Typer(help="Look at a configuration file.", no_args_is_help=T
 app.add_typer(config_app, name="config")
 app.add_typer(bucket_app, name="bucket")
 app.add_typer(secrets_app, name="secrets")
+app.add_typer(tenant_app, name="tenant")
+app.add_typer(key_app, name="key")
 app.command()(plan)
 
 ConfigOption = Annotated[

@@ -22,6 +22,7 @@ from pydantic import (
 
 from cluster.batch_config import BatchConfig
 from cluster.provider_config import DEFAULT_PROVIDERS, ProviderConfig, check_providers
+from cluster.tenant_config import PLAIN_SCOPES, KeyScope, TenantsConfig
 
 DEMO_CHAT_MODEL = "shoal/demo-chat"
 DEMO_EMBED_MODEL = "shoal/demo-embed"
@@ -244,6 +245,15 @@ class ApiKeyConfig(Section):
     name: Annotated[str, Field(min_length=1)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     tenant: Annotated[str, Field(pattern=TENANT_PATTERN)] = DEFAULT_TENANT
+    # None: all for a key of the default tenant, which is the operator's own; all but `admin` else.
+    scopes: Annotated[tuple[KeyScope, ...], Field(min_length=1)] | None = None
+
+    @property
+    def opens(self) -> frozenset[KeyScope]:
+        """The scopes that the key has."""
+        if self.scopes is not None:
+            return frozenset(self.scopes)
+        return frozenset(KeyScope if self.tenant == DEFAULT_TENANT else PLAIN_SCOPES)
 
 
 class AuthConfig(Section):
@@ -275,6 +285,7 @@ class ShoalConfig(Section):
     providers: tuple[ProviderConfig, ...] = DEFAULT_PROVIDERS
     batches: BatchConfig = BatchConfig()
     auth: AuthConfig = AuthConfig()
+    tenants: TenantsConfig = TenantsConfig()
     http: HTTPConfig = HTTPConfig()
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

@@ -6,7 +6,6 @@ Serve places, checks, drains and replaces it; HTTP does not pass through Serve.
 import ray
 from ray.serve.handle import DeploymentHandle
 
-from cluster.api_keys import ApiKeys
 from cluster.batch_tasks import BatchTasks
 from cluster.bucket_tasks import BucketTasks
 from cluster.chunk_store import ChunkStore
@@ -23,7 +22,7 @@ from deployments.cluster_secret import load_cluster_secret
 from deployments.embedder_handle import ServeEmbedder
 from deployments.http_listener import HTTPListener, bind_shared
 from deployments.ingress.app import build_asgi_app
-from deployments.ingress.services import BatchServices, RetrievalServices
+from deployments.ingress.services import BatchServices, RetrievalServices, TenantServices
 from deployments.model_pools import ModelPools
 from deployments.process_logs import write_to_serve_log
 from deployments.retriever_handle import ServeRetriever
@@ -77,7 +76,7 @@ class Ingress:
             app = build_asgi_app(
                 config,
                 served,
-                ApiKeys.from_config(config.auth),
+                TenantServices.of(config, self._redis),
                 Telemetry(),
                 retrieval=self._services,
                 secrets=self._secrets,

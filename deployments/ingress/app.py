@@ -11,13 +11,15 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.anthropic_schema.message import error_body, status_of
-from cluster.api_keys import ApiKeys
-from cluster.config import ApiKeyConfig, ShoalConfig
+from cluster.config import ShoalConfig
 from cluster.errors import AuthenticationError, BodyTooLargeError
 from cluster.integration_secrets import IntegrationSecrets
 from cluster.object_store import S3_FACE_PATH
 from cluster.storage.folder_store import FolderStore
 from cluster.telemetry import Telemetry
+from cluster.tenant_config import KeyScope
+from cluster.tenants.key_directory import KeyDirectory
+from cluster.tenants.records import ApiKey
 from deployments.ingress import operations
 from deployments.ingress.batch_routes import batch_endpoints
 from deployments.ingress.bucket_routes import bucket_endpoints
@@ -38,6 +40,7 @@ from deployments.ingress.grounding import Grounding
 from deployments.ingress.integration_secret_routes import secret_endpoints
 from deployments.ingress.message_routes import CountTokens, Messages, speaks_anthropic
 from deployments.ingress.openapi import OpenAPIDocument
+from deployments.ingress.operation import Operation
 from deployments.ingress.plain_routes import (
     Health,
     Metrics,
@@ -54,14 +57,15 @@ from deployments.ingress.request_body import linger
 from deployments.ingress.response_routes import Responses
 from deployments.ingress.s3.face import S3Face
 from deployments.ingress.served_model import ModelDirectory, ServedModel
-from deployments.ingress.services import BatchServices, RetrievalServices
+from deployments.ingress.services import BatchServices, RetrievalServices, TenantServices
+from deployments.ingress.tenant_routes import tenant_endpoints
 from deployments.ingress.tokenize_routes import Detokenize, Tokenize
 
 
 def build_asgi_app(
     config: ShoalConfig,
     models: Mapping[str, ServedModel],
-    keys: ApiKeys,
+    tenants: TenantServices,
     telemetry: Telemetry,
     *,
     retrieval: RetrievalServices | None = None,
@@ -85,7 +89,7 @@ def build_asgi_app(
     providers = Providers(config.providers, served_names=models)
     external = ExternalChat(providers, secrets, grounding, telemetry)
     limit = config.http.max_body_bytes
-    endpoints: dict[operations.Operation, ASGIApp] = {
+    endpoints: dict[Operation, ASGIApp] = {
         **_endpoints(directory, prompts, telemetry, generations, limit=limit),
         **_retrieval_endpoints(retrieval, directory, telemetry, limit=limit),
         **secret_endpoints(secrets, max_body_bytes=limit),
@@ -93,26 +97,29 @@ def build_asgi_app(
         operations.MODELS: Models(directory, external=providers.cards),
         operations.ONE_MODEL: OneModel(directory, external=providers.cards),
         **_batch_endpoints(batches, config),
+        **tenant_endpoints(tenants, max_body_bytes=limit),
     }
-    routes = _routes(endpoints)
-    document = OpenAPIDocument(is_key_required=keys.required)
+    routes = routes_of(endpoints)
+    document = OpenAPIDocument(is_key_required=tenants.keys.required)
     routes.append(Route(operations.OPENAPI_PATH, document, methods=["GET"]))
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
         try:
-            yield
+            async with tenants.keys.following():
+                yield
         finally:
             prompts.close()
             await providers.close()
 
-    app: ASGIApp = Authentication(Router(routes, redirect_slashes=False, lifespan=lifespan), keys)
+    router = Router(routes, redirect_slashes=False, lifespan=lifespan)
+    app: ASGIApp = Authentication(router, tenants.keys)
     if retrieval is not None and isinstance(retrieval.objects, FolderStore):
         app = StorageFront(
             app,
             S3Face(
                 retrieval.objects,
-                keys,
+                tenants.keys,
                 on_change=retrieval.tasks.request_sync,
                 max_object_bytes=config.storage.max_upload_bytes,
             ),
@@ -120,13 +127,14 @@ def build_asgi_app(
     return ErrorBoundary(app, telemetry)
 
 
-def _routes(endpoints: Mapping[operations.Operation, ASGIApp]) -> list[Route]:
+def routes_of(endpoints: Mapping[Operation, ASGIApp]) -> list[Route]:
     """A route for each path, in the order of the operations; its methods may differ in what serves
     them."""
     by_path: dict[str, dict[str, ASGIApp]] = {}
     for operation in operations.OPERATIONS:
         for path in operation.paths:
-            by_path.setdefault(path, {})[operation.method] = endpoints[operation]
+            app = WithScope(endpoints[operation], operation.scopes)
+            by_path.setdefault(path, {})[operation.method] = app
     return [Route(path, ByMethod(apps), methods=list(apps)) for path, apps in by_path.items()]
 
 
@@ -142,6 +150,18 @@ class ByMethod:
         await self._apps[scope["method"]](scope, receive, send)
 
 
+class WithScope:
+    """Lets a request through whose key has one of the scopes."""
+
+    def __init__(self, app: ASGIApp, scopes: tuple[KeyScope, ...]) -> None:
+        self._app = app
+        self._scopes = scopes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[SCOPE_KEY].require(*self._scopes)
+        await self._app(scope, receive, send)
+
+
 def _endpoints(
     directory: ModelDirectory,
     prompts: PromptBuilder,
@@ -149,7 +169,7 @@ def _endpoints(
     generations: ChatGenerations,
     *,
     limit: int,
-) -> dict[operations.Operation, ASGIApp]:
+) -> dict[Operation, ASGIApp]:
     """What serves each operation. `limit`: the largest body, in bytes."""
     return {
         operations.COMPLETIONS: Completions(directory, prompts, telemetry, max_body_bytes=limit),
@@ -166,7 +186,7 @@ def _endpoints(
 
 def _batch_endpoints(
     batches: BatchServices | None, config: ShoalConfig
-) -> dict[operations.Operation, ASGIApp]:
+) -> dict[Operation, ASGIApp]:
     """What serves files and batches."""
     if batches is None:
         both = (*operations.FILE_OPERATIONS, *operations.BATCH_OPERATIONS)
@@ -183,7 +203,7 @@ def _retrieval_endpoints(
     telemetry: Telemetry,
     *,
     limit: int,
-) -> dict[operations.Operation, ASGIApp]:
+) -> dict[Operation, ASGIApp]:
     """What serves embeddings and the operations about buckets."""
     embedders = {} if retrieval is None else retrieval.embedders
     embeddings = OpenAIEmbeddings(
@@ -192,7 +212,7 @@ def _retrieval_endpoints(
         chat_model_names=[model.name for model in directory.all()],
         max_body_bytes=limit,
     )
-    endpoints: dict[operations.Operation, ASGIApp] = {
+    endpoints: dict[Operation, ASGIApp] = {
         operations.EMBEDDINGS: embeddings,
         operations.EMBEDDING_MODELS: EmbeddingModels(embedders),
     }
@@ -228,28 +248,27 @@ class StorageFront:
 class Authentication:
     """Lets a request through that carries one of the keys, or needs none."""
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyDirectory) -> None:
         self._app = app
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._needs_key(scope):
-            key = self._key(scope)
-            scope[SCOPE_KEY].key_name, scope[SCOPE_KEY].tenant = key.name, key.tenant
+        is_open = scope["type"] != "http" or scope["path"] in operations.OPEN_PATHS
+        if not is_open and scope["method"] != "OPTIONS":
+            scope[SCOPE_KEY].identify(await self._key(scope))
         await self._app(scope, receive, send)
 
-    def _needs_key(self, scope: Scope) -> bool:
-        is_open = scope["path"] in operations.OPEN_PATHS or scope["method"] == "OPTIONS"
-        return self._keys.required and not is_open
-
-    def _key(self, scope: Scope) -> ApiKeyConfig:
-        keys = _presented_keys(scope)
-        if not keys:
+    async def _key(self, scope: Scope) -> ApiKey:
+        presented = _presented_keys(scope)
+        if self._keys.required and not presented:
             raise AuthenticationError("No API key was given; send `Authorization: Bearer KEY`.")
-        stored = next(filter(None, map(self._keys.find, keys)), None)
-        if stored is None:
+        for text in presented:
+            key = await self._keys.find(text)
+            if key is not None:
+                return key
+        if self._keys.required:
             raise AuthenticationError("The API key is not valid.", openai_code="invalid_api_key")
-        return stored
+        return self._keys.nobody()
 
 
 def _presented_keys(scope: Scope) -> list[str]:

@@ -23,6 +23,7 @@ from cluster.openai_schema.validation import parse_request
 from deployments.ingress import operations
 from deployments.ingress.errors import send_json
 from deployments.ingress.exchange import SCOPE_KEY, Exchange
+from deployments.ingress.operation import Operation
 from deployments.ingress.query_parameters import read_idempotency_key, read_integer
 from deployments.ingress.request_body import read_json
 
@@ -31,9 +32,7 @@ BATCH_ROUTE = "/v1/batches/{batch_id}"
 CANCEL_ROUTE = "/v1/batches/{batch_id}/cancel"
 
 
-def batch_endpoints(
-    batches: BatchTasks, *, max_body_bytes: int
-) -> dict[operations.Operation, ASGIApp]:
+def batch_endpoints(batches: BatchTasks, *, max_body_bytes: int) -> dict[Operation, ASGIApp]:
     """What serves the operations about batches."""
     return {
         operations.CREATE_BATCH: CreateBatch(batches, max_body_bytes=max_body_bytes),

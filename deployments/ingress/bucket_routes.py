@@ -33,6 +33,7 @@ from deployments.ingress.embedding_task_routes import (
 )
 from deployments.ingress.errors import send_json
 from deployments.ingress.exchange import SCOPE_KEY, Exchange
+from deployments.ingress.operation import Operation
 from deployments.ingress.request_body import read_json
 from deployments.ingress.responses import unless_client_leaves
 
@@ -50,7 +51,7 @@ def bucket_endpoints(
     openai_embeddings: OpenAIEmbeddings,
     embedding_models: Sequence[str],
     max_body_bytes: int,
-) -> dict[operations.Operation, ASGIApp]:
+) -> dict[Operation, ASGIApp]:
     """What serves the operations about buckets, where retrieval is on.
 
     `embedding_models`: the names of the configuration, the default one first.

@@ -12,6 +12,7 @@ import msgspec
 from cluster.errors import BadRequestError
 from cluster.openai_schema.chat import ChatCompletionRequest
 from cluster.telemetry import Telemetry
+from cluster.tenant_config import KeyScope
 from cluster.types import Request
 from deployments.ingress.choice import TextRules
 from deployments.ingress.exchange import Exchange
@@ -72,9 +73,15 @@ class ChatGenerations:
     async def ground(
         self, request: ChatCompletionRequest, model: ServedModel, exchange: Exchange
     ) -> GroundedPrompt:
-        """The prompt with what the request's retrieval tools find. Raises as `Grounding` does."""
+        """The prompt with what the request's retrieval tools find.
+
+        Raises:
+            as `Grounding` does; PermissionDeniedError: the key is not for buckets.
+        """
         template = _template_of(model)
         refuse_unavailable_chat(request, template)
+        if request.retrieval_tools:
+            exchange.require(KeyScope.BUCKETS)
         started_s = time.perf_counter()
         found = await self._grounding.search(request, exchange.tenant)
         if request.retrieval_tools:

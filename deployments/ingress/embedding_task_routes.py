@@ -21,6 +21,7 @@ from cluster.telnyx_schema.tasks import (
     TaskListAnswer,
     TaskObject,
 )
+from cluster.tenant_config import KeyScope
 from cluster.types import BucketRef
 from deployments.crawler.errors import CrawlError
 from deployments.crawler.site_url import SiteURL
@@ -111,8 +112,10 @@ class EmbedBuckets:
         exchange.route = TASKS_ROUTE
         body = await read_json(scope, receive, max_body_bytes=self._max_body_bytes)
         if is_embeddings_request(body):
+            exchange.require(KeyScope.INFERENCE)
             await self._openai_embeddings.answer(body, scope, receive, send)
             return
+        exchange.require(KeyScope.BUCKETS)
         request = parse_request(EmbedBucketRequest, body)
         key = read_idempotency_key(scope)
         await _send_task(send, await self._maker.embed_bucket(exchange.tenant, request, key))

@@ -4,7 +4,9 @@ import time
 from dataclasses import dataclass, field
 
 from cluster.config import DEFAULT_TENANT
-from cluster.errors import ServingError
+from cluster.errors import PermissionDeniedError, ServingError
+from cluster.tenant_config import PLAIN_SCOPES, KeyScope
+from cluster.tenants.records import ANONYMOUS_ID, ApiKey
 from cluster.types import PRIORITY_ONLINE, FinishReason
 
 SCOPE_KEY = "shoal.exchange"
@@ -17,7 +19,9 @@ class Exchange:
 
     started_s: float = field(default_factory=time.perf_counter)
     key_name: str | None = None  # which API key it is
+    key_id: str = ANONYMOUS_ID  # the same, where names may be the same: in usage
     tenant: str = DEFAULT_TENANT  # whose key; without keys there is only one tenant
+    scopes: frozenset[KeyScope] = frozenset(PLAIN_SCOPES)  # what the key is for
     priority: int = PRIORITY_ONLINE  # of what it asks of the engines
     model: str = ""
     route: str = ""
@@ -25,6 +29,24 @@ class Exchange:
     is_anthropic: bool = False  # whose headers and errors the path speaks
     finish_reason: str = ""  # of the choice that ended last
     failure: ServingError | None = None  # midway, after the status was sent
+
+    def identify(self, key: ApiKey) -> None:
+        """Whose request it is."""
+        self.key_name, self.key_id = key.name or None, key.key_id
+        self.tenant, self.scopes = key.tenant, key.scopes
+
+    def require(self, *scopes: KeyScope) -> None:
+        """
+        Raises:
+            PermissionDeniedError: the key has none of the scopes. No scopes: any key will do.
+        """
+        if scopes and self.scopes.isdisjoint(scopes):
+            needed = " or ".join(repr(scope.value) for scope in scopes)
+            has = ", ".join(sorted(scope.value for scope in self.scopes))
+            raise PermissionDeniedError(
+                f"This needs a key with the scope {needed}; the key has: {has}.",
+                openai_code="insufficient_scope",
+            )
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:

@@ -27,6 +27,7 @@ from deployments.ingress import operations
 from deployments.ingress.errors import send_json
 from deployments.ingress.exchange import SCOPE_KEY, Exchange
 from deployments.ingress.multipart import MultipartBody, Part
+from deployments.ingress.operation import Operation
 from deployments.ingress.query_parameters import read_choice, read_integer
 from deployments.ingress.responses import unless_client_leaves
 
@@ -39,9 +40,7 @@ _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 _FIELDS = ("file", "purpose", _ANCHOR, _SECONDS)
 
 
-def file_endpoints(
-    files: FileStore, *, batch_retention_s: float
-) -> dict[operations.Operation, ASGIApp]:
+def file_endpoints(files: FileStore, *, batch_retention_s: float) -> dict[Operation, ASGIApp]:
     """What serves the operations about files. `batch_retention_s`: of files for batches, where the
     client does not say."""
     return {

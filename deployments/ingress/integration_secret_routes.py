@@ -18,6 +18,7 @@ from cluster.telnyx_schema.tasks import PageMeta
 from deployments.ingress import operations
 from deployments.ingress.errors import send_json
 from deployments.ingress.exchange import SCOPE_KEY, Exchange
+from deployments.ingress.operation import Operation
 from deployments.ingress.query_parameters import read_choices, read_page
 from deployments.ingress.request_body import read_json
 
@@ -28,7 +29,7 @@ FILTER = "filter[type]"
 
 def secret_endpoints(
     secrets: IntegrationSecrets | None, *, max_body_bytes: int
-) -> dict[operations.Operation, ASGIApp]:
+) -> dict[Operation, ASGIApp]:
     """What serves the operations about secrets; None: there is no Redis to keep them in."""
     if secrets is None:
         return dict.fromkeys(operations.SECRET_OPERATIONS, SecretsAreOff())

@@ -14,7 +14,8 @@ from cluster.openai_schema.error_bodies import ErrorsBody, ValidationErrorBody
 from deployments.ingress.errors import send_json
 from deployments.ingress.exchange import SCOPE_KEY
 from deployments.ingress.message_routes import VERSIONS
-from deployments.ingress.operations import OPENAPI_PATH, OPERATIONS, Operation
+from deployments.ingress.operation import Operation
+from deployments.ingress.operations import OPENAPI_PATH, OPERATIONS
 
 JSON = "application/json"
 FORM = "multipart/form-data"
@@ -27,6 +28,7 @@ _DESCRIPTIONS = {
     200: "The answer.",
     400: "Refused, though well-formed; or not JSON.",
     401: "No valid API key.",
+    403: "The key lacks the scope; or the tenant may store no more.",
     404: "No such model, bucket, task or secret.",
     408: "The client reads too slowly.",
     409: "There is one with this name already.",
@@ -152,7 +154,9 @@ class _Writer:
     def _responses(self, operation: Operation) -> Schema:
         statuses = set(operation.errors)
         if self._is_key_required and not operation.is_open:
-            statuses.add(401)
+            statuses |= {401, 503}  # 503: the key cannot be checked now
+        if operation.scopes:
+            statuses.add(403)
         if operation.is_anthropic:
             statuses.discard(422)  # theirs is 400
         responses = {str(operation.success): self._success(operation)}

@@ -3,12 +3,6 @@
 The app's routes and the OpenAPI document are both made of this table.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
-
-from pydantic import BaseModel
-
 from cluster.anthropic_schema.message import MessageObject, TokenCount
 from cluster.anthropic_schema.request import CountTokensRequest, MessageRequest
 from cluster.openai_schema.batches import (
@@ -61,141 +55,123 @@ from cluster.telnyx_schema.tasks import (
     TaskAnswer,
     TaskListAnswer,
 )
+from cluster.tenant_config import KeyScope
+from deployments.ingress.operation import (
+    ANTHROPIC_PREFIXES,
+    BODY_ERRORS,
+    PREFIXES,
+    RUN_ERRORS,
+    Operation,
+    Parameter,
+    paths_of,
+)
+from deployments.ingress.tenant_operations import TENANT_OPERATIONS
 
-#: OpenAI's paths, Telnyx's at the time of the page, Telnyx's now.
-PREFIXES = ("/v1", "/v2/ai", "/v2/ai/openai")
-ANTHROPIC_PREFIXES = ("/v1", "/v2/ai/anthropic/v1")
-
-_BODY_ERRORS = (400, 404, 413, 415, 422)
-_RUN_ERRORS = (408, 429, 500, 503)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parameter:
-    """A value in the query or in a header; all of them may be left out."""
-
-    name: str
-    place: Literal["query", "header"] = "query"
-    schema: Mapping[str, object]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Operation:
-    """One endpoint under all its paths."""
-
-    name: str
-    summary: str
-    method: Literal["GET", "POST", "DELETE"] = "POST"
-    paths: tuple[str, ...]
-    parameters: tuple[Parameter, ...] = ()
-    requests: tuple[type[BaseModel], ...] = ()  # the body is one of them; (): no body
-    is_form: bool = False  # the body is multipart/form-data, not JSON
-    answer: type[BaseModel] | None  # None: text
-    other_answer: type[BaseModel] | None = None  # what the second of the requests is answered with
-    is_empty: bool = False  # the answer has no body
-    is_binary: bool = False  # the answer is a file
-    success: int = 200  # the status of an answer
-    has_stream: bool = False  # with `stream: true` the answer is a stream of events
-    errors: tuple[int, ...] = ()
-    not_found: type[BaseModel] | None = None  # another body that a 404 may have
-    refused: type[BaseModel] | None = None  # the body that a 400 or a 422 has instead
-    is_open: bool = False  # needs no key
-    is_anthropic: bool = False
-
-
-def _paths(*ends: str, prefixes: tuple[str, ...] = PREFIXES) -> tuple[str, ...]:
-    return tuple(f"{prefix}/{end}" for prefix in prefixes for end in ends)
-
+_INFERENCE = (KeyScope.INFERENCE,)
+_BUCKETS = (KeyScope.BUCKETS,)
+_BOTH = (KeyScope.INFERENCE, KeyScope.BUCKETS)
+_ANY_KEY: tuple[KeyScope, ...] = ()
 
 CHAT = Operation(
     name="chat_completions",
     summary="Answer a conversation (OpenAI, Telnyx)",
-    paths=_paths("chat/completions"),
+    paths=paths_of("chat/completions"),
+    scopes=_INFERENCE,
     requests=(ChatCompletionRequest,),
     answer=ChatCompletion,
     has_stream=True,
-    errors=(*_BODY_ERRORS, *_RUN_ERRORS, 502, 504),
+    errors=(*BODY_ERRORS, *RUN_ERRORS, 502, 504),
 )
 COMPLETIONS = Operation(
     name="completions",
     summary="Continue a text (OpenAI's older interface)",
-    paths=_paths("completions"),
+    paths=paths_of("completions"),
+    scopes=_INFERENCE,
     requests=(CompletionRequest,),
     answer=TextCompletion,
     has_stream=True,
-    errors=_BODY_ERRORS + _RUN_ERRORS,
+    errors=BODY_ERRORS + RUN_ERRORS,
 )
 RESPONSES = Operation(
     name="responses",
     summary="Answer items of input, storing nothing (OpenAI's newer interface)",
-    paths=_paths("responses"),
+    paths=paths_of("responses"),
+    scopes=_INFERENCE,
     requests=(ResponseRequest,),
     answer=ResponseObject,
     has_stream=True,
-    errors=_BODY_ERRORS + _RUN_ERRORS,
+    errors=BODY_ERRORS + RUN_ERRORS,
 )
 MESSAGES = Operation(
     name="messages",
     summary="Answer a conversation (Anthropic)",
-    paths=_paths("messages", prefixes=ANTHROPIC_PREFIXES),
+    paths=paths_of("messages", prefixes=ANTHROPIC_PREFIXES),
+    scopes=_INFERENCE,
     requests=(MessageRequest,),
     answer=MessageObject,
     has_stream=True,
-    errors=_BODY_ERRORS + _RUN_ERRORS,
+    errors=BODY_ERRORS + RUN_ERRORS,
     is_anthropic=True,
 )
 COUNT_TOKENS = Operation(
     name="count_tokens",
     summary="Count the tokens of a conversation (Anthropic)",
-    paths=_paths("messages/count_tokens", prefixes=ANTHROPIC_PREFIXES),
+    paths=paths_of("messages/count_tokens", prefixes=ANTHROPIC_PREFIXES),
+    scopes=_INFERENCE,
     requests=(CountTokensRequest,),
     answer=TokenCount,
-    errors=_BODY_ERRORS,
+    errors=BODY_ERRORS,
     is_anthropic=True,
 )
 TOKENIZE = Operation(
     name="tokenize",
     summary="The tokens of a text or a conversation (vLLM)",
-    paths=_paths("tokenize", prefixes=("", *PREFIXES)),
+    paths=paths_of("tokenize", prefixes=("", *PREFIXES)),
+    scopes=_INFERENCE,
     requests=(TokenizePromptRequest, TokenizeChatRequest),
     answer=TokenizeAnswer,
-    errors=_BODY_ERRORS,
+    errors=BODY_ERRORS,
 )
 DETOKENIZE = Operation(
     name="detokenize",
     summary="The text of tokens (vLLM)",
-    paths=_paths("detokenize", prefixes=("", *PREFIXES)),
+    paths=paths_of("detokenize", prefixes=("", *PREFIXES)),
+    scopes=_INFERENCE,
     requests=(DetokenizeRequest,),
     answer=DetokenizeAnswer,
-    errors=_BODY_ERRORS,
+    errors=BODY_ERRORS,
 )
 EMBEDDINGS = Operation(
     name="embeddings",
     summary="Vectors of texts (OpenAI)",
-    paths=_paths("embeddings", prefixes=("/v1", "/v2/ai/openai")),
+    paths=paths_of("embeddings", prefixes=("/v1", "/v2/ai/openai")),
+    scopes=_INFERENCE,
     requests=(EmbeddingRequest,),
     answer=EmbeddingAnswer,
-    errors=_BODY_ERRORS + _RUN_ERRORS,
+    errors=BODY_ERRORS + RUN_ERRORS,
 )
 EMBEDDING_MODELS = Operation(
     name="embedding_models",
     summary="The embedding models served here",
     method="GET",
-    paths=_paths("embeddings/models", prefixes=("/v1", "/v2/ai/openai")),
+    paths=paths_of("embeddings/models", prefixes=("/v1", "/v2/ai/openai")),
+    scopes=_ANY_KEY,
     answer=EmbeddingModelList,
 )
 MODELS = Operation(
     name="models",
     summary="The models served here",
     method="GET",
-    paths=_paths("models"),
+    paths=paths_of("models"),
+    scopes=_ANY_KEY,
     answer=ModelList,
 )
 ONE_MODEL = Operation(
     name="one_model",
     summary="One model; its id may contain slashes",
     method="GET",
-    paths=_paths("models/{model_id:path}"),
+    paths=paths_of("models/{model_id:path}"),
+    scopes=_ANY_KEY,
     answer=ModelObject,
     errors=(404,),
 )
@@ -204,6 +180,7 @@ HEALTH = Operation(
     summary="This process answers",
     method="GET",
     paths=("/health",),
+    scopes=_ANY_KEY,
     answer=Status,
     is_open=True,
 )
@@ -212,6 +189,7 @@ READY = Operation(
     summary="Every model has a replica",
     method="GET",
     paths=("/ready",),
+    scopes=_ANY_KEY,
     answer=Status,
     errors=(503,),
     is_open=True,
@@ -221,6 +199,7 @@ METRICS = Operation(
     summary="Prometheus text",
     method="GET",
     paths=("/metrics",),
+    scopes=_ANY_KEY,
     answer=None,
     is_open=True,
 )
@@ -242,17 +221,19 @@ EMBED_BUCKET = Operation(
     name="embed_bucket",
     summary="Embed a bucket in the background; or, with `input`, embed texts as OpenAI does",
     paths=(_EMBEDDINGS,),
+    scopes=_BOTH,
     parameters=(_IDEMPOTENCY_KEY,),
     requests=(EmbedBucketRequest, EmbeddingRequest),
     answer=TaskAnswer,
     other_answer=EmbeddingAnswer,
-    errors=_BODY_ERRORS + _RUN_ERRORS,
+    errors=BODY_ERRORS + RUN_ERRORS,
 )
 EMBEDDING_TASKS = Operation(
     name="embedding_tasks",
     summary="The tenant's embedding tasks by status, the newest first",
     method="GET",
     paths=(_EMBEDDINGS,),
+    scopes=_BUCKETS,
     parameters=(_STATUS, *_PAGE),
     answer=TaskListAnswer,
     errors=(422, *_UNAVAILABLE),
@@ -261,24 +242,27 @@ EMBED_URL = Operation(
     name="embed_url",
     summary="Put the pages of a website into a bucket and embed them, in the background",
     paths=(f"{_EMBEDDINGS}/url",),
+    scopes=_BUCKETS,
     parameters=(_IDEMPOTENCY_KEY,),
     requests=(EmbedURLRequest,),
     answer=TaskAnswer,
-    errors=_BODY_ERRORS + _RUN_ERRORS,
+    errors=BODY_ERRORS + RUN_ERRORS,
 )
 SIMILARITY_SEARCH = Operation(
     name="similarity_search",
     summary="The passages of a bucket that are most similar to a text",
     paths=(f"{_EMBEDDINGS}/similarity-search",),
+    scopes=_BUCKETS,
     requests=(SimilaritySearchRequest,),
     answer=SimilaritySearchAnswer,
-    errors=_BODY_ERRORS + _RUN_ERRORS,
+    errors=BODY_ERRORS + RUN_ERRORS,
 )
 EMBEDDED_BUCKETS = Operation(
     name="embedded_buckets",
     summary="The names of the tenant's embedded buckets",
     method="GET",
     paths=(f"{_EMBEDDINGS}/buckets",),
+    scopes=_BUCKETS,
     answer=BucketNamesAnswer,
     errors=_UNAVAILABLE,
 )
@@ -287,6 +271,7 @@ EMBEDDED_BUCKET = Operation(
     summary="The files of an embedded bucket, and how the embedding of each went",
     method="GET",
     paths=(f"{_EMBEDDINGS}/buckets/{{bucket_name}}",),
+    scopes=_BUCKETS,
     answer=BucketFilesAnswer,
     errors=_UNAVAILABLE,
 )
@@ -295,6 +280,7 @@ DELETE_EMBEDDINGS = Operation(
     summary="Remove a bucket's embeddings; its objects stay",
     method="DELETE",
     paths=EMBEDDED_BUCKET.paths,
+    scopes=_BUCKETS,
     answer=None,
     is_empty=True,
     errors=_UNAVAILABLE,
@@ -305,6 +291,7 @@ EMBEDDING_TASK = Operation(
     summary="One embedding task",
     method="GET",
     paths=(f"{_EMBEDDINGS}/{{task_id:uuid}}",),
+    scopes=_BUCKETS,
     answer=TaskAnswer,
     errors=_UNAVAILABLE,
 )
@@ -326,10 +313,11 @@ CREATE_SECRET = Operation(
     name="create_integration_secret",
     summary="Keep a key for another service, encrypted; its value is never shown again",
     paths=(_SECRETS,),
+    scopes=_INFERENCE,
     requests=(IntegrationSecretRequest,),
     answer=IntegrationSecretAnswer,
     success=201,
-    errors=(*_BODY_ERRORS, 409, 500, 503),
+    errors=(*BODY_ERRORS, 409, 500, 503),
     refused=SecretErrorsBody,
 )
 SECRETS = Operation(
@@ -337,6 +325,7 @@ SECRETS = Operation(
     summary="The tenant's integration secrets without their values, the newest first",
     method="GET",
     paths=(_SECRETS,),
+    scopes=_INFERENCE,
     parameters=(
         Parameter(name="filter[type]", schema={"type": "string", "enum": list(SECRET_TYPES)}),
         *_PAGE,
@@ -350,6 +339,7 @@ DELETE_SECRET = Operation(
     summary="Delete an integration secret by its id",
     method="DELETE",
     paths=(f"{_SECRETS}/{{id}}",),
+    scopes=_INFERENCE,
     answer=None,
     is_empty=True,
     success=204,
@@ -362,17 +352,19 @@ _AFTER = Parameter(name="after", schema={"type": "string", "description": "the l
 UPLOAD_FILE = Operation(
     name="upload_file",
     summary="Upload a file, for a batch for example (OpenAI)",
-    paths=_paths("files"),
+    paths=paths_of("files"),
+    scopes=_INFERENCE,
     requests=(FileUpload,),
     is_form=True,
     answer=FileObject,
-    errors=(*_BODY_ERRORS, 500, 503),
+    errors=(*BODY_ERRORS, 500, 503),
 )
 FILES = Operation(
     name="files",
     summary="The tenant's files",
     method="GET",
-    paths=_paths("files"),
+    paths=paths_of("files"),
+    scopes=_INFERENCE,
     parameters=(
         Parameter(
             name="limit",
@@ -392,7 +384,8 @@ FILE_CONTENT = Operation(
     name="file_content",
     summary="The bytes of a file",
     method="GET",
-    paths=_paths("files/{file_id}/content"),
+    paths=paths_of("files/{file_id}/content"),
+    scopes=_INFERENCE,
     answer=None,
     is_binary=True,
     errors=_UNAVAILABLE,
@@ -401,7 +394,8 @@ ONE_FILE = Operation(
     name="one_file",
     summary="What is known of a file",
     method="GET",
-    paths=_paths("files/{file_id}"),
+    paths=paths_of("files/{file_id}"),
+    scopes=_INFERENCE,
     answer=FileObject,
     errors=_UNAVAILABLE,
 )
@@ -410,6 +404,7 @@ DELETE_FILE = Operation(
     summary="Delete a file",
     method="DELETE",
     paths=ONE_FILE.paths,
+    scopes=_INFERENCE,
     answer=FileDeleted,
     errors=_UNAVAILABLE,
 )
@@ -418,17 +413,19 @@ FILE_OPERATIONS = (UPLOAD_FILE, FILES, FILE_CONTENT, ONE_FILE, DELETE_FILE)
 CREATE_BATCH = Operation(
     name="create_batch",
     summary="Run the requests of a file in the background, behind all others (OpenAI)",
-    paths=_paths("batches"),
+    paths=paths_of("batches"),
+    scopes=_INFERENCE,
     parameters=(_IDEMPOTENCY_KEY,),
     requests=(BatchRequest,),
     answer=BatchObject,
-    errors=(*_BODY_ERRORS, 500, 503),
+    errors=(*BODY_ERRORS, 500, 503),
 )
 BATCHES = Operation(
     name="batches",
     summary="The tenant's batches, the newest first",
     method="GET",
-    paths=_paths("batches"),
+    paths=paths_of("batches"),
+    scopes=_INFERENCE,
     parameters=(
         Parameter(
             name="limit",
@@ -443,14 +440,16 @@ ONE_BATCH = Operation(
     name="one_batch",
     summary="How far a batch is",
     method="GET",
-    paths=_paths("batches/{batch_id}"),
+    paths=paths_of("batches/{batch_id}"),
+    scopes=_INFERENCE,
     answer=BatchObject,
     errors=_UNAVAILABLE,
 )
 CANCEL_BATCH = Operation(
     name="cancel_batch",
     summary="Cancel a batch; what is done is kept",
-    paths=_paths("batches/{batch_id}/cancel"),
+    paths=paths_of("batches/{batch_id}/cancel"),
+    scopes=_INFERENCE,
     answer=BatchObject,
     errors=(400, *_UNAVAILABLE),
 )
@@ -464,6 +463,7 @@ OPERATIONS = (
     *SECRET_OPERATIONS,
     *FILE_OPERATIONS,
     *BATCH_OPERATIONS,
+    *TENANT_OPERATIONS,
     COMPLETIONS,
     RESPONSES,
     MESSAGES,

@@ -14,7 +14,7 @@ import numpy as np
 from openai import AsyncOpenAI
 from starlette.routing import Route, Router
 
-from cluster.api_keys import ApiKeys, hash_key
+from cluster.api_keys import hash_key
 from cluster.batch_config import BatchConfig
 from cluster.batch_tasks import BatchTasks
 from cluster.config import ShoalConfig, parse_config
@@ -31,6 +31,7 @@ from deployments.ingress.batch_routes import batch_endpoints
 from deployments.ingress.file_routes import file_endpoints
 from deployments.ingress.line_calls import LineCalls, line_calls
 from deployments.ingress.served_model import ServedModel, load_served_model
+from deployments.ingress.services import TenantServices
 from models.tokenizer import Tokenizer
 from tests.deployments.ingress.scripted_server import CONTEXT, KEY, MODEL, deltas, listening
 
@@ -224,7 +225,7 @@ async def serving_batches(
             for path in operation.paths
         ]
         router = Router(routes, redirect_slashes=False)
-        app = ErrorBoundary(Authentication(router, ApiKeys.from_config(config.auth)), Telemetry())
+        app = ErrorBoundary(Authentication(router, TenantServices.of(config).keys), Telemetry())
         async with listening(app) as port:
             yield BatchServer(port, config, batches, redis, files, tasks)
         await objects.close()

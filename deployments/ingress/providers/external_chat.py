@@ -12,6 +12,7 @@ from cluster.errors import BadRequestError
 from cluster.integration_secrets import IntegrationSecrets, SecretValue
 from cluster.openai_schema.chat import ChatCompletionRequest, RetrievalSources, RetrievedChunk
 from cluster.telemetry import ModelMetrics, Telemetry
+from cluster.tenant_config import KeyScope
 from cluster.types import FoundChunk
 from deployments.ingress.answer import error_event, new_id
 from deployments.ingress.errors import as_serving_error, send_json
@@ -132,6 +133,7 @@ class ExternalChat:
     ) -> tuple[FoundChunk, ...]:
         if not request.retrieval_tools:
             return ()
+        exchange.require(KeyScope.BUCKETS)
         started_s = time.perf_counter()
         found = await self._grounding.search(without_media(request), exchange.tenant)
         elapsed_s = time.perf_counter() - started_s

@@ -12,8 +12,9 @@ A presigned URL would carry the key in the clear, in logs and histories, so they
 
 import re
 
-from cluster.api_keys import ApiKeys
-from cluster.config import ApiKeyConfig
+from cluster.tenant_config import KeyScope
+from cluster.tenants.key_directory import KeyDirectory
+from cluster.tenants.records import ApiKey
 from deployments.ingress.s3.errors import S3Error
 from deployments.ingress.s3.request import S3Request
 
@@ -21,11 +22,12 @@ _CREDENTIAL = re.compile(r"Credential=(.+)/\d{8}/[^/,\s]*/[^/,\s]*/aws4_request"
 _PRESIGNED = {"x-amz-signature", "x-amz-credential", "x-amz-algorithm", "awsaccesskeyid"}
 
 
-def authenticate(request: S3Request, keys: ApiKeys) -> ApiKeyConfig | None:
-    """Whose request it is; None where no key is needed.
+async def authenticate(request: S3Request, keys: KeyDirectory) -> ApiKey:
+    """Whose request it is.
 
     Raises:
-        S3Error: no key, a wrong one, or one in the URL.
+        S3Error: no key, a wrong one, one that is not for buckets, or one in the URL.
+        ServiceUnavailableError: it cannot be looked up now.
     """
     if any(name.lower() in _PRESIGNED for name in request.query):
         raise S3Error(
@@ -34,12 +36,13 @@ def authenticate(request: S3Request, keys: ApiKeys) -> ApiKeyConfig | None:
             "Send the request with an Authorization header.",
         )
     if not keys.required:
-        return None
-    key = _presented_key(request.headers.get("authorization", ""))
-    stored = keys.find(key)
-    if stored is None:
+        return keys.nobody()
+    key = await keys.find(_presented_key(request.headers.get("authorization", "")))
+    if key is None:
         raise S3Error("InvalidAccessKeyId", "The access key id is not one of the API keys.")
-    return stored
+    if KeyScope.BUCKETS not in key.scopes:
+        raise S3Error("AccessDenied", "This needs a key with the scope 'buckets'.")
+    return key
 
 
 def _presented_key(authorization: str) -> str:

@@ -9,11 +9,10 @@ from dataclasses import replace
 
 from starlette.types import Message, Receive, Scope, Send
 
-from cluster.api_keys import ApiKeys
-from cluster.config import DEFAULT_TENANT, ApiKeyConfig
 from cluster.object_store import S3_FACE_PATH
 from cluster.storage.folder_store import FolderStore
 from cluster.storage.folder_uploads import FolderUploads
+from cluster.tenants.key_directory import KeyDirectory
 from cluster.types import BucketRef
 from deployments.ingress.errors import ClientLeftError
 from deployments.ingress.exchange import SCOPE_KEY
@@ -67,7 +66,7 @@ class S3Face:
     def __init__(
         self,
         store: FolderStore,
-        keys: ApiKeys,
+        keys: KeyDirectory,
         *,
         on_change: ChangeListener,
         max_object_bytes: int = DEFAULT_MAX_OBJECT_BYTES,
@@ -98,9 +97,10 @@ class S3Face:
             exchange.route = self._prefix
         try:
             request = parse_request(scope, body, prefix=self._prefix)
-            key = authenticate(request, self._keys)
-            request = replace(request, tenant=DEFAULT_TENANT if key is None else key.tenant)
-            _note(scope, key, request.tenant)
+            key = await authenticate(request, self._keys)
+            request = replace(request, tenant=key.tenant)
+            if exchange is not None:
+                exchange.identify(key)
             route = find_route(self._routes, request)
             await route.handler(request, watched_send)
         except ClientLeftError:
@@ -159,12 +159,6 @@ class _WatchedBody:
         if message["type"] != "http.request" or not message.get("more_body", False):
             self.is_complete = True
         return message
-
-
-def _note(scope: Scope, key: ApiKeyConfig | None, tenant: str) -> None:
-    exchange = scope.get(SCOPE_KEY)
-    if exchange is not None:
-        exchange.tenant, exchange.key_name = tenant, None if key is None else key.name
 
 
 async def _send_error(error: S3Error, request: S3Request, body: _WatchedBody, send: Send) -> None:

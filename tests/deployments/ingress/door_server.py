@@ -12,7 +12,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 from telnyx import AsyncTelnyx
 
-from cluster.api_keys import ApiKeys, hash_key
+from cluster.api_keys import hash_key
 from cluster.config import ShoalConfig, parse_config
 from cluster.integration_secrets import IntegrationSecrets
 from cluster.provider_config import ProviderConfig
@@ -27,11 +27,13 @@ from deployments.ingress.chat_generation import ChatGenerations
 from deployments.ingress.chat_routes import ChatCompletions
 from deployments.ingress.grounding import Grounding
 from deployments.ingress.integration_secret_routes import secret_endpoints
+from deployments.ingress.operation import Operation
 from deployments.ingress.plain_routes import Metrics
 from deployments.ingress.prompts import PromptBuilder
 from deployments.ingress.providers.external_chat import ExternalChat
 from deployments.ingress.providers.providers import Providers
 from deployments.ingress.served_model import ModelDirectory, load_served_model
+from deployments.ingress.services import TenantServices
 from tests.deployments.ingress.scripted_server import (
     KEY,
     MODEL,
@@ -92,7 +94,7 @@ async def serving_doors(
     config = door_configuration()
     pool = ScriptedPool(lambda request: iter(deltas(request, [])))
     model = load_served_model(config.models[0], checkpoint, pool, max_model_len=256)
-    telemetry, prompts, keys = Telemetry(), PromptBuilder(), ApiKeys.from_config(config.auth)
+    telemetry, prompts, keys = Telemetry(), PromptBuilder(), TenantServices.of(config).keys
     grounding = Grounding(retriever, prompts, config.retrieval)
     directory = ModelDirectory({model.name: model}, default_name=model.name)
     generations = ChatGenerations(directory, prompts, telemetry, grounding)
@@ -102,7 +104,7 @@ async def serving_doors(
         Providers(providers, served_names=[model.name]), secrets, grounding, telemetry
     )
     limit = config.http.max_body_bytes
-    endpoints: dict[operations.Operation, ASGIApp] = {
+    endpoints: dict[Operation, ASGIApp] = {
         operations.CHAT: ChatCompletions(generations, max_body_bytes=limit, external=external),
         operations.METRICS: Metrics(telemetry),
         **secret_endpoints(secrets, max_body_bytes=limit),

@@ -13,11 +13,11 @@ import torch
 import transformers
 from openai import AsyncOpenAI
 
-from cluster.api_keys import ApiKeys
 from cluster.telemetry import ReplicaLoad, Telemetry
 from cluster.types import Request, TokenDelta
 from deployments.ingress.app import build_asgi_app
 from deployments.ingress.served_model import load_served_model
+from deployments.ingress.services import TenantServices
 from models.engine.async_engine import AsyncEngine
 from models.engine.build import build_engine
 from models.tokenizer import Tokenizer
@@ -122,9 +122,7 @@ async def serving_engine(folder: Path) -> AsyncIterator[EngineServer]:
     try:
         pool = EnginePool(engine)
         model = load_served_model(model_config, folder, pool, max_model_len=engine.max_model_len)
-        app = build_asgi_app(
-            config, {model.name: model}, ApiKeys.from_config(config.auth), Telemetry()
-        )
+        app = build_asgi_app(config, {model.name: model}, TenantServices.of(config), Telemetry())
         reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         async with listening(app) as port:
             yield EngineServer(port, pool, model.tokenizer, reference.eval())

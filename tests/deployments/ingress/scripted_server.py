@@ -21,7 +21,7 @@ from cluster.telemetry import ReplicaLoad, Telemetry
 from cluster.types import FinishReason, Request, TokenDelta, TokenLogprobs
 from deployments.ingress.app import build_asgi_app
 from deployments.ingress.served_model import ServedModel, load_served_model
-from deployments.ingress.services import RetrievalServices
+from deployments.ingress.services import RetrievalServices, TenantServices
 from models.tokenizer import Tokenizer
 
 KEY = "shoal-test-key"
@@ -183,6 +183,7 @@ async def serving(
     keys: ApiKeys | None = None,
     *,
     retrieval: RetrievalServices | None = None,
+    tenants: TenantServices | None = None,
     context: int = CONTEXT,
 ) -> AsyncIterator[Server]:
     pool = ScriptedPool(lambda request: iter(deltas(request, [])))
@@ -190,8 +191,8 @@ async def serving(
         config.models[0], checkpoint, pool, max_model_len=context
     )
     telemetry = Telemetry()
-    keys = keys or ApiKeys.from_config(config.auth)
-    app = build_asgi_app(config, {model.name: model}, keys, telemetry, retrieval=retrieval)
+    tenants = tenants or TenantServices.of(config, keys=keys)
+    app = build_asgi_app(config, {model.name: model}, tenants, telemetry, retrieval=retrieval)
     async with listening(app) as port:
         started = Server(port=port, pool=pool, tokenizer=model.tokenizer, telemetry=telemetry)
         started.says("ok")

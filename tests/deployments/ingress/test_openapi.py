@@ -58,6 +58,8 @@ def _with_values(path: str) -> str:
         "task_id": str(uuid.uuid4()),
         "file_id": "file-none",
         "batch_id": "batch_none",
+        "tenant": "none",
+        "key_id": "none",
     }
     values["id"] = values["task_id"]
     return path.format(**values)

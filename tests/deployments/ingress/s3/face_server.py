@@ -19,6 +19,8 @@ from cluster.api_keys import ApiKeys, hash_key
 from cluster.config import ApiKeyConfig
 from cluster.object_store import S3_FACE_PATH
 from cluster.storage.folder_store import FolderStore
+from cluster.tenant_config import TenantsConfig
+from cluster.tenants.key_directory import KeyDirectory
 from cluster.types import BucketRef
 from deployments.http_listener import HTTPListener
 from deployments.ingress.errors import ClientLeftError
@@ -120,6 +122,7 @@ def serving_face(root: Path, *, keys_required: bool = True) -> Iterator[FaceServ
         ],
         required=keys_required,
     )
+    directory = KeyDirectory(keys, TenantsConfig())
     store = FolderStore(root)
     listening = socket.create_server(("127.0.0.1", 0))
 
@@ -128,7 +131,7 @@ def serving_face(root: Path, *, keys_required: bool = True) -> Iterator[FaceServ
         if server.change_error is not None:
             raise server.change_error
 
-    face = S3Face(store, keys, on_change=on_change, max_object_bytes=MAX_OBJECT_BYTES)
+    face = S3Face(store, directory, on_change=on_change, max_object_bytes=MAX_OBJECT_BYTES)
     server = FaceServer(port=listening.getsockname()[1], root=root, face=face)
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
