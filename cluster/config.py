@@ -61,6 +61,10 @@ class EngineConfig(Section):
     max_num_queued_requests: Annotated[int, Field(ge=1)] = 2048  # waiting; more are refused
     enable_prefix_caching: bool = True
     num_threads: Annotated[int, Field(ge=1)] | None = None  # CPU, all ranks; None: all cores
+    # LoRA adapters that are loaded at once, and the highest rank of one: slots of this size are
+    # kept beside the model. 0: none; a model with adapters: 8.
+    max_loaded_adapters: Annotated[int, Field(ge=0, le=256)] = 0
+    max_lora_rank: Annotated[int, Field(ge=1, le=512)] = 16
     # No model is computed: each step takes this long and every sequence's next token is its last
     # plus one. For measuring the serving layer alone.
     synthetic_step_ms: Annotated[float, Field(ge=0)] | None = None

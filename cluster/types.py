@@ -91,6 +91,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sampling_params: SamplingParams
     priority: int = PRIORITY_ONLINE
     cache_salt: str = ""  # prefix blocks are shared only between equal salts
+    adapter: str = ""  # the LoRA adapter's name; "": the base model itself
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

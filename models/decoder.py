@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from models.adapters.bank import AdapterStep
+from models.adapters.targets import LinearName
 from models.attention.backend import StepAttention
 from models.checkpoint import DecoderConfig
 from models.layers import Linear, MatrixProduct, Rope, rms_norm
@@ -98,6 +100,7 @@ class DecoderStep:
     operations: DecoderOperations
     rotation: Rotation
     attention: StepAttention
+    adapters: AdapterStep | None  # None: no sequence of the step has one
 
 
 class DecoderLayer:
@@ -174,17 +177,29 @@ class DecoderLayer:
             operations.add_rms_norm(x_TM, added_TM, self.input_norm_M, eps), step
         )
         normed_TM = operations.add_rms_norm(x_TM, attended_TM, self.post_attention_norm_M, eps)
-        down_TM = self.down(operations.silu_mul(self.gate_up(normed_TM)))
-        return self._group.all_reduce(down_TM)
+        gate_up_TF2 = self._project(self.gate_up, LinearName.GATE_UP, normed_TM, step)
+        acted_TF = operations.silu_mul(gate_up_TF2)
+        return self._group.all_reduce(self._project(self.down, LinearName.DOWN, acted_TF, step))
 
     def _attend(self, x_TM: torch.Tensor, step: "DecoderStep") -> torch.Tensor:
         num_heads, num_kv_heads = self._config.num_heads, self._config.num_kv_heads
-        heads_TND = self.qkv(x_TM).view(len(x_TM), -1, self._config.head_dim)
+        qkv_TO = self._project(self.qkv, LinearName.QKV, x_TM, step)
+        heads_TND = qkv_TO.view(len(x_TM), -1, self._config.head_dim)
         qk_TND, v_TKD = heads_TND.split_with_sizes((num_heads + num_kv_heads, num_kv_heads), dim=1)
         rotated_TND = step.rotation(qk_TND, self.head_norms)
         q_THD, k_TKD = rotated_TND.split_with_sizes((num_heads, num_kv_heads), dim=1)
         out_THD = step.attention.attend(q_THD, k_TKD, v_TKD, layer_index=self._layer_index)
-        return self._group.all_reduce(self.o(out_THD.flatten(1)))
+        o_TM = self._project(self.o, LinearName.OUTPUT, out_THD.flatten(1), step)
+        return self._group.all_reduce(o_TM)
+
+    def _project(
+        self, linear: Linear, name: LinearName, x_TI: torch.Tensor, step: "DecoderStep"
+    ) -> torch.Tensor:
+        """A linear layer, and what the adapters of the step's sequences add to it."""
+        out_TO = linear(x_TI)
+        if step.adapters is not None:
+            step.adapters.add(out_TO, x_TI, self._layer_index, name)
+        return out_TO
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The checkpoint's names, each with the slice that it fills; floats only."""
@@ -248,7 +263,11 @@ class Decoder:
         )
 
     def forward(
-        self, token_ids_T: torch.Tensor, positions_T: torch.Tensor, attention: StepAttention
+        self,
+        token_ids_T: torch.Tensor,
+        positions_T: torch.Tensor,
+        attention: StepAttention,
+        adapters: AdapterStep | None = None,
     ) -> torch.Tensor:
         """The hidden states [T, M] before the final norm, the same on every rank; writes the
         step's keys and values."""
@@ -259,6 +278,7 @@ class Decoder:
                 self._rope, positions_T, num_heads=self.config.num_heads
             ),
             attention=attention,
+            adapters=adapters,
         )
         added_TM: torch.Tensor | None = None
         for layer in self.layers:

@@ -7,6 +7,7 @@ with LLM("path/to/checkpoint") as llm:
 """
 
 import itertools
+from collections.abc import Mapping
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,9 @@ from types import TracebackType
 from typing import Self
 
 from cluster.config import EngineConfig
+from cluster.errors import NotFoundError
 from cluster.types import FinishReason, Request, SamplingParams, TokenDelta, TokenLogprobs
+from models.engine.adapter_slots import AdapterSlots
 from models.engine.build import build_runner
 from models.engine.engine import Engine
 from models.tokenizer import Tokenizer
@@ -60,8 +63,14 @@ class LLM:
         quantization: str = "auto",
         tensor_parallel_size: int = 1,
         engine_config: EngineConfig | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
     ) -> None:
+        """`adapters`: folders of LoRA adapters by the names that `generate` may use. They are read
+        when they are; without a limit in the configuration all of them stay loaded."""
         config = engine_config or EngineConfig()
+        folders = {name: Path(path) for name, path in (adapters or {}).items()}
+        if folders and not config.max_loaded_adapters:
+            config = config.model_copy(update={"max_loaded_adapters": len(folders)})
         folder = Path(checkpoint_dir)
         self.tokenizer = Tokenizer.from_folder(folder)
         runner = build_runner(
@@ -72,7 +81,8 @@ class LLM:
             quantization=quantization,
             tensor_parallel_size=tensor_parallel_size,
         )
-        self.engine = Engine(runner, config)
+        self.engine = Engine(runner, config, adapters=AdapterSlots(runner, folders.__getitem__))
+        self._adapter_names = folders.keys()
         self._request_numbers = itertools.count()
 
     def __enter__(self) -> Self:
@@ -94,24 +104,27 @@ class LLM:
         self,
         prompts: AbstractSequence[str | AbstractSequence[int]],
         params: SamplingParams | AbstractSequence[SamplingParams],
+        *,
+        adapters: str | AbstractSequence[str] = "",
     ) -> list[PromptOutput]:
-        """Complete every prompt, all in one batch; `params` is one for all, or one for each.
+        """Complete every prompt, all in one batch; `params` and `adapters` are one for all, or one
+        for each. The adapter "" is the model itself.
 
         Raises:
-            ServingError: a prompt can never be served; nothing is generated then.
+            ServingError: a prompt can never be served, or an adapter cannot be used; nothing is
+                returned then.
         """
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise ValueError(f"{len(each)} sampling params for {len(prompts)} prompts")
-        requests = [self._request(p, s) for p, s in zip(prompts, each, strict=True)]
+        names = [adapters] * len(prompts) if isinstance(adapters, str) else list(adapters)
+        if len(names) != len(prompts):
+            raise ValueError(f"{len(names)} adapters for {len(prompts)} prompts")
+        requests = [self._request(p, s, a) for p, s, a in zip(prompts, each, names, strict=True)]
         for request in requests:
             self.engine.check_request(request)
         outputs = {request.request_id: _empty_output(request) for request in requests}
-        for request in requests:
-            self.engine.add_request(request)
-        while self.engine.has_unfinished:
-            for delta in self.engine.step():
-                _record(outputs[delta.request_id], delta)
+        self._complete(requests, outputs)
         for output in outputs.values():
             for continuation in output.continuations:
                 continuation.text = self.tokenizer.decode(
@@ -119,9 +132,26 @@ class LLM:
                 )
         return list(outputs.values())
 
+    def _complete(self, requests: list[Request], outputs: dict[str, PromptOutput]) -> None:
+        for request in requests:
+            self.engine.add_request(request)
+        while self.engine.has_unfinished:
+            step = self.engine.step()
+            for delta in step:
+                _record(outputs[delta.request_id], delta)
+            if step.failures:
+                for request in requests:
+                    self.engine.abort_request(request.request_id)
+                raise next(iter(step.failures.values()))
+            if self.engine.is_stalled:
+                self.engine.wait_for_adapters()
+
     def _request(
-        self, prompt: str | AbstractSequence[int], sampling_params: SamplingParams
+        self, prompt: str | AbstractSequence[int], sampling_params: SamplingParams, adapter: str
     ) -> Request:
+        if adapter and adapter not in self._adapter_names:
+            known = ", ".join(self._adapter_names) or "none"
+            raise NotFoundError(f"there is no adapter {adapter!r}; there is: {known}")
         token_ids = (
             self.tokenizer.encode(prompt, add_special_tokens=True)
             if isinstance(prompt, str)
@@ -131,6 +161,7 @@ class LLM:
             request_id=f"offline-{next(self._request_numbers)}",
             prompt_token_ids=token_ids,
             sampling_params=sampling_params,
+            adapter=adapter,
         )
 
 

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from models.adapters.bank import AdapterStep
 from models.attention.backend import StepAttention
 from models.checkpoint import (
     SUPPORTED_DTYPES,
@@ -68,9 +69,14 @@ class TransformersDecoder:
         self.shape = _decoder_shape(checkpoint_dir, self.config, seen)
 
     def forward(
-        self, token_ids_T: torch.Tensor, positions_T: torch.Tensor, attention: StepAttention
+        self,
+        token_ids_T: torch.Tensor,
+        positions_T: torch.Tensor,
+        attention: StepAttention,
+        adapters: AdapterStep | None = None,
     ) -> torch.Tensor:
         """The hidden states [T, M] after the final norm; writes the step's keys and values."""
+        assert adapters is None, "a model without slots for adapters runs none"
         self._step = attention
         try:
             output = self._model.base_model(

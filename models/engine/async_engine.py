@@ -50,6 +50,11 @@ class _Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class _Wake:
+    """An adapter was read."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Stop:
     pass
 
@@ -75,7 +80,8 @@ class AsyncEngine:
     def __init__(self, engine: Engine, *, max_num_queued_requests: int = 2048) -> None:
         self._engine = engine
         self._max_num_queued_requests = max_num_queued_requests
-        self._commands: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Add | _Abort | _Wake | _Stop] = queue.SimpleQueue()
+        engine.set_adapter_listener(lambda: self._commands.put(_Wake()))
         self._streams: dict[str, _Stream] = {}
         self._outlet = Outlet(self._deliver_tokens)  # of those who have none of their own
         self._num_queued = 0  # streams that have not started
@@ -242,6 +248,8 @@ class AsyncEngine:
             stream = self._streams.get(delta.request_id)
             if stream is not None:  # not aborted while the step ran
                 self._deliver_delta(stream, delta)
+        for request_id, error in step.failures.items():
+            self._deliver_error(request_id, error)
         for listener in self._listeners:
             listener()
 
@@ -312,19 +320,22 @@ class AsyncEngine:
 
     def _obey_commands(self) -> bool:
         """Take what is queued; wait for something when there is no work. False: stop."""
-        is_idle = not self._engine.has_unfinished
+        is_idle = self._is_idle()
         while is_idle or not self._commands.empty():
             command = self._commands.get()
             if isinstance(command, _Stop):
                 return False
             if isinstance(command, _Abort):
                 self._engine.abort_request(command.request_id, command.index)
-            else:
+            elif isinstance(command, _Add):
                 self._add(command)
-            is_idle = not self._engine.has_unfinished
+            is_idle = self._is_idle()
             if is_idle:
                 self._publish_stats(time.monotonic())
         return True
+
+    def _is_idle(self) -> bool:
+        return not self._engine.has_unfinished or self._engine.is_stalled
 
     def _add(self, command: _Add) -> None:
         try:

@@ -60,10 +60,10 @@ def build_step_inputs(
 ) -> StepInputs:
     """Integers for the runner. `eos_token_ids` are the model's end-of-sequence tokens.
 
-    Sorts the batch's chunks so that those of one token come first; outputs refer to that order.
+    Sorts the batch's chunks so that shorter ones come first; outputs refer to that order.
     """
     singles = batch.singles
-    batch.chunks.sort(key=lambda chunk: chunk[1] != 1)
+    batch.chunks.sort(key=lambda chunk: chunk[1])
     matchers = [seq.matcher for seq in batch.sampled() if seq.matcher is not None]
     positions = [seq.num_computed_tokens for seq in singles]
     inputs = StepInputs(
@@ -79,6 +79,7 @@ def build_step_inputs(
         sampling_rows=[],
         block_copies=batch.block_copies,
         read_grammar_masks=masks.begin(matchers) if matchers else None,
+        adapter_slots=_adapter_slots(batch),
     )
     mask_rows = itertools.count()
     for index, sequence in enumerate(singles):
@@ -95,6 +96,11 @@ def build_step_inputs(
             last = len(inputs.token_ids) - 1
             inputs.sampling_rows.extend(_rows(sequence, last, eos_token_ids, mask_rows))
     return inputs
+
+
+def _adapter_slots(batch: Batch) -> list[int | None]:
+    slots = [sequence.adapter_slot for sequence in batch.sequences()]
+    return slots if any(slot is not None for slot in slots) else []
 
 
 def end_token_ids(params: SamplingParams, eos_token_ids: frozenset[int]) -> frozenset[int]:

@@ -2,9 +2,11 @@
 synthetic one."""
 
 from pathlib import Path
+from typing import Protocol
 
 from cluster.config import EngineConfig, ModelConfig
 from models.checkpoint import read_decoder_config
+from models.engine.adapter_slots import AdapterHost, AdapterSlots, FindAdapter
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner, find_device
 from models.engine.runner import Runner
@@ -16,10 +18,19 @@ from models.parallel.sharding import Shards
 from models.tokenizer import Tokenizer
 
 
+class ComputingRunner(Runner, AdapterHost, Protocol):
+    """A runner that computes a model."""
+
+
 def build_engine(
-    config: ModelConfig, checkpoint_dir: Path, *, ranks: RankStarter | None = None
+    config: ModelConfig,
+    checkpoint_dir: Path,
+    *,
+    ranks: RankStarter | None = None,
+    find_adapter: FindAdapter | None = None,
 ) -> Engine:
-    """Load a checkpoint and size its KV cache.
+    """Load a checkpoint and size its KV cache. `find_adapter`: where the configuration has
+    adapters.
 
     `ranks` starts the other ranks of a tensor-parallel model; None: as processes of this machine.
 
@@ -28,8 +39,10 @@ def build_engine(
             fit and both numbers.
     """
     tokenizer = Tokenizer.from_folder(checkpoint_dir)
+    adapters: AdapterSlots | None = None
+    runner: Runner
     if config.engine.synthetic_step_ms is None:
-        runner = build_runner(
+        runner = computing = build_runner(
             checkpoint_dir,
             config.engine,
             dtype=config.dtype,
@@ -38,6 +51,7 @@ def build_engine(
             tensor_parallel_size=config.tensor_parallel_size,
             ranks=ranks,
         )
+        adapters = AdapterSlots(computing, find_adapter)
     else:
         runner = _build_synthetic_runner(config.engine, checkpoint_dir)
     return Engine(
@@ -45,6 +59,7 @@ def build_engine(
         config.engine,
         token_bytes=tokenizer.token_bytes,
         grammar_compiler=_build_grammar_compiler(runner, checkpoint_dir),
+        adapters=adapters,
     )
 
 
@@ -57,7 +72,7 @@ def build_runner(
     tensor_parallel_size: int,
     quantization: str = "auto",
     ranks: RankStarter | None = None,
-) -> Runner:
+) -> ComputingRunner:
     """Load a checkpoint on one rank or several; the other arguments as for `build_engine`.
 
     Raises:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 
+from cluster.errors import ServingError
 from cluster.types import FinishReason, TokenDelta, TokenLogprobs
 from models.engine.beam_search import Hypothesis
 from models.engine.outlet import Outlet, TokenColumns
@@ -19,9 +20,11 @@ class StepDeltas:
 
     columns: list[tuple[Outlet, TokenColumns]] = field(default_factory=list)
     deltas: list[TokenDelta] = field(default_factory=list)
+    # Requests that ended before their end: by id, why. Iterating leaves them out.
+    failures: dict[str, ServingError] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.columns or self.deltas)
+        return bool(self.columns or self.deltas or self.failures)
 
     def __iter__(self) -> Iterator[TokenDelta]:
         for _, columns in self.columns:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import msgspec
 
 from cluster.config import EngineConfig
-from cluster.errors import BadRequestError, ValidationError
+from cluster.errors import BadRequestError, ServingError, ValidationError
 from cluster.types import GRAMMAR_FIELD, GrammarSpec, Request, SamplingParams
+from models.engine.adapter_slots import AdapterSlots
 from models.engine.batch import build_step_inputs
 from models.engine.block_manager import BlockManager
 from models.engine.deltas import StepDeltas
@@ -38,6 +39,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     generation_tokens_total: int = 0
     preemptions_total: int = 0
     last_step_at_s: float = 0.0  # time.monotonic() of the last step's end
+    loaded_adapters: list[str] = []
 
     @property
     def kv_cache_usage(self) -> float:
@@ -57,9 +59,10 @@ class Engine:
         *,
         token_bytes: Callable[[int], bytes] | None = None,
         grammar_compiler: GrammarCompiler | None = None,
+        adapters: AdapterSlots | None = None,
     ) -> None:
         """`token_bytes` spells tokens, for stop strings in beam search; requests with a grammar
-        need a compiler. Without them such requests are refused.
+        need a compiler, and those with an adapter slots. Without them such requests are refused.
 
         Raises:
             ValueError: the limits contradict each other.
@@ -82,10 +85,12 @@ class Engine:
                 f"sequence of max_model_len ({runner.max_model_len})"
             )
         self._blocks = BlockManager(runner.num_blocks, runner.block_size)
+        self._adapters = adapters or AdapterSlots()
         self._scheduler = Scheduler(
             self._blocks,
             self._limits,
             eos_token_ids=runner.eos_token_ids,
+            adapters=self._adapters,
             token_bytes=token_bytes,
         )
         self._can_spell = token_bytes is not None
@@ -93,6 +98,7 @@ class Engine:
         self._grammar_masks = GrammarMasks(runner.vocab_size)
         self._outlet = Outlet()
         self._outlets = weakref.WeakSet[Outlet]()  # of all requests that there are
+        self._found_nothing = False  # to compute, in the last step
         self._num_arrivals = 0
         self._num_steps = 0
         self._last_step_at_s = 0.0
@@ -109,6 +115,20 @@ class Engine:
     @property
     def has_unfinished(self) -> bool:
         return self._scheduler.has_unfinished
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether all that there is waits for adapters that are being read: no step is of use
+        before the listener is called, or something is added or aborted."""
+        return self._found_nothing and self._adapters.is_loading and not self._adapters.has_news
+
+    def set_adapter_listener(self, on_news: Callable[[], None]) -> None:
+        """`on_news` is called on a thread when an adapter was read, or could not be."""
+        self._adapters.set_listener(on_news)
+
+    def wait_for_adapters(self) -> None:
+        """Where the engine is stalled: until it is not."""
+        self._adapters.wait()
 
     def compile_grammar(self, spec: GrammarSpec) -> CompiledGrammar:
         """Compile what an output must match: a matter of milliseconds to seconds, so not in the
@@ -154,6 +174,7 @@ class Engine:
         sequence = Sequence(request, arrival=self._num_arrivals, seed=seed, matcher=matcher)
         sequence.outlet, sequence.key = outlet, key
         self._scheduler.add(sequence)
+        self._found_nothing = False
         self._num_arrivals += 1
 
     def check_request(self, request: Request) -> None:
@@ -178,6 +199,11 @@ class Engine:
                 "prompt", f"token ids must be 0 to {self.vocab_size - 1}, the model's vocabulary"
             )
         self._check_width(request.sampling_params)
+        if request.adapter and not self._adapters.num_slots:
+            raise BadRequestError(
+                f"this engine has no slots for adapters, so {request.adapter!r} cannot be used",
+                param="model",
+            )
 
     def _check_width(self, params: SamplingParams) -> None:
         """Refuse more sequences than may run at once, and beams that cannot be."""
@@ -202,12 +228,15 @@ class Engine:
         are no error.
         """
         self._scheduler.abort(request_id, index)
+        self._found_nothing = False
 
     def step(self) -> StepDeltas:
         """One round of continuous batching: choose tokens, compute them, record them."""
+        failures = self._install_adapters()
         batch = self._scheduler.schedule()
+        self._found_nothing = not batch
         if not batch:
-            return StepDeltas()
+            return StepDeltas(failures=failures)
         inputs = build_step_inputs(
             batch,
             block_size=self._blocks.block_size,
@@ -221,7 +250,16 @@ class Engine:
         columns = [(outlet, outlet.take()) for outlet in self._outlets if not outlet.is_empty]
         self._num_steps += 1
         self._last_step_at_s = time.monotonic()
-        return StepDeltas(columns, deltas)
+        return StepDeltas(columns, deltas, failures)
+
+    def _install_adapters(self) -> dict[str, ServingError]:
+        """Those that were read since the last step; returns the requests that this ends."""
+        failures: dict[str, ServingError] = {}
+        for name, error in self._adapters.collect(is_idle=self._found_nothing):
+            for request_id in self._scheduler.waiting_for_adapter(name):
+                self._scheduler.abort(request_id)
+                failures[request_id] = error
+        return failures
 
     def stats(self) -> EngineStats:
         scheduler = self._scheduler
@@ -237,6 +275,7 @@ class Engine:
             generation_tokens_total=scheduler.num_generated_tokens,
             preemptions_total=scheduler.num_preemptions,
             last_step_at_s=self._last_step_at_s,
+            loaded_adapters=self._adapters.loaded,
         )
 
     def check_health(self) -> None:
@@ -250,6 +289,7 @@ class Engine:
     def close(self) -> None:
         """Stop the processes that guard the compilation of grammars, the thread of masks, and the
         runner's processes."""
+        self._adapters.close()
         self._grammar_masks.close()
         if self._grammar_compiler is not None:
             self._grammar_compiler.close()

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 
 from cluster.config import EngineConfig
 from cluster.types import TokenLogprobs
+from models.adapters.bank import AdapterBank, AdapterStep
+from models.adapters.checkpoint import LayerPairs, LoadedAdapter, read_adapter
 from models.attention.backend import AttentionBackend, StepAttention
 from models.attention.cpu import CPUAttention
 from models.attention.native import native_attention
@@ -77,7 +79,11 @@ class StepDecoder(Protocol):
     """`models.decoder.Decoder`, or `TransformersDecoder` for families that it does not have."""
 
     def forward(
-        self, token_ids_T: torch.Tensor, positions_T: torch.Tensor, attention: StepAttention
+        self,
+        token_ids_T: torch.Tensor,
+        positions_T: torch.Tensor,
+        attention: StepAttention,
+        adapters: AdapterStep | None = None,
     ) -> torch.Tensor: ...
 
     def logits(self, hidden_RM: torch.Tensor) -> torch.Tensor | None: ...
@@ -117,6 +123,7 @@ class ModelRunner:
         group = group or TPGroup()
         _set_threads(engine_config.num_threads, group.size)
         self._device = find_device(device, group.device_index)
+        self._bank: AdapterBank | None = None
         if is_native(checkpoint_dir):
             config = read_decoder_config(checkpoint_dir)
             chosen = choose_quantization(quantization, config.quantization)
@@ -127,12 +134,22 @@ class ModelRunner:
                 checkpoint_dir, config, engine_config, group=group, random_weights=random_weights
             )
             shape: DecoderShape = config
-            shape_of_rank: DecoderShape = Shards(config, rank=group.rank, size=group.size).config
+            shards = Shards(config, rank=group.rank, size=group.size)
+            shape_of_rank: DecoderShape = shards.config
+            self._all_shards = [
+                Shards(config, rank=rank, size=group.size) for rank in range(group.size)
+            ]
+            self._bank = _adapter_bank(shards, engine_config, self._dtype, str(self._device))
         else:
             if group.size > 1 or random_weights or quantization not in ("auto", "none"):
                 raise ValueError(
                     f"{checkpoint_dir}: this architecture is computed by transformers' modules, "
                     "which are neither shared by ranks nor quantized nor made up"
+                )
+            if engine_config.max_loaded_adapters:
+                raise ValueError(
+                    f"{checkpoint_dir}: this architecture is computed by transformers' modules, "
+                    "beside which there are no adapters"
                 )
             self._quantization = None
             foreign = importlib.import_module("models.transformers_decoder")
@@ -154,6 +171,10 @@ class ModelRunner:
         self._attention = _attention(self._kv_cache, shape_of_rank)
         self._sampler = Sampler()
         self._shape = shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
 
     @property
     def plan(self) -> KVCachePlan:
@@ -191,7 +212,35 @@ class ModelRunner:
         where = self._device.type
         if where == "cpu":
             where = f"cpu ({torch.get_num_threads()} threads)"
-        return f"{self._shape.architecture} in {dtype} on {where}; {self._plan.describe()}"
+        adapters = "" if self._bank is None else f"; {self._bank.describe()}"
+        return (
+            f"{self._shape.architecture} in {dtype} on {where}; {self._plan.describe()}{adapters}"
+        )
+
+    @property
+    def num_adapter_slots(self) -> int:
+        """See `AdapterHost`, as for the next two."""
+        return 0 if self._bank is None else self._bank.num_slots
+
+    def read_adapter(self, folder: Path) -> LoadedAdapter:
+        assert self._bank is not None, "without slots nothing is read"
+        assert isinstance(self._shape, DecoderConfig), "slots are beside our own decoder"
+        return read_adapter(folder, self._shape, max_rank=self._bank.rank, dtype=self._dtype)
+
+    def adapter_parts(self, pairs: LayerPairs) -> list[LayerPairs]:
+        """What each tensor-parallel rank needs of a layer's pairs."""
+        return [
+            {module: pair.part(module, shards) for module, pair in pairs.items()}
+            for shards in self._all_shards
+        ]
+
+    def install_adapter(self, slot: int, adapter: LoadedAdapter, layer_index: int) -> None:
+        self.install_pairs(slot, layer_index, adapter.layers[layer_index])
+
+    def install_pairs(self, slot: int, layer_index: int, pairs: LayerPairs) -> None:
+        """Put a layer of an adapter, this rank's part of it, into a slot."""
+        assert self._bank is not None, "without slots nothing is installed"
+        self._bank.install(slot, layer_index, pairs)
 
     def execute(self, inputs: StepInputs) -> StepOutputs:
         """Compute one step: copy blocks, write its keys and values, choose its tokens.
@@ -256,11 +305,19 @@ class ModelRunner:
 
     def _forward(self, inputs: StepInputs) -> torch.Tensor:
         self._kv_cache.copy_blocks(inputs.block_copies)
-        padding = [0] * (padded_size(len(inputs.token_ids)) - len(inputs.token_ids))
+        num_rows = padded_size(len(inputs.token_ids))
+        padding = [0] * (num_rows - len(inputs.token_ids))
+        adapters: AdapterStep | None = None
+        if inputs.adapter_slots:
+            assert self._bank is not None, "without slots no sequence has one"
+            adapters = self._bank.step(
+                inputs.adapter_slots, inputs.query_lens, num_rows=num_rows, padded=padded_size
+            )
         return self._decoder.forward(
             torch.tensor(inputs.token_ids + padding, device=self._device),
             torch.tensor(inputs.positions + padding, device=self._device),
             self._attention.prepare(inputs),
+            adapters,
         )
 
     def _choose(
@@ -311,6 +368,21 @@ class ModelRunner:
         size = max(1, MAX_PROMPT_LOGITS // self.vocab_size)
         for start in range(0, num_positions, size):
             yield start, min(start + size, num_positions)
+
+
+def _adapter_bank(
+    shards: Shards, engine_config: EngineConfig, dtype: torch.dtype, device: str
+) -> AdapterBank | None:
+    num_slots = engine_config.max_loaded_adapters
+    if not num_slots:
+        return None
+    return AdapterBank(
+        shards.config,
+        num_slots=num_slots,
+        rank=engine_config.max_lora_rank,
+        dtype=dtype,
+        device=device,
+    )
 
 
 def _candidates(logits_RV: torch.Tensor, inputs: StepInputs) -> dict[int, BeamCandidates]:

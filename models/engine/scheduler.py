@@ -10,12 +10,12 @@ at the place their arrival gives them.
 """
 
 import itertools
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 
 from cluster.types import TokenDelta, TokenLogprobs
+from models.engine.adapter_slots import AdapterSlots
 from models.engine.batch import Batch, end_token_ids, prompt_logprobs_row
 from models.engine.beam_group import BeamGroup
 from models.engine.beam_search import BeamSearch
@@ -25,9 +25,6 @@ from models.engine.sequence import Sequence, SequenceStatus
 from models.engine.step_inputs import BeamCandidates, StepOutputs
 from models.engine.stop_string_tail import StopStringTail
 from models.engine.waiting_queue import WaitingQueue
-from models.grammar.compiler import GrammarStepError
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +46,7 @@ class Scheduler:
         limits: SchedulerLimits,
         *,
         eos_token_ids: frozenset[int],
+        adapters: AdapterSlots,
         token_bytes: Callable[[int], bytes] | None = None,
     ) -> None:
         """`token_bytes` spells tokens, for the stop strings of beams."""
@@ -60,6 +58,7 @@ class Scheduler:
         self._by_request: dict[str, list[Sequence]] = {}
         self._beam_groups: dict[str, BeamGroup] = {}
         self._token_bytes = token_bytes
+        self._adapters = adapters
         # The most important priority that lost blocks in this step: it and those below it may
         # not admit, or the victim would come straight back.
         self._preempted_priority: int | None = None
@@ -115,10 +114,15 @@ class Scheduler:
             self._by_request.pop(request_id, None)
             self._beam_groups.pop(request_id, None)
 
+    def waiting_for_adapter(self, name: str) -> set[str]:
+        """The requests with sequences that wait with this adapter."""
+        return {sequence.request_id for sequence in self._waiting.with_adapter(name)}
+
     def schedule(self) -> Batch:
         """Choose the next step. Blocks are taken here; nothing else about a sequence changes."""
         batch = Batch(max_num_tokens=self._limits.max_num_batched_tokens)
         self._preempted_priority = None
+        self._adapters.begin_step(self._running)
         running = self._running_by_priority()
         for priority in sorted({*running, *self._waiting.priorities()}):
             self._continue_running(batch, running.get(priority, []))
@@ -196,12 +200,16 @@ class Scheduler:
                 return None
 
     def _admit_waiting(self, batch: Batch, priority: int) -> None:
-        while (sequence := self._waiting.first(priority)) and batch.num_tokens_left > 0:
-            if self._preempted_priority is not None and self._preempted_priority <= priority:
+        held = self._adapters.held
+        while sequence := self._waiting.first(priority, but_adapters=held):
+            floor = self._preempted_priority
+            if batch.num_tokens_left == 0 or (floor is not None and floor <= priority):
                 return
+            if sequence.adapter and not self._adapters.try_assign(sequence):
+                continue
             if not self._try_admit(batch, sequence):
                 return
-            self._waiting.pop(priority)
+            self._waiting.pop(sequence)
 
     def _try_admit(self, batch: Batch, sequence: Sequence) -> bool:
         """Start a waiting sequence, at the cost of running ones of lower priorities only."""
@@ -373,7 +381,7 @@ class Scheduler:
         if not sequence.output_token_ids and sequence.index == 0:
             self.num_prompt_tokens += sequence.num_prompt_tokens
             self.num_cached_tokens += sequence.num_cached_tokens
-        if not _accepts(sequence, token_id):
+        if not sequence.try_accept(token_id):
             self.num_generated_tokens += 1
             return self._fail(sequence)
         sequence.append(token_id)
@@ -438,7 +446,7 @@ class Scheduler:
                 self._drop(sequence)
         for beam in following:
             # A beam whose grammar gives up gets an empty mask, and so no further candidates.
-            _accepts(beam.sequence, beam.continuation.token_id)
+            beam.sequence.try_accept(beam.continuation.token_id)
             beam.sequence.append(beam.continuation.token_id)
             beam.sequence.cumulative_logprob = beam.continuation.score
             if beam.continuation.logprobs is not None:
@@ -486,15 +494,3 @@ class Scheduler:
     def _finish(self, sequence: Sequence) -> None:
         self._blocks.release(sequence.block_table)
         sequence.status = SequenceStatus.FINISHED
-
-
-def _accepts(sequence: Sequence, token_id: int) -> bool:
-    """Advance the sequence's grammar; False when that went over its limits."""
-    if sequence.matcher is None:
-        return True
-    try:
-        sequence.matcher.accept(token_id)
-    except GrammarStepError as error:
-        logger.warning("request %s: its grammar gave up: %s", sequence.request_id, error)
-        return False
-    return True

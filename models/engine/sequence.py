@@ -1,6 +1,7 @@
 """The engine's mutable state of one generation. Knows tokens and counts, not tensors or blocks."""
 
 import hashlib
+import logging
 from array import array
 from enum import StrEnum
 
@@ -8,9 +9,11 @@ from cluster.types import FinishReason, Request, SamplingParams, TokenLogprobs
 from models.engine.outlet import Outlet
 from models.engine.randomness import derive_seed
 from models.engine.step_inputs import SamplingRow
-from models.grammar.compiler import GrammarMatcher
+from models.grammar.compiler import GrammarMatcher, GrammarStepError
 
 _NOBODY = Outlet()
+
+logger = logging.getLogger(__name__)
 
 
 class SequenceStatus(StrEnum):
@@ -29,6 +32,9 @@ class Sequence:
 
     __slots__ = (
         "_block_hashes",
+        "adapter",
+        "adapter_slot",
+        "adapter_version",
         "arrival",
         "block_table",
         "cumulative_logprob",
@@ -73,6 +79,10 @@ class Sequence:
         self.priority = request.priority
         self.arrival = arrival
         self.index = 0
+        self.adapter = request.adapter
+        # Where the adapter lies, and which state of its files; valid while the sequence runs.
+        self.adapter_slot: int | None = None
+        self.adapter_version = b""
         self.matcher = matcher  # what the output so far lets its grammar allow next
         self.seed = seed
         self.prompt_token_ids = request.prompt_token_ids
@@ -127,6 +137,17 @@ class Sequence:
         """Whether every prompt position has to be computed for its logits."""
         return self.params.prompt_logprobs is not None and not self.output_token_ids
 
+    def try_accept(self, token_id: int) -> bool:
+        """Advance its grammar; False when that went over its limits."""
+        if self.matcher is None:
+            return True
+        try:
+            self.matcher.accept(token_id)
+        except GrammarStepError as error:
+            logger.warning("request %s: its grammar gave up: %s", self.request_id, error)
+            return False
+        return True
+
     def append(self, token_id: int) -> None:
         """One more token of output."""
         self.output_token_ids.append(token_id)
@@ -170,15 +191,26 @@ class Sequence:
         """Chained hashes of the first `num_blocks` blocks; all their tokens must be known.
 
         A hash stands for its block's tokens and everything before them, under the request's
-        cache salt, so equal hashes mean equal KV.
+        cache salt and with its adapter, so equal hashes mean equal KV.
         """
         hashes = self._block_hashes
         while len(hashes) < num_blocks:
             start = len(hashes) * block_size
-            parent = hashes[-1] if hashes else _digest(self.request.cache_salt.encode())
+            parent = hashes[-1] if hashes else self._root_hash()
             content = array("I", self.tokens(start, start + block_size)).tobytes()
             hashes.append(_digest(parent + content))
         return hashes[:num_blocks]
+
+    def _root_hash(self) -> bytes:
+        salt = _digest(self.request.cache_salt.encode())
+        return _digest(salt + self.adapter_version) if self.adapter else salt
+
+    def use_adapter(self, slot: int, version: bytes) -> None:
+        """Its adapter lies there. Of another version are the hashes that were made before."""
+        self.adapter_slot = slot
+        if version != self.adapter_version:
+            self.adapter_version = version
+            self._block_hashes.clear()
 
     def fork(self, index: int) -> "Sequence":
         """A copy that goes its own way from here. Its caller takes references on the blocks, which
@@ -192,6 +224,8 @@ class Sequence:
             matcher=None if self.matcher is None else self.matcher.fork(),
         )
         other.index = index
+        other.adapter_slot = self.adapter_slot
+        other.adapter_version = self.adapter_version
         other.outlet = self.outlet
         other.key = self.key
         other.output_token_ids = list(self.output_token_ids)

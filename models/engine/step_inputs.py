@@ -42,7 +42,8 @@ class PromptLogprobsRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInputs:
-    """Sequences with one query token come first, the others (prefill) after them."""
+    """Sequences with one query token come first, the others (prefill) after them, shorter ones
+    first."""
 
     token_ids: list[int]  # T
     positions: list[int]  # T
@@ -56,6 +57,8 @@ class StepInputs:
     prompt_logprobs_rows: list[PromptLogprobsRow] = field(default_factory=list)
     # Waits for `grammar_masks`, which are being filled while the step is computed.
     read_grammar_masks: Callable[[], NDArray[np.int32]] | None = None
+    # S: where each sequence's adapter lies; None: it has none. Empty: no sequence has one.
+    adapter_slots: list[int | None] = field(default_factory=list)
 
     @property
     def grammar_masks(self) -> NDArray[np.int32] | None:

@@ -1,46 +1,64 @@
 """The sequences that wait for blocks, in the order in which they are served."""
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from models.engine.sequence import Sequence
 
+_Heap = list[tuple[tuple[int, int, int], Sequence]]
+
 
 class WaitingQueue:
-    """One heap for each priority that somebody waits at."""
+    """For each priority that somebody waits at, one heap for each adapter that they wait with:
+    those of an adapter that has to be waited for stay behind together."""
 
     def __init__(self) -> None:
-        self._heaps: dict[int, list[tuple[tuple[int, int, int], Sequence]]] = {}
+        self._heaps: dict[int, dict[str, _Heap]] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._heaps.values()))
+        return sum(len(heap) for heaps in self._heaps.values() for heap in heaps.values())
 
     def __iter__(self) -> Iterator[Sequence]:
-        return (sequence for heap in self._heaps.values() for _, sequence in heap)
+        for heaps in self._heaps.values():
+            for heap in heaps.values():
+                yield from (sequence for _, sequence in heap)
 
     def priorities(self) -> list[int]:
         return list(self._heaps)
 
-    def first(self, priority: int) -> Sequence | None:
-        """The one to serve next at a priority."""
-        heap = self._heaps.get(priority)
-        return heap[0][1] if heap else None
+    def first(self, priority: int, *, but_adapters: Collection[str] = ()) -> Sequence | None:
+        """The one to serve next at a priority, of those without one of these adapters."""
+        heads = [
+            heap[0]
+            for adapter, heap in self._heaps.get(priority, {}).items()
+            if adapter not in but_adapters
+        ]
+        return min(heads)[1] if heads else None
 
     def push(self, sequence: Sequence) -> None:
         """It waits at the place that its arrival gives it."""
-        heapq.heappush(self._heaps.setdefault(sequence.priority, []), (sequence.order, sequence))
+        heaps = self._heaps.setdefault(sequence.priority, {})
+        heapq.heappush(heaps.setdefault(sequence.adapter, []), (sequence.order, sequence))
 
-    def pop(self, priority: int) -> None:
-        """Take the first one of a priority out."""
-        heap = self._heaps[priority]
+    def pop(self, sequence: Sequence) -> None:
+        """Take one out that is the next of its adapter."""
+        heap = self._heaps[sequence.priority][sequence.adapter]
+        assert heap[0][1] is sequence, "the first is taken"
         heapq.heappop(heap)
-        if not heap:
-            del self._heaps[priority]
+        self._forget_empty(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        heap = [entry for entry in self._heaps[sequence.priority] if entry[1] is not sequence]
+        heap = self._heaps[sequence.priority][sequence.adapter]
+        heap[:] = [entry for entry in heap if entry[1] is not sequence]
         heapq.heapify(heap)
-        if heap:
-            self._heaps[sequence.priority] = heap
-        else:
+        self._forget_empty(sequence)
+
+    def with_adapter(self, adapter: str) -> list[Sequence]:
+        return [sequence for sequence in self if sequence.adapter == adapter]
+
+    def _forget_empty(self, sequence: Sequence) -> None:
+        heaps = self._heaps[sequence.priority]
+        if not heaps[sequence.adapter]:
+            del heaps[sequence.adapter]
+        if not heaps:
             del self._heaps[sequence.priority]

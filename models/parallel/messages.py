@@ -1,8 +1,9 @@
 """What rank 0 and the processes of the other ranks say to each other, beside the steps themselves.
 
 A rank's life: it starts (`RankStarted`), is told what to load (`RankOrder`), loads it together with
-the others (`RankReady`), and follows steps (`StepOrder`, answered by `StepDone`) until its
-connection ends. Whatever goes wrong is said once, as `RankFailed`, and is the last word.
+the others (`RankReady`), and follows steps (`StepOrder`, answered by `StepDone`) and the
+installation of adapters between them (`AdapterOrder`) until its connection ends. Whatever goes
+wrong is said once, as `RankFailed`, and is the last word.
 """
 
 import msgspec
@@ -29,6 +30,23 @@ class RankOrder(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float  # of each exchange between the ranks
     device_index: int  # of its GPU, among those that its process sees
     model: ModelOrder
+
+
+class PairBytes(msgspec.Struct, frozen=True, array_like=True):
+    """A rank's part of a `LoraPair`, in the model's dtype."""
+
+    module: str
+    rank: int  # of the matrices
+    a: bytes
+    b: bytes
+
+
+class AdapterOrder(msgspec.Struct, frozen=True, array_like=True, tag="adapter"):
+    """Put a layer of an adapter into a slot; it is not answered."""
+
+    slot: int
+    layer_index: int
+    pairs: list[PairBytes]
 
 
 class RankStarted(msgspec.Struct, frozen=True, tag="started"):

@@ -10,11 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.config import EngineConfig
+from models.adapters.checkpoint import LoadedAdapter
 from models.child_process import encode_frame
 from models.engine.model_runner import LOADING_TIMEOUT_S, ModelRunner, find_device
 from models.engine.step_inputs import StepInputs, StepOutputs
+from models.parallel.adapter_pairs import packed_pairs
 from models.parallel.group import LOOPBACK, GroupError, Rendezvous, TPGroup
-from models.parallel.messages import ModelOrder, RankOrder, RankReady, RankStarted, StepDone
+from models.parallel.messages import (
+    AdapterOrder,
+    ModelOrder,
+    RankOrder,
+    RankReady,
+    RankStarted,
+    StepDone,
+)
 from models.parallel.rank_link import RankError, RankLink
 from models.parallel.step_order import StepOrder
 
@@ -125,6 +134,32 @@ class TPRunner:
         try:
             self._send(StepOrder.of(inputs))
             return self._runner.execute(inputs)
+        except BaseException as error:
+            self._give_up(error)
+            raise
+
+    @property
+    def num_adapter_slots(self) -> int:
+        """See `AdapterHost`, as for the next two."""
+        return self._runner.num_adapter_slots
+
+    def read_adapter(self, folder: Path) -> LoadedAdapter:
+        return self._runner.read_adapter(folder)
+
+    def install_adapter(self, slot: int, adapter: LoadedAdapter, layer_index: int) -> None:
+        """The ranks need not have the files: each is sent its part.
+
+        Raises:
+            RankError: as `execute`.
+        """
+        if self._failure is not None:
+            raise self._failure
+        parts = self._runner.adapter_parts(adapter.layers[layer_index])
+        try:
+            self._runner.install_pairs(slot, layer_index, parts[0])
+            for rank, part in zip(self._ranks, parts[1:], strict=True):
+                order = AdapterOrder(slot, layer_index, packed_pairs(part))
+                rank.send(order, timeout_s=STEP_TIMEOUT_S)
         except BaseException as error:
             self._give_up(error)
             raise

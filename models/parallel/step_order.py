@@ -22,6 +22,7 @@ class StepOrder(msgspec.Struct, frozen=True, array_like=True, tag="step"):
     block_copies: list[tuple[int, int]]
     logit_indices: list[int]
     scored_spans: list[tuple[int, int]]
+    adapter_slots: list[int | None]
 
     @classmethod
     def of(cls, inputs: StepInputs) -> "StepOrder":
@@ -35,6 +36,7 @@ class StepOrder(msgspec.Struct, frozen=True, array_like=True, tag="step"):
             inputs.block_copies,
             [row.logit_index for row in inputs.sampling_rows],
             [(row.first_index, len(row.target_token_ids)) for row in inputs.prompt_logprobs_rows],
+            inputs.adapter_slots,
         )
 
     def inputs(self) -> StepInputs:
@@ -48,4 +50,5 @@ class StepOrder(msgspec.Struct, frozen=True, array_like=True, tag="step"):
             block_tables=self.block_tables,
             block_copies=self.block_copies,
             sampling_rows=[],
+            adapter_slots=self.adapter_slots,
         )

@@ -14,13 +14,16 @@ import sys
 import threading
 from pathlib import Path
 
+import msgspec
 import torch
 
 from cluster.config import EngineConfig
-from models.child_process import receive_frame, send_frame
+from models.child_process import receive_body, receive_frame, send_frame
 from models.engine.model_runner import ModelRunner, find_device
+from models.parallel.adapter_pairs import unpacked_pairs
 from models.parallel.group import LOOPBACK, GroupError, Rendezvous, TPGroup
 from models.parallel.messages import (
+    AdapterOrder,
     RankFailed,
     RankMessage,
     RankOrder,
@@ -59,7 +62,14 @@ class TPWorker:
         runner = load(order, host=self._host)
         self._say(RankReady())
         while True:
-            runner.assist(receive_frame(self._connection, StepOrder, deadline=None))
+            step: StepOrder | AdapterOrder = msgspec.msgpack.decode(
+                receive_body(self._connection, deadline=None), type=StepOrder | AdapterOrder
+            )
+            if isinstance(step, AdapterOrder):
+                pairs = unpacked_pairs(step.pairs, runner.dtype)
+                runner.install_pairs(step.slot, step.layer_index, pairs)
+                continue
+            runner.assist(step)
             self._say(StepDone())
 
     def _say(self, message: RankMessage) -> None:
