@@ -145,6 +145,10 @@ class ServiceUnavailableError(ServingError):
     openai_type = "server_error"
 
 
+class EngineGoneError(ServiceUnavailableError):
+    """The replica's engine has failed or stopped: another replica can take the request over."""
+
+
 class ClientTooSlowError(ServingError):
     """The client does not read its stream; more tokens wait for it than are kept."""
 

@@ -92,6 +92,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     priority: int = PRIORITY_ONLINE
     cache_salt: str = ""  # prefix blocks are shared only between equal salts
     adapter: str = ""  # the LoRA adapter's name; "": the base model itself
+    # Goes on where another replica stopped: the output so far of each sequence, by its index, that
+    # has not ended. None: begins. With one seed the rest is the same as if nothing had happened.
+    resumed: dict[int, list[int]] | None = None
+
+    @property
+    def indices(self) -> frozenset[int]:
+        """Of the sequences that are to come."""
+        if self.resumed is not None:
+            return frozenset(self.resumed)
+        return frozenset(range(self.sampling_params.n))
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

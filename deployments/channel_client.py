@@ -24,7 +24,13 @@ logger = logging.getLogger(__name__)
 
 
 class ReplicaGoneError(Exception):
-    """The replica cannot finish the stream: its connection broke, or it is draining."""
+    """The replica does not finish the stream: its connection broke, its engine failed, or it is
+    draining and has not begun it (`is_refusal`).
+    """
+
+    def __init__(self, message: str, *, is_refusal: bool = False) -> None:
+        super().__init__(message)
+        self.is_refusal = is_refusal
 
 
 class DeltaStream:
@@ -41,7 +47,7 @@ class DeltaStream:
         self._connection = connection
         self._stream_id = stream_id
         self._request_id = request.request_id
-        self._open_indices = set(range(request.sampling_params.n))
+        self._open_indices = set(request.indices)
         self._max_buffered_tokens = max_buffered_tokens
         self._waiting: list[TokenDelta] = []
         self._num_waiting_tokens = 0
@@ -167,7 +173,7 @@ class ReplicaConnection(asyncio.Protocol):
             ReplicaGoneError: the connection is not usable.
         """
         if not self.is_usable:
-            raise ReplicaGoneError(f"replica {self.endpoint.replica_id} is gone")
+            raise ReplicaGoneError(f"replica {self.endpoint.replica_id} is gone", is_refusal=True)
         stream_id, self._next_stream_id = self._next_stream_id, self._next_stream_id + 1
         stream = DeltaStream(self, stream_id, request, max_buffered_tokens=max_buffered_tokens)
         self._streams[stream_id] = stream
@@ -242,8 +248,7 @@ class ReplicaConnection(asyncio.Protocol):
                 self._fail(message.stream_id, to_serving_error(message))
             case wire.Refused():
                 self._is_draining = True
-                gone = ReplicaGoneError(f"replica {self.endpoint.replica_id} is draining")
-                self._fail(message.stream_id, gone)
+                self._fail(message.stream_id, self._refusal(message))
             case wire.ReplicaStats():
                 self.stats = message
             case wire.Draining():
@@ -281,6 +286,12 @@ class ReplicaConnection(asyncio.Protocol):
             stream = streams.get(delta.stream_id)
             if stream is not None and stream.feed(delta):
                 streams.pop(delta.stream_id, None)
+
+    def _refusal(self, message: wire.Refused) -> ReplicaGoneError:
+        name = f"replica {self.endpoint.replica_id}"
+        if message.has_failed:
+            return ReplicaGoneError(f"{name}: its engine has failed")
+        return ReplicaGoneError(f"{name} is draining", is_refusal=True)
 
     def _fail(self, stream_id: int, error: ServingError | ReplicaGoneError) -> None:
         stream = self._streams.pop(stream_id, None)

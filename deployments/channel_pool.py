@@ -1,12 +1,14 @@
 """All replicas of one model, as the ingress sees them: one stream per request, whoever serves it.
 
-A request that has got no token yet moves silently to another replica when its own is lost; replicas
-that cannot be reached are left out for a moment, because Serve learns of a death seconds later.
+A request whose replica is lost moves to another one and goes on after the tokens that have come;
+replicas that cannot be reached are left out for a moment, because Serve learns of a death seconds
+later.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
 
 from cluster.errors import ServiceUnavailableError
 from cluster.types import Request, TokenDelta
@@ -18,6 +20,7 @@ from deployments.channel_client import (
 )
 from deployments.channel_wire import ChannelProtocolError, ReplicaStats
 from deployments.replica_endpoint import ReplicaEndpoint, ReplicaFacts, ReplicaPicker
+from deployments.request_progress import MAX_FRUITLESS_LOSSES, RequestProgress
 
 REPLICA_WAIT_S = 30.0  # how long a request waits for a replica that takes it
 UPKEEP_PERIOD_S = 1.0
@@ -26,6 +29,14 @@ UNREACHABLE_PAUSE_S = 1.0  # before a replica is tried again
 _PICK_PAUSES_S = (0.0, 0.0, 0.005, 0.02, 0.05)  # the last one is repeated
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Running:
+    """One request on its way."""
+
+    progress: RequestProgress
+    stream: DeltaStream | None = None  # None while it has no replica
 
 
 class ChannelPool:
@@ -48,7 +59,7 @@ class ChannelPool:
         self._max_buffered_tokens = max_buffered_tokens
         self._replica_wait_s = replica_wait_s
         self._connections: dict[str, ReplicaConnection] = {}
-        self._streams: dict[str, DeltaStream] = {}  # by request
+        self._running: dict[str, _Running] = {}  # by request
         self._connecting: dict[str, asyncio.Task[ReplicaConnection]] = {}
         self._unreachable_until_s: dict[str, float] = {}
         self._upkeep: asyncio.Task[None] | None = None
@@ -87,41 +98,68 @@ class ChannelPool:
         """Yield deltas until every sequence has finished. Closing the iterator aborts the request.
 
         Raises:
-            ServiceUnavailableError: no replica took it in time, or its replica was lost midway.
+            ServiceUnavailableError: no replica took it in time, at its beginning or after its own
+                one was lost, or one after the other was lost with it.
             ServingError: the replica refused or failed it, or the reader is too slow.
         """
-        deadline_s = asyncio.get_running_loop().time() + self._replica_wait_s
-        has_begun = False
-        while True:
-            connection = await self._choose(deadline_s)
-            stream = connection.open(request, max_buffered_tokens=self._max_buffered_tokens)
-            self._streams[request.request_id] = stream
-            try:
-                while deltas := await stream.next_deltas():
-                    for delta in deltas:
-                        has_begun = True
-                        yield delta
-                return
-            except ReplicaGoneError as error:
-                if has_begun:
-                    raise ServiceUnavailableError(
-                        f"A replica of {self._model_name} was lost while it was answering.",
-                        retry_after_s=UNREACHABLE_PAUSE_S,
-                    ) from error
-            finally:
-                del self._streams[request.request_id]
-                stream.close()
+        progress = RequestProgress(request)
+        running = self._running[request.request_id] = _Running(progress)
+        try:
+            while not progress.is_finished:
+                try:
+                    connection = await self._choose()
+                    if progress.is_finished:
+                        return  # its reader ended it meanwhile
+                    stream = running.stream = connection.open(
+                        progress.rest(), max_buffered_tokens=self._max_buffered_tokens
+                    )
+                    while deltas := await stream.next_deltas():
+                        for delta in deltas:
+                            progress.record(delta)
+                            yield delta
+                    return
+                except ReplicaGoneError as error:
+                    self._go_on(request.request_id, progress, error)
+                finally:
+                    if running.stream is not None:
+                        running.stream.close()
+                        running.stream = None
+        finally:
+            del self._running[request.request_id]
+
+    def _go_on(self, request_id: str, progress: RequestProgress, error: ReplicaGoneError) -> None:
+        """
+        Raises:
+            ServiceUnavailableError: the request has lost too many replicas.
+        """
+        if error.is_refusal:
+            return
+        if not progress.note_loss():
+            raise ServiceUnavailableError(
+                f"{MAX_FRUITLESS_LOSSES} replicas of {self._model_name} were lost in a row while"
+                " they were answering.",
+                retry_after_s=UNREACHABLE_PAUSE_S,
+            ) from error
+        logger.warning(
+            "request %s goes on elsewhere after %d tokens: %s",
+            request_id,
+            progress.num_tokens,
+            error,
+        )
 
     def end_sequence(self, request_id: str, index: int) -> None:
         """See `ModelPool`."""
-        stream = self._streams.get(request_id)
-        if stream is not None:
-            stream.end(index)
+        running = self._running.get(request_id)
+        if running is None:
+            return
+        running.progress.end(index)
+        if running.stream is not None:
+            running.stream.end(index)
 
-    async def _choose(self, deadline_s: float) -> ReplicaConnection:
+    async def _choose(self) -> ReplicaConnection:
         """A usable connection: of two offers, the one with fewer streams of ours."""
         try:
-            async with asyncio.timeout_at(deadline_s):
+            async with asyncio.timeout(self._replica_wait_s):
                 connection = await self._pick_usable()
                 if sum(other.is_usable for other in self._connections.values()) > 1:
                     other = await self._connection_to(await self._picker.pick())

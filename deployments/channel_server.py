@@ -18,7 +18,7 @@ from typing import Protocol, cast
 
 import msgspec
 
-from cluster.errors import ServingError
+from cluster.errors import EngineGoneError, ServingError
 from cluster.types import Request, TokenDelta
 from deployments import channel_wire as wire
 from deployments.channel_errors import to_failed
@@ -297,7 +297,7 @@ class _ServerConnection(asyncio.Protocol):
         stream = _ServerStream(
             stream_id=message.stream_id,
             engine_request_id=engine_request_id,
-            open_indices=set(range(request.sampling_params.n)),
+            open_indices=set(request.indices),
         )
         self.streams[message.stream_id] = stream
         try:
@@ -341,7 +341,10 @@ class _ServerConnection(asyncio.Protocol):
     def _fail(self, stream: _ServerStream, error: ServingError) -> None:
         self.flush()  # the tokens before the error come before it
         self.streams.pop(stream.stream_id, None)
-        self._write(wire.encode_frame(to_failed(stream.stream_id, error)))
+        if isinstance(error, EngineGoneError):
+            self._write(wire.encode_frame(wire.Refused(stream.stream_id, has_failed=True)))
+        else:
+            self._write(wire.encode_frame(to_failed(stream.stream_id, error)))
         self._server.note_stream_ended()
 
     def _write(self, frame: bytes) -> None:

@@ -127,9 +127,10 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=4):
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """The replica is draining and did not start this stream: ask another replica."""
+    """The replica does not serve this stream, or not to its end: ask another replica."""
 
     stream_id: int
+    has_failed: bool = False  # its engine has; otherwise it is draining, and has not begun
 
 
 class ReplicaStats(msgspec.Struct, frozen=True, array_like=True, tag=6):

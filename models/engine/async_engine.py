@@ -10,12 +10,13 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cluster.errors import (
     BadRequestError,
+    EngineGoneError,
     InternalError,
     ServiceUnavailableError,
     ServingError,
@@ -65,12 +66,12 @@ class _Stream:
     __slots__ = ("has_started", "key", "on_delta", "open_indices", "outlet")
 
     def __init__(
-        self, on_delta: OnDelta, num_sequences: int, *, outlet: Outlet, key: object
+        self, on_delta: OnDelta, indices: Iterable[int], *, outlet: Outlet, key: object
     ) -> None:
         self.on_delta = on_delta
         self.outlet = outlet
         self.key = key
-        self.open_indices = set(range(num_sequences))  # neither finished nor aborted
+        self.open_indices = set(indices)  # neither finished nor aborted
         self.has_started = False
 
 
@@ -132,13 +133,15 @@ class AsyncEngine:
         all of them, but no sequence's first or last.
 
         Raises:
-            ServiceUnavailableError: the queue is full, or the engine has stopped or failed.
+            ServiceUnavailableError: the queue is full.
+            EngineGoneError: the engine has stopped or failed.
             BadRequestError: the request id is in use, or the engine can never serve the request.
         """
         self._check_running()
         if request.request_id in self._streams:
             raise BadRequestError(f"the request id {request.request_id!r} is in use")
-        if self._num_queued >= self._max_num_queued_requests:
+        # Somebody is reading a resumed one already: it is not told to come back later.
+        if self._num_queued >= self._max_num_queued_requests and request.resumed is None:
             raise ServiceUnavailableError(
                 f"{self._num_queued} requests are waiting, the most this replica queues",
                 retry_after_s=_RETRY_AFTER_S,
@@ -146,7 +149,7 @@ class AsyncEngine:
         self._engine.check_request(request)
         if outlet is None:
             outlet, key = self._outlet, request.request_id
-        stream = _Stream(on_delta, request.sampling_params.n, outlet=outlet, key=key)
+        stream = _Stream(on_delta, request.indices, outlet=outlet, key=key)
         self._streams[request.request_id] = stream
         self._num_queued += 1
         if request.sampling_params.grammar is None:
@@ -214,7 +217,7 @@ class AsyncEngine:
 
     def _check_running(self) -> None:
         if self._failure is not None or self._thread is None or self._stopped.is_set():
-            raise ServiceUnavailableError(
+            raise EngineGoneError(
                 "this replica's engine is not running", retry_after_s=_RETRY_AFTER_S
             )
 
@@ -297,17 +300,16 @@ class AsyncEngine:
     # -- in the engine's thread ----------------------------------------------------------------
 
     def _run(self) -> None:
-        error: ServingError = ServiceUnavailableError(
-            "this replica is shutting down", retry_after_s=_RETRY_AFTER_S
-        )
+        reason = "this replica is shutting down"
         try:
             while self._obey_commands():
                 self._step()
         except BaseException as failure:
             logger.exception("the engine failed and stops")
             self._failure = failure
-            error = InternalError("the model's engine failed; the request was not completed")
+            reason = "the model's engine failed; the request was not completed"
         finally:
+            error = EngineGoneError(reason, retry_after_s=_RETRY_AFTER_S)
             self._post(self._finish, error)
 
     def _step(self) -> None:

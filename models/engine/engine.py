@@ -17,10 +17,16 @@ from models.engine.block_manager import BlockManager
 from models.engine.deltas import StepDeltas
 from models.engine.grammar_masks import GrammarMasks
 from models.engine.outlet import Outlet
+from models.engine.randomness import derive_seed
 from models.engine.runner import Runner
 from models.engine.scheduler import Scheduler, SchedulerLimits
 from models.engine.sequence import Sequence
-from models.grammar.compiler import CompiledGrammar, GrammarCompiler, GrammarError
+from models.grammar.compiler import (
+    CompiledGrammar,
+    GrammarCompiler,
+    GrammarError,
+    GrammarStepError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -167,18 +173,40 @@ class Engine:
         spec = request.sampling_params.grammar
         if spec is not None and grammar is None:
             grammar = self.compile_grammar(spec)
-        matcher = None if grammar is None else grammar.matcher()
         if outlet is None:
             outlet, key = self._outlet, request.request_id
+        sequences = self._new_sequences(request, seed, grammar)
         self._outlets.add(outlet)
-        sequence = Sequence(request, arrival=self._num_arrivals, seed=seed, matcher=matcher)
-        sequence.outlet, sequence.key = outlet, key
-        self._scheduler.add(sequence)
+        for sequence in sequences:
+            sequence.outlet, sequence.key = outlet, key
+        self._scheduler.add(*sequences)
         self._found_nothing = False
         self._num_arrivals += 1
 
+    def _new_sequences(
+        self, request: Request, seed: int, grammar: CompiledGrammar | None
+    ) -> list[Sequence]:
+        """One that forks once its prompt is computed, or those that go on from before."""
+        resumed = {0: []} if request.resumed is None else request.resumed
+        sequences = []
+        for index, token_ids in sorted(resumed.items()):
+            sequence = Sequence(
+                request,
+                arrival=self._num_arrivals,
+                seed=derive_seed(seed, index),
+                matcher=None if grammar is None else grammar.matcher(),
+            )
+            if request.resumed is not None:
+                try:
+                    sequence.resume(index, token_ids)
+                except GrammarStepError as error:
+                    raise ValidationError.of(GRAMMAR_FIELD, str(error)) from error
+            sequences.append(sequence)
+        return sequences
+
     def check_request(self, request: Request) -> None:
         """Refuse what the engine can never serve; see `add_request`."""
+        self._check_resumed(request)
         num_prompt = len(request.prompt_token_ids)
         if num_prompt == 0:
             raise ValidationError.of("prompt", "the prompt must have at least one token")
@@ -204,6 +232,22 @@ class Engine:
                 f"this engine has no slots for adapters, so {request.adapter!r} cannot be used",
                 param="model",
             )
+
+    def _check_resumed(self, request: Request) -> None:
+        """Refuse what cannot go on: the replica that it began on may have been another model's."""
+        if request.resumed is None:
+            return
+        if request.sampling_params.beam is not None or not request.resumed:
+            raise BadRequestError("a beam search, or a request without sequences, cannot go on")
+        longest = max(map(len, request.resumed.values()))
+        max_tokens = request.sampling_params.max_tokens
+        if (max_tokens is not None and longest >= max_tokens) or (
+            len(request.prompt_token_ids) + longest >= self.max_model_len
+        ):
+            raise BadRequestError(f"no token can follow the {longest} that have come already")
+        token_ids = [token_id for tokens in request.resumed.values() for token_id in tokens]
+        if not all(0 <= token_id < self.vocab_size for token_id in token_ids):
+            raise BadRequestError("the output so far has tokens that this model does not know")
 
     def _check_width(self, params: SamplingParams) -> None:
         """Refuse more sequences than may run at once, and beams that cannot be."""

@@ -88,15 +88,19 @@ class Scheduler:
     def has_unfinished(self) -> bool:
         return bool(self._by_request)
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a new request. Its caller has checked that it can fit."""
-        assert sequence.request_id not in self._by_request, "request ids are unique"
-        self._by_request[sequence.request_id] = [sequence]
-        sequence.end_token_ids = end_token_ids(sequence.params, self._eos_token_ids)
-        sequence.limit_to(self._limits.max_model_len)
-        if sequence.params.beam is not None:
-            self._beam_groups[sequence.request_id] = self._new_beam_group(sequence)
-        self._waiting.push(sequence)
+    def add(self, *sequences: Sequence) -> None:
+        """Queue a new request: one sequence, or those that are resumed. Its caller has checked that
+        they can fit.
+        """
+        first = sequences[0]
+        assert first.request_id not in self._by_request, "request ids are unique"
+        self._by_request[first.request_id] = list(sequences)
+        if first.params.beam is not None:
+            self._beam_groups[first.request_id] = self._new_beam_group(first)
+        for sequence in sequences:
+            sequence.end_token_ids = end_token_ids(sequence.params, self._eos_token_ids)
+            sequence.limit_to(self._limits.max_model_len)
+            self._waiting.push(sequence)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Forget a request, or one of its sequences, and free the blocks. What is unknown or has

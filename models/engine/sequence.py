@@ -154,6 +154,20 @@ class Sequence:
         self.last_token_id = token_id
         self.num_tokens += 1
 
+    def resume(self, index: int, token_ids: list[int]) -> None:
+        """Be the request's sequence of that index, with this much of its output, as if it had been
+        preempted here.
+
+        Raises:
+            GrammarStepError: the output goes over the limits of its grammar.
+        """
+        self.index = index
+        self.num_pending_forks = 0
+        for token_id in token_ids:
+            self.append(token_id)
+            if self.matcher is not None:
+                self.matcher.accept(token_id)
+
     def limit_to(self, max_num_tokens: int) -> None:
         """End it by length with this many tokens, prompt and output, if not before."""
         longest = self.params.max_tokens

@@ -33,6 +33,7 @@ class FakeEngine:
         self._on_delta: dict[str, Callable[[TokenDelta | ServingError], None]] = {}
         self._outlets: dict[str, tuple[Outlet, object]] = {}
         self._num_tokens: dict[str, int] = {}
+        self._num_before: dict[str, int] = {}  # of a request that goes on here
         self._listeners: list[Callable[[], None]] = []
 
     def submit(
@@ -49,7 +50,9 @@ class FakeEngine:
         self.running[request.request_id] = request
         self._on_delta[request.request_id] = on_delta
         self._outlets[request.request_id] = (outlet, key)
-        self._num_tokens[request.request_id] = 0
+        resumed = request.resumed or {}
+        self._num_tokens[request.request_id] = max(map(len, resumed.values()), default=0)
+        self._num_before[request.request_id] = self._num_tokens[request.request_id]
         self._tell()
 
     def abort(self, request_id: str, index: int | None = None) -> None:
@@ -70,10 +73,10 @@ class FakeEngine:
             is_last = num_tokens == request.sampling_params.max_tokens
             if is_last:
                 del self.running[request_id]
-            for index in range(request.sampling_params.n):
+            for index in sorted(request.indices):
                 if (request_id, index) in self.ended:
                     continue
-                if num_tokens > 1 and not is_last:
+                if num_tokens > self._num_before[request_id] + 1 and not is_last:
                     outlet, key = self._outlets[request_id]
                     outlet.add(key, index, token_id)
                     continue

@@ -8,11 +8,13 @@ import pytest
 
 from cluster.errors import (
     ClientTooSlowError,
+    EngineGoneError,
     ServiceUnavailableError,
     TooManyRequestsError,
 )
 from cluster.types import FinishReason, TokenDelta
 from deployments.channel_wire import ReplicaStats
+from deployments.request_progress import MAX_FRUITLESS_LOSSES
 from tests.deployments.channel_fakes import FakePicker, Replica, pool, replica, request
 
 
@@ -173,17 +175,105 @@ async def test_a_reader_that_stays_behind_loses_its_stream_and_nobody_elses() ->
             await anext(slow)
 
 
-async def test_losing_the_replica_midway_ends_the_stream_with_an_error() -> None:
-    async with replica() as only, pool(FakePicker(only.endpoint)) as channel_pool:
+async def test_without_another_replica_a_stream_waits_so_long_and_no_longer() -> None:
+    async with (
+        replica() as only,
+        pool(FakePicker(only.endpoint), replica_wait_s=0.2) as channel_pool,
+    ):
         stream = channel_pool.generate(request(max_tokens=None))
         first = asyncio.ensure_future(anext(stream))
         await only.engine.until_num_running(1)
         only.engine.step()
         await first
         await only.server.stop()
-        with pytest.raises(ServiceUnavailableError, match="lost while it was answering"):
+        with pytest.raises(ServiceUnavailableError, match=r"within 0\.2 s"):
             await anext(stream)
         assert not channel_pool.is_ready()
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4])
+async def test_a_stream_goes_on_from_another_replica_after_the_tokens_that_have_come(
+    num_steps: int,
+) -> None:
+    picker = FakePicker()
+    async with replica("a") as dying, replica("b") as living, pool(picker) as channel_pool:
+        picker.offer(dying.endpoint)
+        answer = asyncio.create_task(collect(channel_pool.generate(request(max_tokens=5, n=2))))
+        await dying.engine.until_num_running(1)
+        for _ in range(num_steps):
+            dying.engine.step()
+        picker.offer(living.endpoint)
+        await dying.server.stop()
+        await living.engine.until_num_running(1)
+        for _ in range(5 - num_steps):
+            living.engine.step()
+        deltas = await answer
+    for index in range(2):
+        mine = [delta for delta in deltas if delta.index == index]
+        assert token_ids(mine) == [101, 102, 103, 104, 105]
+        assert [d.finish_reason for d in mine if d.finish_reason] == [FinishReason.LENGTH]
+    (rest,) = living.engine.submitted
+    assert rest.prompt_token_ids == [100]
+    assert rest.resumed == {index: list(range(101, 101 + num_steps)) for index in range(2)}
+    (before,) = dying.engine.submitted
+    assert rest.sampling_params == before.sampling_params
+    assert rest.sampling_params.seed is not None
+
+
+async def test_a_failed_engine_hands_its_streams_over() -> None:
+    picker = FakePicker()
+    async with replica("a") as failing, replica("b") as living, pool(picker) as channel_pool:
+        picker.offer(failing.endpoint)
+        answer = asyncio.create_task(collect(channel_pool.generate(request())))
+        await failing.engine.until_num_running(1)
+        failing.engine.step()
+        picker.offer(living.endpoint)
+        [request_id] = failing.engine.running
+        failing.engine.fail(request_id, EngineGoneError("the engine failed"))
+        await living.engine.until_num_running(1)
+        living.engine.step()
+        living.engine.step()
+        assert token_ids(await answer) == [101, 102, 103]
+        # New requests do not go there either.
+        second = asyncio.create_task(collect(channel_pool.generate(request("second"))))
+        await living.engine.until_num_running(1)
+        second.cancel()
+
+
+async def test_a_sequence_that_its_reader_ended_is_not_asked_for_again() -> None:
+    picker = FakePicker()
+    async with replica("a") as dying, replica("b") as living, pool(picker) as channel_pool:
+        picker.offer(dying.endpoint)
+        stream = channel_pool.generate(request(max_tokens=3, n=2))
+        first = asyncio.ensure_future(anext(stream))
+        await dying.engine.until_num_running(1)
+        dying.engine.step()
+        deltas = [await first]
+        channel_pool.end_sequence("r", 1)
+        picker.offer(living.endpoint)
+        await dying.server.stop()
+        rest = asyncio.create_task(collect(stream))
+        await living.engine.until_num_running(1)
+        assert living.engine.submitted[0].resumed == {0: [101]}
+        living.engine.step()
+        living.engine.step()
+        deltas += await rest
+        assert token_ids([delta for delta in deltas if delta.index == 0]) == [101, 102, 103]
+
+
+async def test_a_request_that_kills_one_replica_after_the_other_is_given_up() -> None:
+    picker = FakePicker()
+    async with replica("a") as living, pool(picker) as channel_pool:
+        picker.offer(living.endpoint)
+        answer = asyncio.create_task(collect(channel_pool.generate(request())))
+        # Each connection that breaks is a replica that is lost.
+        for _ in range(MAX_FRUITLESS_LOSSES + 1):
+            await living.engine.until_num_running(1)
+            for connection in tuple(living.server._connections):
+                connection.give_up("the replica dies")
+            await living.engine.until_num_running(0)
+        with pytest.raises(ServiceUnavailableError, match="lost in a row"):
+            await answer
 
 
 async def test_a_request_without_a_token_moves_silently_to_another_replica() -> None:

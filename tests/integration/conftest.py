@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,6 +99,13 @@ def make_config(*, port: int, **sources: Path) -> ShoalConfig:
     )
 
 
+def share_kernels(home: Path) -> None:
+    """Compiled CPU kernels are the same for every home; their names are hashes."""
+    shared = Path(tempfile.gettempdir()) / f"shoal-test-kernels-{os.getuid()}"
+    shared.mkdir(mode=0o700, exist_ok=True)
+    (home / "native").symlink_to(shared)
+
+
 @contextmanager
 def running_cluster(
     home: Path, environment: pytest.MonkeyPatch, **config: object
@@ -105,6 +113,7 @@ def running_cluster(
     """A cluster of its own beside that of the session, without retrieval, with one API key."""
     previous = os.environ.get("SHOAL_HOME")
     environment.setenv("SHOAL_HOME", str(home))
+    share_kernels(home)
     try:
         key = load_or_create_key(home)
         checked = parse_config(

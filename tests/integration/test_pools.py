@@ -2,8 +2,11 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
+import httpx
 import openai
 import psutil
 import pytest
@@ -11,13 +14,13 @@ import pytest
 from tests.integration.cluster_probe import client_of, processes_titled, wait_for
 from tests.integration.conftest import Cluster, running_cluster
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 MESSAGES: list[openai.types.chat.ChatCompletionMessageParam] = [
     {"role": "user", "content": "Tell me about the sea."}
 ]
 RANK = "ray::RankActor"
-RECOVERY_TIMEOUT_S = 120.0
+RECOVERY_TIMEOUT_S = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,110 @@ def answers(cluster: Cluster, model: str) -> bool:
 def test_two_ranks_as_actors_give_the_text_of_one(pools: Cluster) -> None:
     assert len(processes_titled(pools, RANK)) == 1
     assert text_of(pools, "shared") == text_of(pools, "two")
+
+
+Ask = dict[str, Any]
+# Long, and different each time that something is drawn anew.
+SAMPLED: Ask = {"temperature": 0.9, "seed": 7, "max_tokens": 300}
+ASKS: dict[str, Ask] = {
+    "greedy": {"temperature": 0, "max_tokens": 300},
+    "sampled": SAMPLED,
+    "three choices": {**SAMPLED, "n": 3, "max_tokens": 120},
+    "logprobs": {**SAMPLED, "logprobs": True, "top_logprobs": 2},
+    "guided": {**SAMPLED, "extra_body": {"guided_regex": "[a-z ]{250,400}"}},
+}
+
+
+@dataclass(slots=True)
+class Streamed:
+    """What a stream has brought so far."""
+
+    texts: dict[int, str] = field(default_factory=dict)
+    finish_reasons: dict[int, str] = field(default_factory=dict)
+    num_logprobs: int = 0
+    usage: openai.types.CompletionUsage | None = None
+    num_events: int = 0
+
+    def add(self, chunk: openai.types.chat.ChatCompletionChunk) -> None:
+        self.num_events += 1
+        self.usage = chunk.usage or self.usage
+        for choice in chunk.choices:
+            text = self.texts.get(choice.index, "")
+            self.texts[choice.index] = text + (choice.delta.content or "")
+            if choice.finish_reason is not None:
+                self.finish_reasons[choice.index] = choice.finish_reason
+            if choice.logprobs is not None:
+                self.num_logprobs += len(choice.logprobs.content or ())
+
+
+def stream(
+    cluster: Cluster, ask: Ask, *, after_events: int = 0, do: Callable[[], None] | None = None
+) -> Streamed:
+    """Read a stream of the pool `two` to its end; something is done after so many events."""
+    ask = {**ask, "extra_body": {"ignore_eos": True, **ask.get("extra_body", {})}}
+    if "guided_regex" in ask["extra_body"]:
+        del ask["extra_body"]["ignore_eos"]
+    chunks = client_of(cluster).chat.completions.create(
+        model="two",
+        messages=MESSAGES,
+        stream=True,
+        stream_options={"include_usage": True},
+        **ask,
+    )
+    streamed = Streamed()
+    for chunk in chunks:
+        streamed.add(chunk)
+        if do is not None and streamed.num_events == after_events:
+            do()
+    return streamed
+
+
+def kill_the_busy_replica(cluster: Cluster) -> None:
+    """SIGKILL the replica of the pool `two` that has computed most since a moment ago."""
+    replicas = processes_titled(cluster, "ServeReplica:shoal:ModelReplica-two")
+    before = {replica.pid: replica.cpu_times().user for replica in replicas}
+
+    def busy() -> psutil.Process | None:
+        used = {replica: replica.cpu_times().user - before[replica.pid] for replica in replicas}
+        busiest = max(used, key=lambda replica: used[replica])
+        return busiest if used[busiest] > 0.1 + min(used.values()) else None
+
+    wait_for(lambda: busy() is not None, timeout_s=60)
+    busiest = busy()
+    assert busiest is not None
+    os.kill(busiest.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kind", ASKS)
+def test_a_stream_outlives_its_replica_unchanged(pools: Cluster, kind: str) -> None:
+    wait_for(
+        lambda: answers(pools, "two") and num_replicas(pools, "two") == 2,
+        timeout_s=RECOVERY_TIMEOUT_S,
+    )
+    num_moves = moves(pools)
+    undisturbed = stream(pools, ASKS[kind])
+    disturbed = stream(pools, ASKS[kind], after_events=8, do=lambda: kill_the_busy_replica(pools))
+    assert moves(pools) == num_moves + 1
+    assert disturbed.texts == undisturbed.texts
+    assert disturbed.finish_reasons == undisturbed.finish_reasons
+    assert disturbed.num_logprobs == undisturbed.num_logprobs
+    assert disturbed.usage is not None
+    assert undisturbed.usage is not None
+    assert disturbed.usage.completion_tokens == undisturbed.usage.completion_tokens
+    assert disturbed.usage.prompt_tokens == undisturbed.usage.prompt_tokens
+
+
+def moves(cluster: Cluster) -> int:
+    """How many streams went on elsewhere so far."""
+    logs = (cluster.home / "logs").glob("replica_shoal_Ingress*.log")
+    return sum(path.read_text(encoding="utf-8").count("goes on elsewhere") for path in logs)
+
+
+def num_replicas(cluster: Cluster, model: str) -> int:
+    """Those that the ingress is connected to."""
+    lines = httpx.get(f"{cluster.url}/metrics").text.splitlines()
+    name = "shoal:num_requests_running{"
+    return sum(line.startswith(name) and f'"{model}"' in line for line in lines)
 
 
 def test_a_killed_rank_costs_its_group_and_the_pool_comes_back(pools: Cluster) -> None:

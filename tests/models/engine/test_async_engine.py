@@ -9,7 +9,7 @@ import pytest
 from cluster.config import EngineConfig
 from cluster.errors import (
     BadRequestError,
-    InternalError,
+    EngineGoneError,
     ServiceUnavailableError,
     ServingError,
 )
@@ -184,7 +184,7 @@ async def test_a_request_that_cannot_be_served_is_refused_at_once(engine: AsyncE
 
 async def test_a_failing_step_ends_every_stream_and_refuses_new_ones(engine: AsyncEngine) -> None:
     waiting = asyncio.ensure_future(anext(engine.generate(request("broken", prompt=[96]))))
-    with pytest.raises(InternalError):
+    with pytest.raises(EngineGoneError):
         await asyncio.wait_for(waiting, 5)
     with pytest.raises(RuntimeError):
         engine.check_health()

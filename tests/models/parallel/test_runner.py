@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from cluster.config import EngineConfig, ModelConfig
-from cluster.errors import InternalError, ServiceUnavailableError
+from cluster.errors import EngineGoneError, ServiceUnavailableError
 from cluster.types import Request, SamplingParams
 from models.checkpoint import CheckpointError
 from models.decoder import Decoder
@@ -73,7 +73,7 @@ async def fail_in_the_middle(folder: Path, size: int, signal_number: int) -> str
     await anext(stream)
     os.kill(runner.process_ids[0], signal_number)
     signalled_s = time.monotonic()
-    with pytest.raises(InternalError, match="engine failed"):
+    with pytest.raises(EngineGoneError, match="engine failed"):
         async for _ in stream:
             pass
     assert time.monotonic() - signalled_s < LIMIT_S
