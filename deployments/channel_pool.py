@@ -23,6 +23,7 @@ from deployments.replica_endpoint import ReplicaEndpoint, ReplicaFacts, ReplicaP
 from deployments.request_progress import MAX_FRUITLESS_LOSSES, RequestProgress
 
 REPLICA_WAIT_S = 30.0  # how long a request waits for a replica that takes it
+MOVE_WAIT_S = 120.0  # the same of one that has begun, whose replica was lost
 UPKEEP_PERIOD_S = 1.0
 SILENCE_LIMIT_S = 15.0  # replicas report every second
 UNREACHABLE_PAUSE_S = 1.0  # before a replica is tried again
@@ -51,6 +52,7 @@ class ChannelPool:
         own_node_id: str,
         max_buffered_tokens: int,
         replica_wait_s: float = REPLICA_WAIT_S,
+        move_wait_s: float = MOVE_WAIT_S,
     ) -> None:
         self._picker = picker
         self._model_name = model_name
@@ -58,6 +60,7 @@ class ChannelPool:
         self._own_node_id = own_node_id
         self._max_buffered_tokens = max_buffered_tokens
         self._replica_wait_s = replica_wait_s
+        self._move_wait_s = move_wait_s
         self._connections: dict[str, ReplicaConnection] = {}
         self._running: dict[str, _Running] = {}  # by request
         self._connecting: dict[str, asyncio.Task[ReplicaConnection]] = {}
@@ -107,7 +110,8 @@ class ChannelPool:
         try:
             while not progress.is_finished:
                 try:
-                    connection = await self._choose()
+                    wait_s = self._move_wait_s if progress.has_begun else self._replica_wait_s
+                    connection = await self._choose(wait_s)
                     if progress.is_finished:
                         return  # its reader ended it meanwhile
                     stream = running.stream = connection.open(
@@ -156,10 +160,10 @@ class ChannelPool:
         if running.stream is not None:
             running.stream.end(index)
 
-    async def _choose(self) -> ReplicaConnection:
+    async def _choose(self, wait_s: float) -> ReplicaConnection:
         """A usable connection: of two offers, the one with fewer streams of ours."""
         try:
-            async with asyncio.timeout(self._replica_wait_s):
+            async with asyncio.timeout(wait_s):
                 connection = await self._pick_usable()
                 if sum(other.is_usable for other in self._connections.values()) > 1:
                     other = await self._connection_to(await self._picker.pick())
@@ -171,8 +175,7 @@ class ChannelPool:
                 return connection
         except TimeoutError as error:
             raise ServiceUnavailableError(
-                f"No replica of {self._model_name} took the request within"
-                f" {self._replica_wait_s:g} s.",
+                f"No replica of {self._model_name} took the request within {wait_s:g} s.",
                 retry_after_s=UNREACHABLE_PAUSE_S,
             ) from error
 

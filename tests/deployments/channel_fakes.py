@@ -186,7 +186,11 @@ async def replica(
 
 @asynccontextmanager
 async def pool(
-    picker: FakePicker, *, max_buffered_tokens: int = 1000, replica_wait_s: float = 5.0
+    picker: FakePicker,
+    *,
+    max_buffered_tokens: int = 1000,
+    replica_wait_s: float = 5.0,
+    move_wait_s: float = 5.0,
 ) -> AsyncIterator[ChannelPool]:
     """A pool whose upkeep runs."""
     channel_pool = ChannelPool(
@@ -196,6 +200,7 @@ async def pool(
         own_node_id="node",
         max_buffered_tokens=max_buffered_tokens,
         replica_wait_s=replica_wait_s,
+        move_wait_s=move_wait_s,
     )
     channel_pool.start()
     try:

@@ -178,7 +178,7 @@ async def test_a_reader_that_stays_behind_loses_its_stream_and_nobody_elses() ->
 async def test_without_another_replica_a_stream_waits_so_long_and_no_longer() -> None:
     async with (
         replica() as only,
-        pool(FakePicker(only.endpoint), replica_wait_s=0.2) as channel_pool,
+        pool(FakePicker(only.endpoint), move_wait_s=0.2) as channel_pool,
     ):
         stream = channel_pool.generate(request(max_tokens=None))
         first = asyncio.ensure_future(anext(stream))
