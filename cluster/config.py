@@ -59,6 +59,10 @@ class EngineConfig(Section):
     # Tokens in one step, decoding and prompts together; None: 2048 on a GPU, 512 on a CPU.
     max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = None
     max_num_queued_requests: Annotated[int, Field(ge=1)] = 2048  # waiting; more are refused
+    max_num_queued_tokens: Annotated[int, Field(ge=1)] = 2**22  # of their prompts
+    # How much longer batch requests may make the steps of online ones, as a share of their time;
+    # null: no limit. Beside no online request they take whole steps.
+    max_batch_slowdown: Annotated[float, Field(ge=0)] | None = 0.05
     enable_prefix_caching: bool = True
     num_threads: Annotated[int, Field(ge=1)] | None = None  # CPU, all ranks; None: all cores
     # LoRA adapters that are loaded at once, and the highest rank of one: slots of this size are

@@ -95,6 +95,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # Goes on where another replica stopped: the output so far of each sequence, by its index, that
     # has not ended. None: begins. With one seed the rest is the same as if nothing had happened.
     resumed: dict[int, list[int]] | None = None
+    tenant: str = ""  # engines are shared fairly between tenants
 
     @property
     def indices(self) -> frozenset[int]:

@@ -54,7 +54,9 @@ class ModelReplica:
         except (ValueError, RankError) as error:
             raise StartupError(f"{config.name}: {error}") from error
         self._engine = AsyncEngine(
-            engine, max_num_queued_requests=config.engine.max_num_queued_requests
+            engine,
+            max_num_queued_requests=config.engine.max_num_queued_requests,
+            max_num_queued_tokens=config.engine.max_num_queued_tokens,
         )
         self._engine.start()
         self._channel = ChannelServer(self._engine, secret=secret, read_stats=self._read_stats)

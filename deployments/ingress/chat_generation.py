@@ -123,6 +123,7 @@ class ChatGenerations:
                     prompt_token_ids=prompt.token_ids,
                     sampling_params=params,
                     priority=exchange.priority,
+                    tenant=exchange.tenant,
                 )
             ],
             TextRules(

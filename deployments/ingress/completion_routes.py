@@ -95,6 +95,7 @@ def _engine_requests(
                 prompt_logprobs=request.logprobs if is_scored else None,
             ),
             priority=exchange.priority,
+            tenant=exchange.tenant,
         )
         for position, prompt in enumerate(prompts)
     ]

@@ -18,10 +18,10 @@ from cluster.errors import (
     BadRequestError,
     EngineGoneError,
     InternalError,
-    ServiceUnavailableError,
     ServingError,
 )
-from cluster.types import GrammarSpec, Request, TokenDelta
+from cluster.types import PRIORITY_BATCH, GrammarSpec, Request, TokenDelta
+from models.engine.admission import Admission
 from models.engine.deltas import StepDeltas
 from models.engine.engine import Engine, EngineStats
 from models.engine.outlet import Outlet, TokenColumns
@@ -63,12 +63,19 @@ class _Stop:
 class _Stream:
     """Who hears of one request, and how much of it is still to come."""
 
-    __slots__ = ("has_started", "key", "on_delta", "open_indices", "outlet")
+    __slots__ = ("admission", "has_started", "key", "on_delta", "open_indices", "outlet")
 
     def __init__(
-        self, on_delta: OnDelta, indices: Iterable[int], *, outlet: Outlet, key: object
+        self,
+        on_delta: OnDelta,
+        indices: Iterable[int],
+        admission: Admission,
+        *,
+        outlet: Outlet,
+        key: object,
     ) -> None:
         self.on_delta = on_delta
+        self.admission = admission
         self.outlet = outlet
         self.key = key
         self.open_indices = set(indices)  # neither finished nor aborted
@@ -78,14 +85,23 @@ class _Stream:
 class AsyncEngine:
     """Every method but the constructor is called in the loop's thread."""
 
-    def __init__(self, engine: Engine, *, max_num_queued_requests: int = 2048) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_num_queued_requests: int = 2048,
+        max_num_queued_tokens: int = 2**22,
+    ) -> None:
+        """The limits hold for online and for batch requests, each by themselves."""
         self._engine = engine
-        self._max_num_queued_requests = max_num_queued_requests
+        self._online, self._batch = (
+            Admission(max_requests=max_num_queued_requests, max_tokens=max_num_queued_tokens)
+            for _ in range(2)
+        )
         self._commands: queue.SimpleQueue[_Add | _Abort | _Wake | _Stop] = queue.SimpleQueue()
         engine.set_adapter_listener(lambda: self._commands.put(_Wake()))
         self._streams: dict[str, _Stream] = {}
         self._outlet = Outlet(self._deliver_tokens)  # of those who have none of their own
-        self._num_queued = 0  # streams that have not started
         self._listeners: list[Callable[[], None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -140,20 +156,15 @@ class AsyncEngine:
         self._check_running()
         if request.request_id in self._streams:
             raise BadRequestError(f"the request id {request.request_id!r} is in use")
-        # Somebody is reading a resumed one already: it is not told to come back later.
-        if self._num_queued >= self._max_num_queued_requests and request.resumed is None:
-            raise ServiceUnavailableError(
-                f"{self._num_queued} requests are waiting, the most this replica queues",
-                retry_after_s=_RETRY_AFTER_S,
-            )
         self._engine.check_request(request)
+        admission = self._online if request.priority < PRIORITY_BATCH else self._batch
+        admission.admit(request)
         if outlet is None:
             outlet, key = self._outlet, request.request_id
-        stream = _Stream(on_delta, request.indices, outlet=outlet, key=key)
+        stream = _Stream(on_delta, request.indices, admission, outlet=outlet, key=key)
         self._streams[request.request_id] = stream
-        self._num_queued += 1
         if request.sampling_params.grammar is None:
-            self._commands.put(_Add(request, None, outlet, key))
+            self._send(_Add(request, None, outlet, key))
         else:
             self._compile_then_add(request, request.sampling_params.grammar)
 
@@ -221,6 +232,12 @@ class AsyncEngine:
                 "this replica's engine is not running", retry_after_s=_RETRY_AFTER_S
             )
 
+    def _send(self, command: _Add) -> None:
+        """To the engine's thread, which gives up a step of batch sequences for an online one."""
+        self._commands.put(command)
+        if command.request.priority < PRIORITY_BATCH:
+            self._engine.interrupt()
+
     def _compile_then_add(self, request: Request, spec: GrammarSpec) -> None:
         """The request waits for its grammar outside of the engine, and delays no one there."""
         assert self._loop is not None
@@ -232,7 +249,7 @@ class AsyncEngine:
                 return  # aborted meanwhile
             error = future.exception()
             if error is None:
-                self._commands.put(_Add(request, future.result(), stream.outlet, stream.key))
+                self._send(_Add(request, future.result(), stream.outlet, stream.key))
             elif isinstance(error, ServingError):
                 self._deliver_error(request.request_id, error)
             else:
@@ -267,7 +284,7 @@ class AsyncEngine:
     def _deliver_delta(self, stream: _Stream, delta: TokenDelta) -> None:
         if not stream.has_started:
             stream.has_started = True
-            self._num_queued -= 1
+            stream.admission.start(delta.request_id)
         if delta.index not in stream.open_indices:
             return  # aborted while the step ran
         if delta.finish_reason is not None:
@@ -288,7 +305,7 @@ class AsyncEngine:
         stream = self._streams.pop(request_id, None)
         if stream is None:
             return False
-        self._num_queued -= not stream.has_started
+        stream.admission.leave(request_id)
         return True
 
     def _finish(self, error: ServingError) -> None:

@@ -25,10 +25,25 @@ class Batch:
     singles: list[Sequence] = field(default_factory=list)
     chunks: list[tuple[Sequence, int]] = field(default_factory=list)
     num_chunk_tokens: int = 0
+    num_online_tokens: int | None = None  # None: no batch sequence was asked
     block_copies: list[BlockCopy] = field(default_factory=list)
+    # Only batch sequences are in it: it may be given up while it is computed.
+    is_interruptible: bool = False
+    # Then: sequences, and how many of their tokens exist after the step, for the prefix cache.
+    unpublished: list[tuple[Sequence, int]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.singles or self.chunks)
+
+    @property
+    def num_tokens(self) -> int:
+        """That the step computes."""
+        return len(self.singles) + self.num_chunk_tokens
+
+    @property
+    def num_batch_tokens(self) -> int:
+        """Of batch sequences."""
+        return 0 if self.num_online_tokens is None else self.num_tokens - self.num_online_tokens
 
     @property
     def num_tokens_left(self) -> int:
@@ -78,6 +93,7 @@ def build_step_inputs(
         block_tables=[seq.block_table for seq in singles],
         sampling_rows=[],
         block_copies=batch.block_copies,
+        is_interruptible=batch.is_interruptible,
         read_grammar_masks=masks.begin(matchers) if matchers else None,
         adapter_slots=_adapter_slots(batch),
     )

@@ -10,7 +10,7 @@ import msgspec
 
 from cluster.config import EngineConfig
 from cluster.errors import BadRequestError, ServingError, ValidationError
-from cluster.types import GRAMMAR_FIELD, GrammarSpec, Request, SamplingParams
+from cluster.types import GRAMMAR_FIELD, PRIORITY_BATCH, GrammarSpec, Request, SamplingParams
 from models.engine.adapter_slots import AdapterSlots
 from models.engine.batch import build_step_inputs
 from models.engine.block_manager import BlockManager
@@ -21,6 +21,7 @@ from models.engine.randomness import derive_seed
 from models.engine.runner import Runner
 from models.engine.scheduler import Scheduler, SchedulerLimits
 from models.engine.sequence import Sequence
+from models.engine.step_interrupt import StepInterrupted
 from models.grammar.compiler import (
     CompiledGrammar,
     GrammarCompiler,
@@ -84,6 +85,7 @@ class Engine:
             max_num_batched_tokens=budget,
             max_model_len=runner.max_model_len,
             enable_prefix_caching=config.enable_prefix_caching,
+            max_batch_slowdown=config.max_batch_slowdown,
         )
         if runner.num_blocks * runner.block_size < runner.max_model_len:
             raise ValueError(
@@ -182,6 +184,8 @@ class Engine:
         self._scheduler.add(*sequences)
         self._found_nothing = False
         self._num_arrivals += 1
+        if request.priority < PRIORITY_BATCH:
+            self._runner.forget_interrupt()  # the steps to come have it
 
     def _new_sequences(
         self, request: Request, seed: int, grammar: CompiledGrammar | None
@@ -274,8 +278,15 @@ class Engine:
         self._scheduler.abort(request_id, index)
         self._found_nothing = False
 
+    def interrupt(self) -> None:
+        """An online request is on its way here: a step of batch sequences alone may be given up for
+        it, to be computed again. Safe in any thread.
+        """
+        self._runner.interrupt()
+
     def step(self) -> StepDeltas:
-        """One round of continuous batching: choose tokens, compute them, record them."""
+        """One round of continuous batching: choose tokens, compute them, record them. Nothing comes
+        of it where it was interrupted."""
         failures = self._install_adapters()
         batch = self._scheduler.schedule()
         self._found_nothing = not batch
@@ -287,10 +298,16 @@ class Engine:
             eos_token_ids=self._runner.eos_token_ids,
             masks=self._grammar_masks,
         )
-        outputs = self._runner.execute(inputs)
-        if inputs.read_grammar_masks is not None:
-            inputs.read_grammar_masks()  # no matcher moves on before its mask is there
-        deltas = self._scheduler.update(batch, outputs)
+        started_s = time.perf_counter()
+        try:
+            outputs = self._runner.execute(inputs)
+        except StepInterrupted:
+            return StepDeltas(failures=failures)
+        finally:
+            if inputs.read_grammar_masks is not None:
+                inputs.read_grammar_masks()  # no matcher moves on before its mask is there
+        seconds = time.perf_counter() - started_s
+        deltas = self._scheduler.update(batch, outputs, seconds=seconds)
         columns = [(outlet, outlet.take()) for outlet in self._outlets if not outlet.is_empty]
         self._num_steps += 1
         self._last_step_at_s = time.monotonic()

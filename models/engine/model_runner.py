@@ -47,6 +47,7 @@ from models.engine.step_inputs import (
     StepInputs,
     StepOutputs,
 )
+from models.engine.step_interrupt import InterruptibleAttention, StepInterrupt
 from models.layers import can_pack
 from models.native.operations import native_operations
 from models.parallel.group import TPGroup
@@ -170,6 +171,7 @@ class ModelRunner:
         )
         self._attention = _attention(self._kv_cache, shape_of_rank)
         self._sampler = Sampler()
+        self._interrupt = StepInterrupt()
         self._shape = shape
 
     @property
@@ -246,6 +248,9 @@ class ModelRunner:
         """Compute one step: copy blocks, write its keys and values, choose its tokens.
 
         A row whose logits are not finite is named in `failed_rows`; the others are not affected.
+
+        Raises:
+            StepInterrupted: see `Runner`.
         """
         assert min(inputs.token_ids) >= 0, "token ids are checked before they come here"
         assert max(inputs.token_ids) < self.vocab_size, "as above"
@@ -297,6 +302,14 @@ class ModelRunner:
             decoder.pack()
         return decoder
 
+    def interrupt(self) -> None:
+        """A GPU's steps are short, and under way before anybody could ask for their end."""
+        if self._device.type == "cpu":
+            self._interrupt.set()
+
+    def forget_interrupt(self) -> None:
+        self._interrupt.clear()
+
     def check_health(self) -> None:
         """A single rank is as healthy as its process."""
 
@@ -313,10 +326,13 @@ class ModelRunner:
             adapters = self._bank.step(
                 inputs.adapter_slots, inputs.query_lens, num_rows=num_rows, padded=padded_size
             )
+        attention = self._attention.prepare(inputs)
+        if inputs.is_interruptible:
+            attention = InterruptibleAttention(attention, self._interrupt)
         return self._decoder.forward(
             torch.tensor(inputs.token_ids + padding, device=self._device),
             torch.tensor(inputs.positions + padding, device=self._device),
-            self._attention.prepare(inputs),
+            attention,
             adapters,
         )
 

@@ -33,7 +33,20 @@ class Runner(Protocol):
     def describe(self) -> str:
         """One line for a person: device, dtype, context limit, blocks, memory."""
 
-    def execute(self, inputs: StepInputs) -> StepOutputs: ...
+    def execute(self, inputs: StepInputs) -> StepOutputs:
+        """
+        Raises:
+            StepInterrupted: `interrupt` was called, and the inputs allow it. Their block copies are
+                made; the rest has to be computed again.
+        """
+
+    def interrupt(self) -> None:
+        """Ask for an early end of the step under way, or of the next one, if its inputs allow it.
+        A runner whose steps are short or cannot be given up need not follow. Safe in any thread.
+        """
+
+    def forget_interrupt(self) -> None:
+        """What it was asked for has no reason any more."""
 
     def check_health(self) -> None:
         """Safe in any thread, and quick.

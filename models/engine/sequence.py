@@ -63,6 +63,7 @@ class Sequence:
         "sampling_row",
         "seed",
         "status",
+        "tenant",
     )
 
     def __init__(
@@ -77,6 +78,7 @@ class Sequence:
         self.request_id = request.request_id
         self.params: SamplingParams = request.sampling_params
         self.priority = request.priority
+        self.tenant = request.tenant
         self.arrival = arrival
         self.index = 0
         self.adapter = request.adapter

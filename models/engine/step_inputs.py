@@ -54,6 +54,7 @@ class StepInputs:
     sampling_rows: list[SamplingRow]  # R
     # Copies of whole blocks (source, destination), done before anything is written.
     block_copies: list[tuple[int, int]] = field(default_factory=list)
+    is_interruptible: bool = False  # see `Runner.interrupt`
     prompt_logprobs_rows: list[PromptLogprobsRow] = field(default_factory=list)
     # Waits for `grammar_masks`, which are being filled while the step is computed.
     read_grammar_masks: Callable[[], NDArray[np.int32]] | None = None

@@ -39,6 +39,12 @@ class SyntheticRunner:
             token_ids=token_ids, logprobs=[None] * len(token_ids), prompt_logprobs=[]
         )
 
+    def interrupt(self) -> None:
+        """Steps end by the clock."""
+
+    def forget_interrupt(self) -> None:
+        """Nothing was asked for."""
+
     def check_health(self) -> None:
         """Nothing can break."""
 

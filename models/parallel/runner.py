@@ -164,6 +164,12 @@ class TPRunner:
             self._give_up(error)
             raise
 
+    def interrupt(self) -> None:
+        """Ranks compute a step to its end: they would have to agree where to leave it."""
+
+    def forget_interrupt(self) -> None:
+        """Nothing was asked for."""
+
     def check_health(self) -> None:
         """Notices a rank that ended; one that hangs is noticed by the next step.
 

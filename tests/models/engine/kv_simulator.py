@@ -8,6 +8,7 @@ go on when a slot does not hold what the sequence's own tokens say.
 from collections.abc import Sequence as AbstractSequence
 
 from models.engine.step_inputs import StepInputs, StepOutputs
+from models.engine.step_interrupt import StepInterrupted
 
 VOCAB_SIZE = 97
 
@@ -34,6 +35,8 @@ class KVSimulator:
         self._slots: list[tuple[int, int] | None] = [None] * (num_blocks * block_size)
         self.num_computed_tokens = 0
         self.failing_prompt: list[int] | None = None
+        self._is_interrupted = False
+        self.num_interrupted = 0
 
     def describe(self) -> str:
         return "a simulated KV cache"
@@ -41,11 +44,22 @@ class KVSimulator:
     def check_health(self) -> None:
         pass
 
+    def interrupt(self) -> None:
+        self._is_interrupted = True
+
+    def forget_interrupt(self) -> None:
+        self._is_interrupted = False
+
     def close(self) -> None:
         pass
 
     def execute(self, inputs: StepInputs) -> StepOutputs:
         self._copy_blocks(inputs.block_copies)
+        if self._is_interrupted and inputs.is_interruptible:
+            self._is_interrupted = False
+            self._write(inputs, is_garbage=True)
+            self.num_interrupted += 1
+            raise StepInterrupted
         self._write(inputs)
         contexts = self._read_back(inputs)
         self.num_computed_tokens += len(inputs.token_ids)
@@ -74,12 +88,12 @@ class KVSimulator:
         for (_, dst), content in zip(copies, sources, strict=True):
             self._slots[dst * size : (dst + 1) * size] = content
 
-    def _write(self, inputs: StepInputs) -> None:
+    def _write(self, inputs: StepInputs, *, is_garbage: bool = False) -> None:
         assert len(set(inputs.slot_mapping)) == len(inputs.slot_mapping), "two writers of a slot"
         for token, position, slot in zip(
             inputs.token_ids, inputs.positions, inputs.slot_mapping, strict=True
         ):
-            self._slots[slot] = (token, position)
+            self._slots[slot] = (-1, position) if is_garbage else (token, position)
 
     def _read_back(self, inputs: StepInputs) -> dict[int, list[int]]:
         """For the last query token of each sequence: its context as the blocks hold it."""

@@ -122,3 +122,46 @@ def test_no_online_request_waits_for_blocks_that_a_batch_has() -> None:
     for k in range(60):
         add_online(engine, f"online-{k}", [k + 2] * (k % 20 + 2), 1)
         assert f"online-{k}" in step_tokens(engine)
+
+
+def test_a_step_of_batch_sequences_is_given_up_for_an_online_request() -> None:
+    engine, runner = make_engine(num_blocks=400, max_num_seqs=MAX_NUM_SEQS, budget=BUDGET)
+    prompts = {f"batch-{k}": [k + 1] * 40 for k in range(4)}
+    for name, prompt in prompts.items():
+        engine.add_request(
+            make_request(name, prompt, priority=PRIORITY_BATCH, max_tokens=6, ignore_eos=True)
+        )
+    outputs: dict[str, list[int]] = {}
+    for k in range(200):
+        if k % 2:
+            engine.interrupt()
+            assert not engine.step(), "nothing comes of it"
+            engine.check()
+        for name, tokens in step_tokens(engine).items():
+            outputs.setdefault(name, []).extend(tokens)
+        if not engine.has_unfinished:
+            break
+    assert runner.num_interrupted > 4
+    assert outputs == {name: greedy(prompt, 6) for name, prompt in prompts.items()}
+
+
+def test_blocks_of_a_step_that_was_given_up_are_nobodys_prefix() -> None:
+    engine, runner = make_engine(num_blocks=400, max_num_seqs=MAX_NUM_SEQS, budget=BUDGET)
+    prompt = list(range(24))
+    engine.add_request(make_request("batch", prompt, priority=PRIORITY_BATCH, max_tokens=3))
+    engine.interrupt()
+    assert not engine.step()
+    add_online(engine, "online", prompt, 3)
+    outputs: list[int] = []
+    while engine.has_unfinished:
+        outputs += step_tokens(engine).get("online", [])
+    assert outputs == greedy(prompt, 3)
+    assert runner.num_interrupted == 1
+
+
+def test_a_step_with_an_online_request_is_not_given_up() -> None:
+    engine = busy_engine()
+    add_online(engine, "online", [3, 4], 20)
+    for _ in range(20):
+        engine.interrupt()
+        assert "online" in step_tokens(engine)

@@ -19,18 +19,26 @@ def make_engine(
     max_num_seqs: int = 8,
     budget: int = 16,
     prefix_caching: bool = True,
+    max_batch_slowdown: float | None = None,
 ) -> tuple[Engine, KVSimulator]:
     runner = KVSimulator(num_blocks=num_blocks, block_size=block_size, max_model_len=max_model_len)
     config = EngineConfig(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
         enable_prefix_caching=prefix_caching,
+        max_batch_slowdown=max_batch_slowdown,
     )
     return Engine(runner, config), runner
 
 
 def make_request(
-    request_id: str, prompt: list[int], *, priority: int = 0, salt: str = "", **params: object
+    request_id: str,
+    prompt: list[int],
+    *,
+    priority: int = 0,
+    salt: str = "",
+    tenant: str = "",
+    **params: object,
 ) -> Request:
     return Request(
         request_id=request_id,
@@ -38,6 +46,7 @@ def make_request(
         sampling_params=SamplingParams(**params),  # type: ignore[arg-type]
         priority=priority,
         cache_salt=salt,
+        tenant=tenant,
     )
 
 
@@ -263,7 +272,9 @@ operations = st.lists(
             st.integers(1, 4),  # n
             st.integers(1, 24),  # max_tokens
             st.sampled_from([0, 0, 100]),  # priority
+            st.sampled_from(["", "", "other", "third"]),  # tenant
         ),
+        st.tuples(st.just("interrupt")),
         st.tuples(st.just("step"), st.integers(1, 6)),
         st.tuples(st.just("abort"), st.integers(0, 30)),
         st.tuples(st.just("abort one"), st.integers(0, 30), st.integers(0, 3)),
@@ -286,11 +297,14 @@ class Script:
 
     def carry_out(self, operation: tuple) -> None:
         match operation:
-            case ("add", prompt, n, max_tokens, priority):
+            case ("interrupt",):
+                self.engine.interrupt()
+            case ("add", prompt, n, max_tokens, priority, tenant):
                 request_id = str(len(self.requests))
                 self.requests[request_id] = (prompt, n, max_tokens)
+                params = {"n": n, "max_tokens": max_tokens}
                 self.engine.add_request(
-                    make_request(request_id, prompt, n=n, max_tokens=max_tokens, priority=priority)
+                    make_request(request_id, prompt, priority=priority, tenant=tenant, **params)
                 )
             case ("step", count):
                 for _ in range(count):
@@ -330,9 +344,15 @@ class Script:
     st.sampled_from([8, 11, 32]),  # budget
     st.booleans(),
     st.integers(0, 30),  # blocks beyond one sequence's
+    st.sampled_from([None, None, 0.05]),
 )
 def test_random_operations_never_lose_mix_up_or_starve_anything(
-    operations: list[tuple], block_size: int, budget: int, prefix_caching: bool, spare: int
+    operations: list[tuple],
+    block_size: int,
+    budget: int,
+    prefix_caching: bool,
+    spare: int,
+    max_batch_slowdown: float | None,
 ) -> None:
     limit = 56
     engine, _ = make_engine(
@@ -341,6 +361,7 @@ def test_random_operations_never_lose_mix_up_or_starve_anything(
         max_model_len=limit,
         budget=budget,
         prefix_caching=prefix_caching,
+        max_batch_slowdown=max_batch_slowdown,
     )
     script = Script(engine)
     for operation in operations:

@@ -1,0 +1,80 @@
+"""How many tokens of batch sequences a step may compute beside those of online requests.
+
+Online requests share their step's time with whoever is in it. So the time that a token adds is
+learned from the steps that were computed, and batch tokens are let in for a small share of the time
+that online steps take. What a step does not use is kept for the next ones, up to a limit. Steps
+without online requests are not limited.
+"""
+
+import math
+
+_FORGETTING = 0.98  # of the weight of earlier steps, per step
+_KEPT_STEPS = 8.0  # unused time is kept for so many steps
+
+
+class TokenCost:
+    """Seconds that one more token adds to a step: the slope of a line through the latest steps, and
+    its standard error on top, so that what is not known well is not thought cheap."""
+
+    def __init__(self) -> None:
+        self._weight = 0.0
+        self._mean_tokens = 0.0
+        self._mean_s = 0.0
+        self._variance = 0.0  # of the tokens
+        self._covariance = 0.0
+        self._variance_s = 0.0
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        self._weight = _FORGETTING * self._weight + 1.0
+        share = 1.0 / self._weight
+        from_mean, from_mean_s = num_tokens - self._mean_tokens, seconds - self._mean_s
+        self._mean_tokens += share * from_mean
+        self._mean_s += share * from_mean_s
+        rest, rest_s = num_tokens - self._mean_tokens, seconds - self._mean_s
+        self._variance += share * (from_mean * rest - self._variance)
+        self._covariance += share * (from_mean * rest_s - self._covariance)
+        self._variance_s += share * (from_mean_s * rest_s - self._variance_s)
+
+    @property
+    def seconds(self) -> float | None:
+        """None: nothing was observed. Where all steps were alike, a token's part of them, which is
+        never too little."""
+        if self._weight == 0.0:
+            return None
+        most = self._mean_s / max(self._mean_tokens, 1.0)
+        if self._variance == 0.0:
+            return most
+        slope = self._covariance / self._variance
+        unexplained = max(0.0, self._variance_s - slope * self._covariance)
+        error = math.sqrt(unexplained / (self._variance * self._weight))
+        return min(most, max(0.0, slope) + error)
+
+
+class BatchShare:
+    """The allowance of batch sequences in one engine."""
+
+    def __init__(self, max_slowdown: float | None) -> None:
+        """`max_slowdown`: how much longer batch tokens may make the steps of online requests, as a
+        share of their time; None: as long as they like."""
+        self._max_slowdown = max_slowdown
+        self._cost = TokenCost()
+        self._kept_s = 0.0
+
+    def num_tokens(self, num_left: int) -> int:
+        """Batch tokens that the step with online requests may have, of the `num_left` that fit."""
+        if self._max_slowdown is None:
+            return num_left
+        token_s = self._cost.seconds
+        if token_s is None or self._kept_s <= 0.0:
+            return 0
+        return num_left if token_s == 0.0 else min(num_left, int(self._kept_s / token_s))
+
+    def observe(self, *, num_tokens: int, num_batch_tokens: int, seconds: float) -> None:
+        """A step was computed: `num_batch_tokens` of its tokens were of batch sequences."""
+        self._cost.observe(num_tokens, seconds)
+        if self._max_slowdown is None or num_batch_tokens == num_tokens:
+            return
+        added_s = num_batch_tokens * (self._cost.seconds or 0.0)
+        online_s = max(0.0, seconds - added_s)
+        self._kept_s += self._max_slowdown * online_s - added_s
+        self._kept_s = min(self._kept_s, self._max_slowdown * _KEPT_STEPS * online_s)
