@@ -65,6 +65,10 @@ class RedisRefusedError(ServiceUnavailableError):
     """Redis does not take our user and password, or does not let this user do that."""
 
 
+class RedisSilentError(ServiceUnavailableError):
+    """There was no answer in time: Redis is away, or we are slow ourselves."""
+
+
 class Script(msgspec.Struct, frozen=True, dict=True):
     """A Lua script. All of its keys are in KEYS and share a hash tag, for a cluster's sake."""
 
@@ -227,14 +231,20 @@ class RedisClient:
         if isinstance(error, _NOT_NOW) or str(error).split(" ", 1)[0] in _NOT_NOW_CODES:
             return self._unavailable("cannot serve now", error)
         if isinstance(error, TimeoutError):  # our own
-            return self._unavailable(f"does not answer within {self._config.timeout_s:g} s", error)
-        if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)):
+            return self._silent(f"does not answer within {self._config.timeout_s:g} s", error)
+        if isinstance(error, RedisTimeoutError):  # of a connection
+            return self._silent("cannot be reached", error)
+        if isinstance(error, (RedisConnectionError, OSError)):
             return self._unavailable("cannot be reached", error)
         return error
 
     def _unavailable(self, what: str, error: Exception) -> ServiceUnavailableError:
         self._log(what, error)
         return ServiceUnavailableError(f"Redis {what}", retry_after_s=RETRY_AFTER_S)
+
+    def _silent(self, what: str, error: Exception) -> ServiceUnavailableError:
+        self._log(what, error)
+        return RedisSilentError(f"Redis {what}", retry_after_s=RETRY_AFTER_S)
 
     def _log(self, what: str, error: Exception) -> None:
         """Where the server is and what it says are for the operator, not for clients. Once a

@@ -325,7 +325,9 @@ def test_the_endpoints_are_described() -> None:
     listed |= {operation.name: operation for operation in operations.SECRET_OPERATIONS}
     document = openapi_document(is_key_required=True, operations=list(listed.values()))
     made = document["paths"][PATH]["post"]["responses"]
-    assert set(made) == {*("201", "400", "401", "404", "409", "413", "415", "422", "500", "503")}
+    assert set(made) == {
+        *("201", "400", "401", "403", "404", "409", "413", "415", "422", "500", "503")
+    }
     refused = made["422"]["content"]["application/json"]["schema"]["$ref"]
     assert refused.endswith("/SecretErrorsBody")
     gone = document["paths"][PATH + "/{id}"]["delete"]["responses"]["204"]
