@@ -26,6 +26,7 @@ from cluster.cli_sample import SAMPLE_BUCKET, SAMPLE_QUESTION, ensure_sample_buc
 from cluster.cli_secrets import secrets_app
 from cluster.cli_target import api_url, deployed_or_found_config, find_config, read_api_key
 from cluster.cli_tenants import key_app, tenant_app
+from cluster.cli_usage import usage
 from cluster.config import ConfigError, load_config, shoal_home
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ app.add_typer(secrets_app, name="secrets")
 app.add_typer(tenant_app, name="tenant")
 app.add_typer(key_app, name="key")
 app.command()(plan)
+app.command()(usage)
 
 ConfigOption = Annotated[
     Path | None,

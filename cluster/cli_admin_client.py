@@ -61,6 +61,10 @@ class AdminClient:
         path = f"{_key_path(tenant, key_id)}/rotate"
         return self._ask("POST", path, json={"overlap_s": overlap_s})
 
+    def usage(self, query: dict[str, str], *, is_own: bool) -> dict[str, Any]:
+        """Of all tenants, or of the key's own."""
+        return self._ask("GET", "/v1/usage" if is_own else "/v1/admin/usage", params=query)
+
     def _ask(self, method: str, path: str, **how: Any) -> dict[str, Any]:
         try:
             response = self._http.request(method, path, **how)

@@ -106,6 +106,7 @@ class Telemetry:
         self._models: dict[str, ModelMetrics] = {}
         self._requests: dict[_RequestKind, int] = {}
         self._loads: dict[str, Callable[[], Mapping[str, ReplicaLoad]]] = {}
+        self._count_unlimited: Callable[[], int] = lambda: 0
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Families(self))
 
@@ -124,12 +125,17 @@ class Telemetry:
         """Ask `loads` for each replica's newest report whenever somebody scrapes."""
         self._loads[model] = loads
 
+    def watch_unlimited(self, count: Callable[[], int]) -> None:
+        """Ask `count` how many requests ran without the limits of their tenants."""
+        self._count_unlimited = count
+
     def exposition(self) -> bytes:
         """The page for Prometheus, of the type `CONTENT_TYPE`."""
         return generate_latest(self._registry)
 
     def families(self) -> Iterable[Metric]:
         yield self._request_family()
+        yield self._unlimited_family()
         yield from self._token_families()
         yield from self._latency_families()
         yield from self._load_families()
@@ -141,6 +147,12 @@ class Telemetry:
             values = [kind.model, kind.route, str(kind.status), kind.finish_reason]
             family.add_metric(values, count)
         return family
+
+    def _unlimited_family(self) -> Metric:
+        text = "Requests that ran without the limits of their tenants, while Redis was away"
+        return CounterMetricFamily(
+            f"{PREFIX}unlimited_requests", text, value=self._count_unlimited()
+        )
 
     def _token_families(self) -> Iterable[Metric]:
         prompt = CounterMetricFamily(

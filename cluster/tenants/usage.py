@@ -63,7 +63,7 @@ class UsageCounts(NamedTuple):
 
 
 _COUNTS = ("requests", "prompt", "cached", "completion")  # as fields call them
-_SEPARATOR = "\x1f"  # in no name of a key or a model
+_SEPARATOR = "\x1f"
 
 
 class UsageGroup(StrEnum):
@@ -240,7 +240,8 @@ def _rows(day: str, tenant: str, fields: Mapping[bytes, bytes]) -> list[UsageRow
 
 
 def _field(count: str, key_id: str, model: str) -> str:
-    return _SEPARATOR.join((count, key_id, model))
+    parts = (part.replace(_SEPARATOR, " ") for part in (count, key_id, model))
+    return _SEPARATOR.join(parts)
 
 
 def _stem(redis: RedisClient, tenant: str) -> str:

@@ -39,6 +39,7 @@ from deployments.ingress.file_routes import file_endpoints
 from deployments.ingress.grounding import Grounding
 from deployments.ingress.integration_secret_routes import secret_endpoints
 from deployments.ingress.message_routes import CountTokens, Messages, speaks_anthropic
+from deployments.ingress.metering import Metering
 from deployments.ingress.openapi import OpenAPIDocument
 from deployments.ingress.operation import Operation
 from deployments.ingress.plain_routes import (
@@ -60,6 +61,7 @@ from deployments.ingress.served_model import ModelDirectory, ServedModel
 from deployments.ingress.services import BatchServices, RetrievalServices, TenantServices
 from deployments.ingress.tenant_routes import tenant_endpoints
 from deployments.ingress.tokenize_routes import Detokenize, Tokenize
+from deployments.ingress.usage_routes import usage_endpoints
 
 
 def build_asgi_app(
@@ -98,6 +100,7 @@ def build_asgi_app(
         operations.ONE_MODEL: OneModel(directory, external=providers.cards),
         **_batch_endpoints(batches, config),
         **tenant_endpoints(tenants, max_body_bytes=limit),
+        **usage_endpoints(tenants.usage),
     }
     routes = routes_of(endpoints)
     document = OpenAPIDocument(is_key_required=tenants.keys.required)
@@ -106,14 +109,15 @@ def build_asgi_app(
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
         try:
-            async with tenants.keys.following():
+            async with tenants.metering.following():
                 yield
         finally:
             prompts.close()
             await providers.close()
 
     router = Router(routes, redirect_slashes=False, lifespan=lifespan)
-    app: ASGIApp = Authentication(router, tenants.keys)
+    app: ASGIApp = Authentication(router, tenants.keys, tenants.metering)
+    telemetry.watch_unlimited(lambda: tenants.metering.num_unlimited)
     if retrieval is not None and isinstance(retrieval.objects, FolderStore):
         app = StorageFront(
             app,
@@ -248,14 +252,20 @@ class StorageFront:
 class Authentication:
     """Lets a request through that carries one of the keys, or needs none."""
 
-    def __init__(self, app: ASGIApp, keys: KeyDirectory) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyDirectory, metering: Metering | None = None) -> None:
+        """`metering`: None: what requests use is not measured."""
         self._app = app
         self._keys = keys
+        self._metering = metering
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_open = scope["type"] != "http" or scope["path"] in operations.OPEN_PATHS
         if not is_open and scope["method"] != "OPTIONS":
-            scope[SCOPE_KEY].identify(await self._key(scope))
+            exchange: Exchange = scope[SCOPE_KEY]
+            key = await self._key(scope)
+            exchange.identify(key)
+            if self._metering is not None:
+                exchange.meter = self._metering.meter(key)
         await self._app(scope, receive, send)
 
     async def _key(self, scope: Scope) -> ApiKey:

@@ -44,7 +44,7 @@ class ChatGenerations:
 
     def find_model(self, name: str | None, exchange: Exchange) -> ServedModel:
         """See `ModelDirectory.find`; the exchange learns the model's name."""
-        model = self._models.find(name)
+        model = self._models.find(name, exchange.meter.limits)
         exchange.model = model.name
         return model
 

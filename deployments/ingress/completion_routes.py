@@ -45,7 +45,7 @@ class Completions:
         exchange.route = ROUTE
         body = await read_json(scope, receive, max_body_bytes=self._max_body_bytes)
         request = parse_request(CompletionRequest, body)
-        model = self._models.find(request.model)
+        model = self._models.find(request.model, exchange.meter.limits)
         exchange.model = model.name
         await unless_client_leaves(receive, self._answer(request, model, send, exchange))
 

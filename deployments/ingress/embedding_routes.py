@@ -10,7 +10,7 @@ import orjson
 from numpy.typing import NDArray
 from starlette.types import Receive, Scope, Send
 
-from cluster.errors import BadRequestError, FieldProblem, NotFoundError, ValidationError
+from cluster.errors import BadRequestError, FieldProblem, ValidationError
 from cluster.openai_schema.embeddings import (
     EmbeddingInputs,
     EmbeddingModelList,
@@ -20,12 +20,15 @@ from cluster.openai_schema.embeddings import (
 from cluster.openai_schema.validation import parse_request
 from cluster.retrieval import Embedder, Embeddings, InputKind
 from cluster.telemetry import Telemetry
+from cluster.tenants.limits import TenantLimits, allowed_names
+from cluster.tenants.usage import UsageCounts
 from deployments.ingress.answer import new_id, unix_time
 from deployments.ingress.errors import send_json
 from deployments.ingress.exchange import SCOPE_KEY, Exchange
+from deployments.ingress.metering import tokens_in
 from deployments.ingress.request_body import decode_json, read_body
 from deployments.ingress.responses import unless_client_leaves
-from deployments.ingress.served_model import OWNER
+from deployments.ingress.served_model import OWNER, unknown_model
 
 EMBEDDINGS_ROUTE = "/v1/embeddings"
 EMBEDDING_MODELS_ROUTE = "/v1/embeddings/models"
@@ -77,7 +80,7 @@ class OpenAIEmbeddings:
         self, request: EmbeddingRequest, scope: Scope, receive: Receive, send: Send
     ) -> None:
         exchange: Exchange = scope[SCOPE_KEY]
-        name, embedder = self._find(request.model)
+        name, embedder = self._find(request.model, exchange.meter.limits)
         exchange.model = name
         exchange.request_id = new_id("embd")
         await unless_client_leaves(receive, self._embed(request, name, embedder, exchange, send))
@@ -92,10 +95,14 @@ class OpenAIEmbeddings:
     ) -> None:
         if request.dimensions is not None:
             _check_dimensions(request.dimensions, (await embedder.facts()).width)
-        try:
-            embeddings = await embedder.embed(request.input.items, kind=InputKind.PLAIN)
-        except ValidationError as error:
-            raise _placed(error, request.input) from None
+        used = UsageCounts(num_requests=1)
+        estimate = _num_tokens_about(request.input)
+        async with exchange.meter.running(model=name, num_tokens=estimate, used=lambda: used):
+            try:
+                embeddings = await embedder.embed(request.input.items, kind=InputKind.PLAIN)
+            except ValidationError as error:
+                raise _placed(error, request.input) from None
+            used = UsageCounts(num_requests=1, prompt_tokens=embeddings.num_tokens)
         self._telemetry.model(name).prompt_tokens += embeddings.num_tokens
         if embeddings.vectors_ND.size <= _MAX_INLINE_NUMBERS:
             body = _answer_body(request, name, embeddings)
@@ -103,30 +110,26 @@ class OpenAIEmbeddings:
             body = await asyncio.to_thread(_answer_body, request, name, embeddings)
         await send_json(send, body, headers=exchange.headers)
 
-    def _find(self, name: str | None) -> tuple[str, Embedder]:
+    def _find(self, name: str | None, limits: TenantLimits) -> tuple[str, Embedder]:
         """
         Raises:
             BadRequestError: it is a chat model.
-            NotFoundError: there is no such model.
+            NotFoundError: there is no such model, or not for who has these limits.
         """
+        known = allowed_names(self._embedders, limits)
         if name is None and self._embedders:
             name = next(iter(self._embedders))
         embedder = self._embedders.get(name or "")
-        if name is not None and embedder is not None:
+        if name is not None and embedder is not None and name in known:
             return name, embedder
-        known = ", ".join(self._embedders) or "none"
-        if name in self._chat_model_names:
+        if name in allowed_names(self._chat_model_names, limits):
             raise BadRequestError(
                 f"The model {name!r} answers chats and gives no embeddings; embedding models: "
-                f"{known}",
+                f"{', '.join(known) or 'none'}",
                 param="model",
                 openai_code="invalid_value",
             )
-        raise NotFoundError(
-            f"The embedding model {(name or '')[:200]!r} does not exist here; there is: {known}",
-            param="model",
-            openai_code="model_not_found",
-        )
+        raise unknown_model(name or "", known, what="embedding model")
 
 
 class EmbeddingModels:
@@ -134,16 +137,25 @@ class EmbeddingModels:
 
     def __init__(self, names: Collection[str]) -> None:
         created = unix_time()  # of this process: a checkpoint is a thing of other ones
-        models = [EmbeddingModelObject(id=n, created=created, owned_by=OWNER) for n in names]
-        self._body = EmbeddingModelList(data=models).model_dump_json().encode()
+        self._models = [EmbeddingModelObject(id=n, created=created, owned_by=OWNER) for n in names]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[SCOPE_KEY].route = EMBEDDING_MODELS_ROUTE
-        await send_json(send, self._body)
+        exchange: Exchange = scope[SCOPE_KEY]
+        exchange.route = EMBEDDING_MODELS_ROUTE
+        allows = exchange.meter.limits.allows_model
+        answer = EmbeddingModelList(data=[model for model in self._models if allows(model.id)])
+        await send_json(send, answer.model_dump_json().encode())
 
 
 def _parse(body: bytes) -> EmbeddingRequest:
     return parse_request(EmbeddingRequest, decode_json(body))
+
+
+def _num_tokens_about(inputs: EmbeddingInputs) -> int:
+    """Before the model's replica has counted."""
+    return sum(
+        tokens_in(len(item)) if isinstance(item, str) else len(item) for item in inputs.items
+    )
 
 
 def _placed(error: ValidationError, inputs: EmbeddingInputs) -> ValidationError:

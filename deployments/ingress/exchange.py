@@ -8,6 +8,7 @@ from cluster.errors import PermissionDeniedError, ServingError
 from cluster.tenant_config import PLAIN_SCOPES, KeyScope
 from cluster.tenants.records import ANONYMOUS_ID, ApiKey
 from cluster.types import PRIORITY_ONLINE, FinishReason
+from deployments.ingress.metering import Meter
 
 SCOPE_KEY = "shoal.exchange"
 REASON_FAILED = "error"
@@ -22,6 +23,7 @@ class Exchange:
     key_id: str = ANONYMOUS_ID  # the same, where names may be the same: in usage
     tenant: str = DEFAULT_TENANT  # whose key; without keys there is only one tenant
     scopes: frozenset[KeyScope] = frozenset(PLAIN_SCOPES)  # what the key is for
+    meter: Meter = field(default_factory=Meter)  # what it may use, and uses
     priority: int = PRIORITY_ONLINE  # of what it asks of the engines
     model: str = ""
     route: str = ""
@@ -51,7 +53,8 @@ class Exchange:
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
         name = b"request-id" if self.is_anthropic else b"x-request-id"
-        return [(name, self.request_id.encode())] if self.request_id else []
+        of_request = [(name, self.request_id.encode())] if self.request_id else []
+        return of_request + self.meter.headers(is_anthropic=self.is_anthropic)
 
     def note_finish(self, reason: FinishReason | None) -> None:
         if reason is not None:

@@ -12,8 +12,10 @@ from dataclasses import replace
 from cluster.errors import ServiceUnavailableError, ValidationError
 from cluster.openai_schema.usage import Usage
 from cluster.telemetry import ModelMetrics
+from cluster.tenants.usage import UsageCounts
 from cluster.types import GRAMMAR_FIELD, Request, TokenDelta, TokenLogprobs
 from deployments.ingress.choice import Choice, Piece, TextRules
+from deployments.ingress.metering import reserved_tokens
 from deployments.ingress.model_pool import ModelPool
 from deployments.ingress.served_model import ServedModel
 
@@ -67,6 +69,32 @@ class Generation:
             completion_tokens=sum(choice.num_tokens for choice in self.choices),
             cached_tokens=sum(cached or 0 for cached in self._num_cached_tokens),
             reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self.choices),
+        )
+
+    @property
+    def reserved_tokens(self) -> int:
+        """What to reserve of a tenant's tokens before it runs; see `metering`."""
+        return sum(
+            reserved_tokens(
+                len(request.prompt_token_ids),
+                request.sampling_params.max_tokens,
+                num_choices=self._num_per_request,
+            )
+            for request in self._requests
+        )
+
+    def used(self) -> UsageCounts:
+        """What was computed so far: a prompt counts once its first tokens are there."""
+        begun = [cached is not None for cached in self._num_cached_tokens]
+        return UsageCounts(
+            num_requests=1,
+            prompt_tokens=sum(
+                len(request.prompt_token_ids)
+                for request, has_begun in zip(self._requests, begun, strict=True)
+                if has_begun
+            ),
+            cached_tokens=sum(cached or 0 for cached in self._num_cached_tokens),
+            completion_tokens=sum(choice.num_tokens for choice in self.choices),
         )
 
     @property

@@ -16,8 +16,8 @@ from cluster.tenants.limits import TenantLimits
 from cluster.tenants.records import ApiKey
 from cluster.tenants.usage import UsageCounts, UsageRecorder
 
-#: Of a choice's tokens at most so many are reserved before it runs; clients seldom say how many they
-#: want. What is used beyond it is owed: the next requests wait for it.
+#: Of a choice's tokens at most so many are reserved before it runs: clients seldom say how many
+#: they want. What is used beyond it is owed: the next requests wait for it.
 MAX_RESERVED_TOKENS = 1024
 CHARS_PER_TOKEN = 4  # where nobody has counted yet
 

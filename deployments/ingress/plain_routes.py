@@ -9,20 +9,23 @@ from starlette.types import Receive, Scope, Send
 from cluster.errors import NotFoundError, ServiceUnavailableError
 from cluster.openai_schema.models import ModelList, ModelObject
 from cluster.telemetry import CONTENT_TYPE, Telemetry
-from deployments.ingress.exchange import SCOPE_KEY
+from deployments.ingress.exchange import SCOPE_KEY, Exchange
 from deployments.ingress.served_model import ModelDirectory
 
 
 class Models:
-    """`GET …/models`: those served here, and those of providers that the configuration names."""
+    """`GET …/models`: those served here, and those of providers that the configuration names; of
+    both those that the tenant may use."""
 
     def __init__(self, models: ModelDirectory, *, external: Sequence[ModelObject] = ()) -> None:
-        cards = [*(model.card for model in models.all()), *external]
-        self._body = ModelList(data=cards).model_dump_json().encode()
+        self._cards = [*(model.card for model in models.all()), *external]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[SCOPE_KEY].route = "/v1/models"
-        await _json(self._body)(scope, receive, send)
+        exchange: Exchange = scope[SCOPE_KEY]
+        exchange.route = "/v1/models"
+        limits = exchange.meter.limits
+        answer = ModelList(data=[card for card in self._cards if limits.allows_model(card.id)])
+        await _json(answer.model_dump_json().encode())(scope, receive, send)
 
 
 class OneModel:
@@ -33,9 +36,11 @@ class OneModel:
         self._external = {card.id: card for card in external}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[SCOPE_KEY].route = "/v1/models/{model}"
-        name = Request(scope).path_params["model_id"]
-        card = self._external.get(name) or self._models.find(name).card
+        exchange: Exchange = scope[SCOPE_KEY]
+        exchange.route = "/v1/models/{model}"
+        name, limits = Request(scope).path_params["model_id"], exchange.meter.limits
+        is_external = name in self._external and limits.allows_model(name)
+        card = self._external[name] if is_external else self._models.find(name, limits).card
         await _json(card.model_dump_json().encode())(scope, receive, send)
 
 

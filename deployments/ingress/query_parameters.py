@@ -1,5 +1,6 @@
 """What stands in a request's query and headers, checked: wrong values are named with the place."""
 
+import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -99,6 +100,24 @@ def read_integer(scope: Scope, name: str, *, default: int, low: int, high: int) 
         message = f"must be an integer in [{low}, {high}]; given {shown(text)}"
         raise _problem("query", name, message)
     return int(digits)
+
+
+def read_date(scope: Scope, name: str, *, default: datetime.date) -> datetime.date:
+    """A day like 2026-11-26.
+
+    Raises:
+        ValidationError: it is none.
+    """
+    text = Request(scope).query_params.get(name)
+    if text is None:
+        return default
+    try:
+        if len(text) != len("2026-11-26"):
+            raise ValueError
+        return datetime.date.fromisoformat(text)
+    except ValueError:
+        message = f"must be a day like 2026-11-26; given {shown(text)}"
+        raise _problem("query", name, message) from None
 
 
 def _problem(place: str, name: str, message: str) -> ValidationError:

@@ -7,7 +7,7 @@ to time that it is alive: proxies and clients close connections on which nothing
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 
 from starlette.types import Receive, Send
 
@@ -52,6 +52,34 @@ async def unless_client_leaves(receive: Receive, work: Coroutine[None, None, Non
 async def send_whole(
     generation: Generation, answer: Answer, send: Send, exchange: Exchange
 ) -> None:
+    """
+    Raises:
+        LimitReachedError: the tenant may not run it now.
+    """
+    async with _metered(generation, exchange):
+        await _send_whole(generation, answer, send, exchange)
+
+
+async def send_stream(
+    generation: Generation, answer: Answer, send: Send, exchange: Exchange
+) -> None:
+    """
+    Raises:
+        LimitReachedError: the tenant may not run it now.
+    """
+    async with _metered(generation, exchange):
+        await _send_stream(generation, answer, send, exchange)
+
+
+def _metered(generation: Generation, exchange: Exchange) -> AbstractAsyncContextManager[None]:
+    return exchange.meter.running(
+        model=exchange.model, num_tokens=generation.reserved_tokens, used=generation.used
+    )
+
+
+async def _send_whole(
+    generation: Generation, answer: Answer, send: Send, exchange: Exchange
+) -> None:
     drawn: list[Piece] = []
     async with aclosing(generation.pieces()) as pieces:
         async for piece in pieces:
@@ -65,7 +93,7 @@ async def send_whole(
     await send_json(send, answer.whole(generation.usage), headers=exchange.headers)
 
 
-async def send_stream(
+async def _send_stream(
     generation: Generation, answer: Answer, send: Send, exchange: Exchange
 ) -> None:
     async with aclosing(_events(generation, answer, exchange)) as events:

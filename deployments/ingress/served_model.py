@@ -3,7 +3,7 @@
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import yaml
 from cluster.config import ModelConfig
 from cluster.errors import NotFoundError
 from cluster.openai_schema.models import ModelObject, parameters_text, tier_of
+from cluster.tenants.limits import TenantLimits, allowed_names
 from deployments.ingress.model_pool import ModelPool
 from models.chat_template import ChatTemplate, ChatTemplateError
 from models.context_template import ContextTemplate
@@ -89,24 +90,29 @@ class ModelDirectory:
         self._models = dict(models)
         self._default_name = default_name
 
-    def find(self, name: str | None) -> ServedModel:
+    def find(self, name: str | None, limits: TenantLimits | None = None) -> ServedModel:
         """The model that a request names; None is the default one.
 
         Raises:
-            NotFoundError: there is no such model.
+            NotFoundError: there is no such model, or not for who has these limits.
         """
-        model = self._models.get(self._default_name if name is None else name)
-        if model is None:
-            known = ", ".join(sorted(self._models))
-            raise NotFoundError(
-                f"The model {(name or '')[:200]!r} does not exist here; there is: {known}",
-                param="model",
-                openai_code="model_not_found",
-            )
+        wanted = self._default_name if name is None else name
+        model = self._models.get(wanted)
+        if model is None or not allowed_names([wanted], limits):
+            raise unknown_model(wanted, allowed_names(sorted(self._models), limits))
         return model
 
     def all(self) -> tuple[ServedModel, ...]:
         return tuple(self._models.values())
+
+
+def unknown_model(name: str, known: Sequence[str], *, what: str = "model") -> NotFoundError:
+    """`known`: the models that there are, for who asks."""
+    return NotFoundError(
+        f"The {what} {name[:200]!r} does not exist here; there is: {', '.join(known) or 'none'}",
+        param="model",
+        openai_code="model_not_found",
+    )
 
 
 def _has_template(folder: Path) -> bool:

@@ -14,7 +14,10 @@ from cluster.object_store import ObjectStore
 from cluster.redis_client import RedisClient
 from cluster.retrieval import Embedder, Retriever
 from cluster.tenants.key_directory import KeyDirectory
+from cluster.tenants.limiter import TenantLimiter
 from cluster.tenants.tenant_store import TenantStore
+from cluster.tenants.usage import UsageRecorder, UsageStore
+from deployments.ingress.metering import Metering
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +41,12 @@ class BatchServices:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantServices:
-    """Who may come in, and for what."""
+    """Who may come in, for what, and what of it was used."""
 
     keys: KeyDirectory
+    metering: Metering
     store: TenantStore | None = None  # None: there is no Redis
+    usage: UsageStore | None = None  # the same
 
     @classmethod
     def of(
@@ -53,8 +58,17 @@ class TenantServices:
             ConfigError: a key is required and there is none.
         """
         configured = keys or ApiKeys.from_config(config.auth)
-        store = None
-        if redis is not None:
-            names = [DEFAULT_TENANT, *(key.tenant for key in config.auth.api_keys)]
-            store = TenantStore(redis, configured=names)
-        return cls(keys=KeyDirectory(configured, config.tenants, store), store=store)
+        if redis is None:
+            keys_alone = KeyDirectory(configured, config.tenants)
+            return cls(keys=keys_alone, metering=Metering(keys_alone, None, None))
+        names = [DEFAULT_TENANT, *(key.tenant for key in config.auth.api_keys)]
+        store = TenantStore(redis, configured=names)
+        directory = KeyDirectory(configured, config.tenants, store)
+        limiter = TenantLimiter(redis, grace_s=config.tenants.redis_grace_s)
+        recorder = UsageRecorder(redis, retention_days=config.tenants.usage_retention_days)
+        return cls(
+            keys=directory,
+            metering=Metering(directory, limiter, recorder),
+            store=store,
+            usage=UsageStore(redis),
+        )

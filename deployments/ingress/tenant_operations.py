@@ -13,8 +13,11 @@ from cluster.admin_schema.tenants import (
     TenantObject,
     TenantRequest,
 )
+from cluster.admin_schema.usage import UsageAnswer
+from cluster.config import TENANT_PATTERN
 from cluster.tenant_config import KeyScope
-from deployments.ingress.operation import BODY_ERRORS, Operation
+from cluster.tenants.usage import UsageGroup
+from deployments.ingress.operation import BODY_ERRORS, Operation, Parameter
 
 _ADMIN = (KeyScope.ADMIN,)
 _TENANTS = "/v1/admin/tenants"
@@ -119,4 +122,40 @@ ADMIN_OPERATIONS = (
     DELETE_KEY,
     ROTATE_KEY,
 )
-TENANT_OPERATIONS = ADMIN_OPERATIONS
+
+_DATE = {"type": "string", "format": "date"}
+_USAGE_QUERY = (
+    Parameter(name="start_date", schema=_DATE),
+    Parameter(name="end_date", schema=_DATE),
+    Parameter(
+        name="group_by",
+        schema={"type": "array", "items": {"enum": [group.value for group in UsageGroup]}},
+    ),
+)
+_USAGE_ERRORS = (422, *_UNAVAILABLE)
+
+ALL_USAGE = Operation(
+    name="all_usage",
+    summary="What tenants have used, by day, tenant, model and key",
+    method="GET",
+    paths=("/v1/admin/usage",),
+    scopes=_ADMIN,
+    parameters=(
+        *_USAGE_QUERY,
+        Parameter(name="tenant", schema={"type": "string", "pattern": TENANT_PATTERN}),
+    ),
+    answer=UsageAnswer,
+    errors=_USAGE_ERRORS,
+)
+OWN_USAGE = Operation(
+    name="own_usage",
+    summary="What the key's tenant has used, by day, model and key",
+    method="GET",
+    paths=("/v1/usage",),
+    scopes=(),
+    parameters=_USAGE_QUERY,
+    answer=UsageAnswer,
+    errors=_USAGE_ERRORS,
+)
+USAGE_OPERATIONS = (ALL_USAGE, OWN_USAGE)
+TENANT_OPERATIONS = (*ADMIN_OPERATIONS, *USAGE_OPERATIONS)

@@ -12,6 +12,7 @@ from cluster.cli_error import CommandError
 from cluster.config import RedisConfig
 from cluster.redis_client import connect
 from cluster.telemetry import Telemetry
+from cluster.tenants.usage import UsageCounts, UsageRecorder
 from deployments.ingress.app import build_asgi_app
 from deployments.ingress.services import TenantServices
 from tests.deployments.ingress.scripted_server import KEY, configuration, listening
@@ -83,6 +84,27 @@ async def test_a_key_is_shown_once_rotated_and_revoked(shoal: Run) -> None:
     assert "no keys" in (await shoal("key", "list")).stdout
 
 
+async def test_usage_is_a_table_or_csv(shoal: Run, redis_config: RedisConfig) -> None:
+    async with connect(redis_config) as redis:
+        recorder = UsageRecorder(redis, retention_days=2)
+        counts = UsageCounts(1200, 10, 4, 3)
+        recorder.add("default", model="m", key_id="k", counts=counts)
+        recorder.add("acme", model="=m", key_id="k", counts=counts)
+        await recorder.written()
+    table = (await shoal("usage", "--by", "tenant", "--by", "model")).stdout.splitlines()
+    assert [line.split() for line in table[1:]] == [
+        ["tenant", "model", "requests", "prompt", "cached", "completion", "tokens"],
+        ["acme", "=m", "1,200", "10", "4", "3", "13"],
+        ["default", "m", "1,200", "10", "4", "3", "13"],
+        ["total", "2,400", "20", "8", "6", "26"],
+    ]
+    rows = (await shoal("usage", "--csv", "--tenant", "acme")).stdout.splitlines()
+    assert rows[0].startswith("day,tenant,model,key,num_requests,prompt_tokens")
+    assert rows[1].endswith(",acme,'=m,k,1200,10,4,3,13")
+    own = (await shoal("usage", "--csv", "--own", "--by", "tenant")).stdout.splitlines()
+    assert own[1:] == ["default,1200,10,4,3,13"]
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
@@ -91,6 +113,7 @@ async def test_a_key_is_shown_once_rotated_and_revoked(shoal: Run) -> None:
         (("tenant", "show", "nobody"), "nobody"),
         (("key", "create", "app", "--expires", "soon"), "--expires"),
         (("key", "revoke", "none"), "none"),
+        (("usage", "--from", "yesterday"), "start_date"),
     ],
 )
 async def test_what_cannot_be_done_is_said(shoal: Run, command: tuple[str, ...], said: str) -> None:

@@ -13,11 +13,13 @@ from cluster.integration_secrets import IntegrationSecrets, SecretValue
 from cluster.openai_schema.chat import ChatCompletionRequest, RetrievalSources, RetrievedChunk
 from cluster.telemetry import ModelMetrics, Telemetry
 from cluster.tenant_config import KeyScope
+from cluster.tenants.usage import UsageCounts
 from cluster.types import FoundChunk
 from deployments.ingress.answer import error_event, new_id
 from deployments.ingress.errors import as_serving_error, send_json
 from deployments.ingress.exchange import Exchange
 from deployments.ingress.grounding import Grounding
+from deployments.ingress.metering import reserved_tokens, tokens_in
 from deployments.ingress.providers.external_grounding import context_text, fitting_chunks
 from deployments.ingress.providers.provider_answer import ProviderAnswer
 from deployments.ingress.providers.provider_errors import API_KEY_REF, ProviderWords
@@ -29,6 +31,7 @@ from deployments.ingress.providers.request_translation import (
     without_media,
 )
 from deployments.ingress.responses import KEEP_ALIVE, KEEP_ALIVE_S, START_AFTER_S, STREAM_HEADERS
+from deployments.ingress.served_model import unknown_model
 
 MAX_REF_CHARS = 255
 
@@ -75,6 +78,9 @@ class ExternalChat:
         Raises:
             ServingError: before the answer starts; afterwards a stream ends with an error event.
         """
+        if not exchange.meter.limits.allows_model(model.name):
+            allowed = exchange.meter.limits.models or ()
+            raise unknown_model(model.name, allowed)
         exchange.model = model.label
         exchange.request_id = new_id("chatcmpl")
         body = provider_body(request, model.config, model_name=model.name)
@@ -94,10 +100,16 @@ class ExternalChat:
             metrics=self._telemetry.model(model.label),
             exchange=exchange,
         )
-        try:
-            await (_send_stream if request.stream else _send_whole)(call, send)
-        finally:
-            _count(call)
+        estimate = reserved_tokens(
+            tokens_in(len(call.body)), request.token_limit, num_choices=request.num_choices
+        )
+        async with exchange.meter.running(
+            model=model.label, num_tokens=estimate, used=lambda: _used(call)
+        ):
+            try:
+                await (_send_stream if request.stream else _send_whole)(call, send)
+            finally:
+                _count(call)
 
     async def _secret(
         self, request: ChatCompletionRequest, model: ExternalModel, tenant: str
@@ -207,6 +219,14 @@ async def _events(call: _Call) -> AsyncGenerator[bytes, None]:
 
 async def _send_data(send: Send, data: bytes) -> None:
     await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+def _used(call: _Call) -> UsageCounts:
+    """As the provider says; it says nothing of an answer that is cut."""
+    prompt_tokens, completion_tokens = call.answer.num_tokens
+    return UsageCounts(
+        num_requests=1, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens
+    )
 
 
 def _count(call: _Call) -> None:
