@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-from cluster.config import ApiKeyConfig, AuthConfig, ConfigError
+from cluster.config import ApiKeyConfig, AuthConfig, ConfigError, ShoalConfig
 
 KEY_PREFIX = "shoal-"
 KEY_FILE_NAME = "api_key"
@@ -105,6 +105,13 @@ def load_or_create_key(home: Path) -> FirstKey:
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write(key + "\n")
     return FirstKey(text=key, source=KeySource.CREATED, path=path)
+
+
+def with_first_key(config: ShoalConfig, key: FirstKey) -> ShoalConfig:
+    """The configuration, opened by this key as well."""
+    api_keys = (*config.auth.api_keys, key.stored)
+    auth = config.auth.model_copy(update={"api_keys": api_keys})
+    return config.model_copy(update={"auth": auth})
 
 
 def _load_key(path: Path) -> FirstKey:

@@ -18,6 +18,7 @@ from cluster import cli_launch
 from cluster.cli_bucket import bucket_app
 from cluster.cli_bucket_client import BucketClient
 from cluster.cli_chat import ChatClient, ChatOptions, ask_once, converse
+from cluster.cli_cluster import cluster_app
 from cluster.cli_error import CommandError
 from cluster.cli_logs import LogFollower, find_logs, last_lines, log_name
 from cluster.cli_plan import plan
@@ -46,6 +47,7 @@ app.add_typer(bucket_app, name="bucket")
 app.add_typer(secrets_app, name="secrets")
 app.add_typer(tenant_app, name="tenant")
 app.add_typer(key_app, name="key")
+app.add_typer(cluster_app, name="cluster")
 app.command()(plan)
 app.command()(usage)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from cluster.api_keys import FirstKey, load_or_create_key
+from cluster.api_keys import FirstKey, load_or_create_key, with_first_key
 from cluster.cli_error import CommandError
 from cluster.cli_target import api_url, deployed_file, deployed_or_found_config
 from cluster.config import ShoalConfig, load_config, shoal_home
@@ -111,9 +111,7 @@ def _config_with_key(config_path: Path) -> tuple[ShoalConfig, FirstKey | None]:
     if not config.auth.required:
         return config, None
     key = load_or_create_key(shoal_home())
-    api_keys = (*config.auth.api_keys, key.stored)
-    auth = config.auth.model_copy(update={"api_keys": api_keys})
-    return config.model_copy(update={"auth": auth}), key
+    return with_first_key(config, key), key
 
 
 def _write_down(config: ShoalConfig) -> None:

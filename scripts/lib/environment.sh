@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The project's own Python environment, .venv: made, filled and kept up to date.
+# The project's own Python environment, .venv or SHOAL_VENV: made, filled and kept up to date.
 # Sourced, never run, from the repository root. Needs scripts/lib/console.sh.
 #
 #   ensure_environment runtime    what `shoal` needs
@@ -7,11 +7,12 @@
 #
 # Environment variables:
 #   SHOAL_PYTHON           the Python to build .venv with (default: the first of 3.11 to 3.14 found)
+#   SHOAL_VENV             where it is instead of .venv; an absolute path
 #   SHOAL_TORCH_INDEX_URL  a package index that carries PyTorch's CPU builds; used without a GPU
 
-readonly VENV_DIR=.venv
+readonly VENV_DIR=${SHOAL_VENV:-.venv}
 readonly VENV_PYTHON=$VENV_DIR/bin/python
-readonly LOCK_FILE=.venv.lock
+readonly LOCK_FILE=$VENV_DIR.lock
 readonly CPU_TORCH=torch==2.13.0
 readonly OLDEST_TORCH=2.11
 
@@ -57,7 +58,7 @@ fingerprint() {
 
 install_environment() {
   local profile=$1 started=$SECONDS
-  say "setting up $PWD/$VENV_DIR ($profile)"
+  say "setting up $(venv_path) ($profile)"
   rm -f "$VENV_DIR"/shoal-*.stamp
   make_venv
   run_phase "pip" pip_install --upgrade 'pip>=25.1'
@@ -95,8 +96,12 @@ make_venv() {
 
 # Whether .venv was made in this folder, not copied or moved here: its scripts name their folder.
 is_at_home() {
-  [[ $("$VENV_PYTHON" -c 'import sys; print(sys.prefix)') == "$PWD/$VENV_DIR" ]] &&
-    grep -qF "$PWD/$VENV_DIR/" "$VENV_DIR/bin/pip"
+  [[ $("$VENV_PYTHON" -c 'import sys; print(sys.prefix)') == "$(venv_path)" ]] &&
+    grep -qF "$(venv_path)/" "$VENV_DIR/bin/pip"
+}
+
+venv_path() {
+  if [[ $VENV_DIR == /* ]]; then echo "$VENV_DIR"; else echo "$PWD/$VENV_DIR"; fi
 }
 
 # ---- Python

@@ -38,6 +38,7 @@ async def test_models_are_listed_and_found_by_id(server: Server, path: str) -> N
 async def test_health_readiness_and_metrics_need_no_key(server: Server) -> None:
     async with server.http(key=None) as client:
         assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/-/healthz")).status_code == 200
         assert (await client.get("/ready")).status_code == 200
         server.pool.ready = False
         not_ready = await client.get("/ready")
