@@ -65,6 +65,7 @@ class EngineConfig(Section):
     max_batch_slowdown: Annotated[float, Field(ge=0)] | None = 0.05
     enable_prefix_caching: bool = True
     num_threads: Annotated[int, Field(ge=1)] | None = None  # CPU, all ranks; None: all cores
+    enable_cuda_graphs: bool = True  # on a GPU, of steps that only decode; off: for debugging
     # LoRA adapters that are loaded at once, and the highest rank of one: slots of this size are
     # kept beside the model. 0: none; a model with adapters: 8.
     max_loaded_adapters: Annotated[int, Field(ge=0, le=256)] = 0

@@ -5,6 +5,7 @@ sampled, C = changes of block tables.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from models.attention.block_tables import BlockTables
 from models.engine.step_inputs import StepInputs
 from models.engine.transfers import upload
 
+#: What a sequence of one token consists of: its token, position, slot and context.
+NUM_DECODE_FIELDS = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTensors:
@@ -20,7 +24,7 @@ class StepTensors:
 
     num_decodes: int  # leading sequences of one token each, padding included
     num_tokens: int  # rows, without the padding at the end of the chunks
-    max_context_len: int
+    decode_fields: torch.Tensor  # the next four as they lie in memory
     token_ids_T: torch.Tensor
     positions_T: torch.Tensor
     slots_T: torch.Tensor
@@ -32,6 +36,35 @@ class StepTensors:
     def num_chunks(self) -> int:
         return len(self.query_starts_P) - 1
 
+    @classmethod
+    def of_decodes(cls, fields: torch.Tensor, *, num_sequences: int) -> Self:
+        """Sequences of one token each, whose fields lie in this memory, kind by kind."""
+        ids_T, positions_T, slots_T, lens_S = fields.view(NUM_DECODE_FIELDS, num_sequences)
+        return cls(
+            num_decodes=num_sequences,
+            num_tokens=num_sequences,
+            decode_fields=fields,
+            token_ids_T=ids_T,
+            positions_T=positions_T,
+            slots_T=slots_T,
+            context_lens_S=lens_S,
+            query_starts_P=lens_S[:1],
+            logit_indices_R=lens_S[:0],
+        )
+
+    @staticmethod
+    def padding(num_sequences: int, *, device: torch.device) -> torch.Tensor:
+        """The fields of sequences that are nothing but padding."""
+        fields = torch.zeros(NUM_DECODE_FIELDS, num_sequences, dtype=torch.int32, device=device)
+        fields[2] = -1
+        return fields.view(-1)
+
+
+def num_decodes(inputs: StepInputs) -> int:
+    """How many of the sequences, which come first, have one token."""
+    lens = inputs.query_lens
+    return next((index for index, length in enumerate(lens) if length > 1), len(lens))
+
 
 def send_step(
     inputs: StepInputs, tables: BlockTables, *, num_rows: int, device: torch.device
@@ -41,21 +74,17 @@ def send_step(
     `num_rows`: pad to as many. A step of decoding sequences alone is padded with sequences, every
     other one with rows after its last.
     """
-    num_tokens, num_sequences = len(inputs.token_ids), len(inputs.query_lens)
-    num_decodes = next(
-        (i for i, length in enumerate(inputs.query_lens) if length > 1), num_sequences
-    )
-    num_padding = num_rows - num_tokens
-    is_decode_only = num_decodes == num_sequences
-    lens = inputs.context_lens + [0] * num_padding if is_decode_only else inputs.context_lens
-    starts = np.cumsum([num_decodes, *inputs.query_lens[num_decodes:]])
+    num_tokens, num_singles = len(inputs.token_ids), num_decodes(inputs)
+    is_decode_only = num_singles == len(inputs.query_lens)
+    padding = [0] * (num_rows - num_tokens)
+    lens = inputs.context_lens + padding if is_decode_only else inputs.context_lens
     changes_2C = tables.changes(inputs.block_tables)
     parts = (
-        inputs.token_ids + [0] * num_padding,
-        inputs.positions + [0] * num_padding,
-        inputs.slot_mapping + [-1] * num_padding,
+        inputs.token_ids + padding,
+        inputs.positions + padding,
+        inputs.slot_mapping + [-1] * len(padding),
         lens,
-        starts,
+        np.cumsum([num_singles, *inputs.query_lens[num_singles:]]),
         [row.logit_index for row in inputs.sampling_rows],
         changes_2C.reshape(-1),
     )
@@ -64,9 +93,9 @@ def send_step(
     tables.apply(changes.view(2, -1))
     ids_T, positions_T, slots_T, lens_S, starts_P, indices_R = sections
     return StepTensors(
-        num_decodes=len(lens) if is_decode_only else num_decodes,
+        num_decodes=len(lens) if is_decode_only else num_singles,
         num_tokens=num_rows if is_decode_only else num_tokens,
-        max_context_len=max(inputs.context_lens),
+        decode_fields=packed[: 3 * num_rows + len(lens)],
         token_ids_T=ids_T,
         positions_T=positions_T,
         slots_T=slots_T,

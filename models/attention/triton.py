@@ -30,7 +30,7 @@ from models.triton.attention_kernels import (
 from models.triton.interpreter import IS_INTERPRETED, num_processors
 
 # More would leave a split too little to do, and the reduction too much.
-MAX_SPLITS = 64
+MAX_SPLITS = 32
 _MIN_DOT_ROWS = 16
 _SCALED_DTYPE = torch.float8_e4m3fn
 _DOT_TYPES = {
@@ -102,19 +102,14 @@ class TritonAttention:
         num_rows = len(inputs.token_ids)
         return self.over(send_step(inputs, self.tables, num_rows=num_rows, device=device))
 
-    def over(self, step: StepTensors, *, is_captured: bool = False) -> "TritonStepAttention":
-        """Attention of a step that is on the device already.
+    def over(self, step: StepTensors) -> "TritonStepAttention":
+        """Attention of a step that is on the device already. How it is shared out among programs
+        depends on the numbers of sequences and tokens alone."""
+        return TritonStepAttention(self, step, self.num_splits(step.num_decodes))
 
-        `is_captured`: the same programs serve later steps too, whatever their contexts.
-        """
-        keys = None if is_captured else step.max_context_len
-        return TritonStepAttention(self, step, self._num_splits(step.num_decodes, keys))
-
-    def _num_splits(self, num_sequences: int, num_keys: int | None) -> int:
-        """A power of two: enough programs to keep the device busy, and not more than tiles."""
+    def num_splits(self, num_sequences: int) -> int:
+        """A power of two: of each context, so that the device is busy whatever their lengths."""
         wanted = 2 * self._num_processors // max(1, num_sequences * self.num_kv_heads)
-        if num_keys is not None:
-            wanted = min(wanted, -(-num_keys // self.tiling.decode_keys))
         wanted = max(1, min(MAX_SPLITS, wanted))
         return 1 << (wanted.bit_length() - 1)
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.engine.transfers import upload
+
 _MAX_WORDS = 128  # with any bit set: at most 4,096 tokens are few
 
 
@@ -28,8 +30,8 @@ class FewTokens:
     def logits(self, logits_RV: torch.Tensor) -> torch.Tensor:
         """Of these tokens alone: [N, C], -inf at the padding."""
         firsts_N1 = np.array(self.rows)[:, None] * logits_RV.shape[1]
-        places = torch.from_numpy(firsts_N1 + self.token_ids_NC).to(logits_RV.device)
-        is_padding_NC = torch.from_numpy(self.is_padding_NC).to(logits_RV.device)
+        places = upload(firsts_N1 + self.token_ids_NC, logits_RV.device)
+        is_padding_NC = upload(self.is_padding_NC, logits_RV.device)
         return logits_RV.take(places).masked_fill_(is_padding_NC, -torch.inf)
 
 
@@ -56,12 +58,12 @@ def forbid_unmasked(
 ) -> None:
     """Put -inf, in place, where a row's mask does not allow the token."""
     masks_NW = masks_GW[list(mask_rows.values())]
-    is_forbidden_NV = torch.from_numpy(_bits(masks_NW)[:, : logits_RV.shape[1]] == 0)
-    is_forbidden_NV = is_forbidden_NV.to(logits_RV.device)
+    is_forbidden_NV = _bits(masks_NW)[:, : logits_RV.shape[1]] == 0
+    is_forbidden_NV = upload(is_forbidden_NV, logits_RV.device)
     if len(mask_rows) == len(logits_RV):
         logits_RV.masked_fill_(is_forbidden_NV, -torch.inf)
         return
-    indices = torch.tensor(list(mask_rows), device=logits_RV.device)
+    indices = upload(np.array(list(mask_rows)), logits_RV.device)
     logits_RV[indices] = logits_RV[indices].masked_fill_(is_forbidden_NV, -torch.inf)
 
 

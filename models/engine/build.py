@@ -7,8 +7,9 @@ from typing import Protocol
 from cluster.config import EngineConfig, ModelConfig
 from models.checkpoint import read_decoder_config
 from models.engine.adapter_slots import AdapterHost, AdapterSlots, FindAdapter
+from models.engine.devices import find_device
 from models.engine.engine import Engine
-from models.engine.model_runner import ModelRunner, find_device
+from models.engine.model_runner import ModelRunner
 from models.engine.runner import Runner
 from models.engine.synthetic_runner import SyntheticRunner
 from models.grammar.compiler import GrammarCompiler

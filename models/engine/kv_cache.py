@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import psutil
 import torch
 
 from cluster.config import EngineConfig
 from models.checkpoint import DecoderShape
+from models.engine.transfers import upload
 
 GIB = 2**30
 MAX_DEFAULT_CPU_BYTES = 4 * GIB
@@ -167,7 +169,7 @@ class KVCache:
         if not copies:
             return
         device = self.tensor_YB2KSD.device
-        sources, destinations = torch.tensor(copies, device=device).unbind(1)
+        sources, destinations = upload(np.array(copies), device).unbind(1)
         self.tensor_YB2KSD[:, destinations] = self.tensor_YB2KSD[:, sources]
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from models.engine.allowed_tokens import forbid_unmasked
 from models.engine.step_inputs import SamplingRow
+from models.engine.transfers import upload
 
 
 def edit_logits(
@@ -95,8 +96,8 @@ class _Edits:
         assert token_ids.max() < vocab_size, "a token id is not in the vocabulary"
         row_starts = np.array(self._rows, dtype=np.int64) * vocab_size
         places = np.repeat(row_starts, [len(ids) for ids in self._token_ids]) + token_ids
-        places_N = torch.from_numpy(places).to(logits_RV.device)
-        return places_N, torch.from_numpy(np.concatenate(self._numbers)).to(logits_RV.device)
+        device = logits_RV.device
+        return upload(places, device), upload(np.concatenate(self._numbers), device)
 
 
 def _add_penalties(index: int, row: SamplingRow, *, repetition: _Edits, counted: _Edits) -> None:

@@ -7,12 +7,12 @@ M = model width, V = vocabulary.
 """
 
 import importlib
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -33,6 +33,8 @@ from models.checkpoint import (
 )
 from models.decoder import Decoder
 from models.engine.beam_candidates import beam_candidates
+from models.engine.cuda_graphs import ComputedStep
+from models.engine.devices import find_device, make_recorder, runs_triton, set_threads
 from models.engine.kv_cache import (
     KVCache,
     KVCachePlan,
@@ -48,13 +50,18 @@ from models.engine.step_inputs import (
     StepOutputs,
 )
 from models.engine.step_interrupt import InterruptibleAttention, StepInterrupt
+from models.engine.transfers import upload
 from models.layers import can_pack
 from models.native.operations import native_operations
+from models.operations import DecoderOperations
 from models.parallel.group import TPGroup
 from models.parallel.sharding import Shards
 from models.parallel.step_order import StepOrder
 from models.quantization.scheme import choose_quantization
 from models.weights import init_random_weights, load_weights
+
+if TYPE_CHECKING:
+    from models.engine.gpu_steps import GPUSteps
 
 # Logits of a long prompt are made in parts of this many numbers: 64 MiB in float32.
 MAX_PROMPT_LOGITS = 2**24
@@ -122,7 +129,7 @@ class ModelRunner:
             GroupError: another rank did not get so far.
         """
         group = group or TPGroup()
-        _set_threads(engine_config.num_threads, group.size)
+        set_threads(engine_config.num_threads, group.size)
         self._device = find_device(device, group.device_index)
         self._bank: AdapterBank | None = None
         if is_native(checkpoint_dir):
@@ -169,7 +176,11 @@ class ModelRunner:
         self._kv_cache = KVCache.allocate(
             self._plan, shape_of_rank, dtype=self._dtype, device=self._device
         )
-        self._attention = _attention(self._kv_cache, shape_of_rank)
+        self._gpu_steps: GPUSteps | None = None
+        if runs_triton(self._device):
+            self._gpu_steps = self._make_gpu_steps(shape_of_rank, engine_config, group)
+        else:
+            self._attention = _attention(self._kv_cache, shape_of_rank)
         self._sampler = Sampler()
         self._interrupt = StepInterrupt()
         self._shape = shape
@@ -255,17 +266,17 @@ class ModelRunner:
         assert min(inputs.token_ids) >= 0, "token ids are checked before they come here"
         assert max(inputs.token_ids) < self.vocab_size, "as above"
         with torch.inference_mode():
-            hidden_TM = self._forward(inputs)
+            computed = self._compute(inputs)
             prompt_logprobs = [
-                self._score_prompt(hidden_TM, row) for row in inputs.prompt_logprobs_rows
+                self._score_prompt(computed.hidden_TM, row) for row in inputs.prompt_logprobs_rows
             ]
-            return self._choose(hidden_TM, inputs, prompt_logprobs)
+            return self._choose(computed, inputs, prompt_logprobs)
 
     def assist(self, order: StepOrder) -> None:
         """What a rank above 0 does while rank 0 executes the same step: its keys and values, and
         its part of every sum and of the logits."""
         with torch.inference_mode():
-            hidden_TM = self._forward(order.inputs())
+            hidden_TM = self._compute(order.inputs()).hidden_TM
             for first, count in order.scored_spans:
                 for start, stop in self._parts(count):
                     self._decode_rows(hidden_TM[first + start : first + stop])
@@ -287,11 +298,7 @@ class ModelRunner:
             num_positions=context_limit(config, engine_config),
             dtype=self._dtype,
             device=str(self._device),
-            operations=native_operations(
-                Shards(config, rank=group.rank, size=group.size).config,
-                dtype=self._dtype,
-                device=self._device.type,
-            ),
+            operations=self._operations(Shards(config, rank=group.rank, size=group.size).config),
             group=group,
         )
         if random_weights:
@@ -310,35 +317,75 @@ class ModelRunner:
     def forget_interrupt(self) -> None:
         self._interrupt.clear()
 
+    def _operations(self, config: DecoderConfig) -> DecoderOperations | None:
+        if runs_triton(self._device):
+            made: DecoderOperations = importlib.import_module(
+                "models.triton.operations"
+            ).TritonOperations()
+            return made
+        return native_operations(config, dtype=self._dtype, device=self._device.type)
+
     def check_health(self) -> None:
         """A single rank is as healthy as its process."""
 
     def close(self) -> None:
         """Nothing outlives the process."""
 
-    def _forward(self, inputs: StepInputs) -> torch.Tensor:
+    def _make_gpu_steps(
+        self, shape: DecoderShape, engine_config: EngineConfig, group: TPGroup
+    ) -> "GPUSteps":
+        gpu_steps = importlib.import_module("models.engine.gpu_steps")
+        # What ranks exchange is not captured, nor what modules of transformers do.
+        is_captured = engine_config.enable_cuda_graphs and group.size == 1
+        is_captured = is_captured and isinstance(self._decoder, Decoder)
+        made: GPUSteps = gpu_steps.GPUSteps(
+            self._decoder,
+            gpu_steps.TritonAttention(
+                self._kv_cache,
+                num_heads=shape.num_heads,
+                layer_windows=shape.layer_windows,
+                max_num_seqs=engine_config.max_num_seqs,
+                max_model_len=self._plan.max_model_len,
+            ),
+            max_num_seqs=engine_config.max_num_seqs,
+            device=self._device,
+            recorder=make_recorder() if is_captured else None,
+        )
+        return made
+
+    def _compute(self, inputs: StepInputs) -> ComputedStep:
+        """What the model makes of a step; its rows may be followed by padding."""
         self._kv_cache.copy_blocks(inputs.block_copies)
-        num_rows = padded_size(len(inputs.token_ids))
-        padding = [0] * (num_rows - len(inputs.token_ids))
-        adapters: AdapterStep | None = None
-        if inputs.adapter_slots:
-            assert self._bank is not None, "without slots no sequence has one"
-            adapters = self._bank.step(
-                inputs.adapter_slots, inputs.query_lens, num_rows=num_rows, padded=padded_size
-            )
+        num_tokens = len(inputs.token_ids)
+        if self._gpu_steps is not None:
+            adapters = self._adapter_step(inputs, num_rows=num_tokens, padded=int)
+            return self._gpu_steps.compute(inputs, adapters)
+        num_rows = padded_size(num_tokens)
+        padding = [0] * (num_rows - num_tokens)
         attention = self._attention.prepare(inputs)
         if inputs.is_interruptible:
             attention = InterruptibleAttention(attention, self._interrupt)
-        return self._decoder.forward(
+        hidden_TM = self._decoder.forward(
             torch.tensor(inputs.token_ids + padding, device=self._device),
             torch.tensor(inputs.positions + padding, device=self._device),
             attention,
-            adapters,
+            self._adapter_step(inputs, num_rows=num_rows, padded=padded_size),
+        )
+        return ComputedStep(hidden_TM=hidden_TM, logits_TV=None)
+
+    def _adapter_step(
+        self, inputs: StepInputs, *, num_rows: int, padded: Callable[[int], int]
+    ) -> AdapterStep | None:
+        if not inputs.adapter_slots:
+            return None
+        assert self._bank is not None, "without slots no sequence has one"
+        return self._bank.step(
+            inputs.adapter_slots, inputs.query_lens, num_rows=num_rows, padded=padded
         )
 
     def _choose(
         self,
-        hidden_TM: torch.Tensor,
+        computed: ComputedStep,
         inputs: StepInputs,
         prompt_logprobs: list[list[TokenLogprobs]],
     ) -> StepOutputs:
@@ -346,8 +393,7 @@ class ModelRunner:
         rows = inputs.sampling_rows
         if not rows:
             return StepOutputs(token_ids=[], logprobs=[], prompt_logprobs=prompt_logprobs)
-        indices_R = torch.tensor([row.logit_index for row in rows], device=self._device)
-        logits_RV = self._logits(hidden_TM.index_select(0, indices_R))
+        logits_RV = self._logits_of(computed, [row.logit_index for row in rows])
         failed_rows: list[int] = []
         try:
             token_ids, logprobs = self._sampler.sample(logits_RV, rows, inputs.grammar_masks)
@@ -360,6 +406,16 @@ class ModelRunner:
             failed_rows=frozenset(failed_rows),
             candidates=_candidates(logits_RV, inputs),
         )
+
+    def _logits_of(self, computed: ComputedStep, indices: list[int]) -> torch.Tensor:
+        """Of these rows of the step."""
+        made_TV = computed.logits_TV
+        if made_TV is not None and indices == list(range(len(indices))):
+            return made_TV[: len(indices)]
+        indices_R = upload(np.array(indices, dtype=np.int64), self._device)
+        if made_TV is not None:
+            return made_TV.index_select(0, indices_R)
+        return self._logits(computed.hidden_TM.index_select(0, indices_R))
 
     def _logits(self, hidden_RM: torch.Tensor) -> torch.Tensor:
         logits_RV = self._decode_rows(hidden_RM)
@@ -416,35 +472,6 @@ def _attention(kv_cache: KVCache, shape: DecoderShape) -> AttentionBackend:
     heads, windows = shape.num_heads, shape.layer_windows
     native = native_attention(kv_cache, num_heads=heads, layer_windows=windows)
     return native or CPUAttention(kv_cache, num_heads=heads, layer_windows=windows)
-
-
-def find_device(name: str, index: int = 0) -> torch.device:
-    """The device of a rank: the machine's CPU, or the GPU with that number.
-
-    Raises:
-        ValueError: the name is unknown, or there is no such GPU.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device {name!r} is not one of auto, cpu, cuda")
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for, but torch finds no GPU")
-    if index >= torch.cuda.device_count():
-        raise ValueError(
-            f"each rank needs a GPU of its own: {index + 1} are needed, but torch finds "
-            f"{torch.cuda.device_count()}"
-        )
-    return torch.device("cuda", index)
-
-
-def _set_threads(num_threads: int | None, num_ranks: int) -> None:
-    """Share the configured threads out among the ranks, or the machine's cores."""
-    if num_ranks > 1:
-        total = num_threads or len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, total // num_ranks))
-    elif num_threads is not None:
-        torch.set_num_threads(num_threads)
 
 
 def _dtype(name: str, checkpoints: DTypeName) -> torch.dtype:

@@ -23,6 +23,7 @@ from models.engine.allowed_tokens import few_tokens, forbid_unmasked
 from models.engine.logit_edits import edit_logits, mask_rows
 from models.engine.randomness import uniforms
 from models.engine.step_inputs import SamplingRow
+from models.engine.transfers import Download, upload
 
 # A lower temperature than this, but not 0, is taken for this (as in vLLM): dividing by less gains
 # nothing over greedy and loses precision.
@@ -112,7 +113,7 @@ class Sampler:
             failed_rows += [few.rows[place] for place in failed]
         others = sorted(set(range(len(rows))).difference(few.rows))
         if others:
-            others_OV = logits_RV[torch.tensor(others, device=logits_RV.device)]
+            others_OV = logits_RV.index_select(0, upload(np.array(others), logits_RV.device))
             wide = {place: masked[i] for place, i in enumerate(others) if i in masked}
             if wide:
                 forbid_unmasked(others_OV, wide, masks_GW)
@@ -142,7 +143,8 @@ class Sampler:
                     method, _pick(logits_RV, indices), [rows[i] for i in indices]
                 )
             ]
-            chosen, outcomes = torch.cat(choices, dim=1).tolist()  # the only wait for the device
+            # The only wait for the device.
+            chosen, outcomes = Download(torch.cat(choices, dim=1)).read().tolist()
             unsettled: list[int] = []
             for index, token_id, outcome in zip(order, chosen, outcomes, strict=True):
                 token_ids[index] = token_id
@@ -197,7 +199,7 @@ def token_logprobs(
     """
     assert logits_NV.shape[0] == len(target_token_ids), "one target per row"
     rows_per_part = max(1, _MAX_LOGPROB_ELEMENTS // logits_NV.shape[1])
-    targets_N1 = torch.tensor(target_token_ids, dtype=torch.int64, device=logits_NV.device)[:, None]
+    targets_N1 = upload(np.array(target_token_ids, dtype=np.int64), logits_NV.device)[:, None]
     result: list[TokenLogprobs] = []
     for start in range(0, len(target_token_ids), rows_per_part):
         part = slice(start, start + rows_per_part)
@@ -253,7 +255,7 @@ class _Knobs:
             [row.params.top_p for row in rows],
             uniforms([row.seed for row in rows], [row.position for row in rows]),
         ]
-        table = torch.from_numpy(np.array(columns, dtype=np.float64)).to(values_GV.device)
+        table = upload(np.array(columns, dtype=np.float64), values_GV.device)
         temperature, min_p, top_k, top_p, uniform = table[:, :, None]
         return cls(
             temperature=temperature.float(),
@@ -277,7 +279,7 @@ def _pick(logits_RV: torch.Tensor, indices: list[int]) -> torch.Tensor:
     """The rows at rising indices; no copy when it is all of them."""
     if len(indices) == logits_RV.shape[0]:
         return logits_RV
-    return logits_RV[torch.tensor(indices, device=logits_RV.device)]
+    return logits_RV.index_select(0, upload(np.array(indices), logits_RV.device))
 
 
 def _choose_greedy(logits_GV: torch.Tensor) -> torch.Tensor:
@@ -383,8 +385,9 @@ def _part_logprobs(
     num_ranked = min(num_top + _SPARE_TOP, values_NV.shape[1])
     best_NK, ids_NK = (part[:, :num_top] for part in _best(values_NV, num_ranked))
     # Subtracted in this order, as log_softmax does it: the sum of both would be rounded first.
-    logprobs = (torch.cat([target_N1, best_NK], dim=1) - top_N1 - log_sum_N1).tolist()
-    integers = torch.cat([ranks_N1, ids_NK], dim=1).tolist()
+    logprobs_N1K = Download(torch.cat([target_N1, best_NK], dim=1) - top_N1 - log_sum_N1)
+    integers = Download(torch.cat([ranks_N1, ids_NK], dim=1)).read().tolist()
+    logprobs = logprobs_N1K.read().tolist()
     return [
         TokenLogprobs(logprob=logprob, top_token_ids=top_ids, top_logprobs=top_logprobs, rank=rank)
         for (logprob, *top_logprobs), (rank, *top_ids) in zip(logprobs, integers, strict=True)

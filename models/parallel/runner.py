@@ -12,7 +12,8 @@ from pathlib import Path
 from cluster.config import EngineConfig
 from models.adapters.checkpoint import LoadedAdapter
 from models.child_process import encode_frame
-from models.engine.model_runner import LOADING_TIMEOUT_S, ModelRunner, find_device
+from models.engine.devices import find_device
+from models.engine.model_runner import LOADING_TIMEOUT_S, ModelRunner
 from models.engine.step_inputs import StepInputs, StepOutputs
 from models.parallel.adapter_pairs import packed_pairs
 from models.parallel.group import LOOPBACK, GroupError, Rendezvous, TPGroup

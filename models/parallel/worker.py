@@ -19,7 +19,8 @@ import torch
 
 from cluster.config import EngineConfig
 from models.child_process import receive_body, receive_frame, send_frame
-from models.engine.model_runner import ModelRunner, find_device
+from models.engine.devices import find_device
+from models.engine.model_runner import ModelRunner
 from models.parallel.adapter_pairs import unpacked_pairs
 from models.parallel.group import LOOPBACK, GroupError, Rendezvous, TPGroup
 from models.parallel.messages import (

@@ -6,14 +6,15 @@ as the base-2 logarithm of its sum. Products are summed in float32; their factor
 DOT, the model's own (under Triton's interpreter, which multiplies no bfloat16, float32).
 
 Shapes: K = key/value heads, G = query heads of one, D = head width, S = slots of a block, W = the
-width of a row of block tables. Names in capitals are compile-time constants.
+width of a row of block tables. Names in capitals are compile-time constants. Where an array of
+integers begins, and how many sequences there are, is not compiled in: a step would wait for it.
 """
 
 import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots_ptr"])
 def write_kernel(
     k_ptr,
     v_ptr,
@@ -104,7 +105,7 @@ def _averaged(sums, rows_sum, scale_ptr, IS_SCALED: tl.constexpr):
     return average
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["tables_ptr", "context_lens_ptr"])
 def decode_kernel(
     q_ptr,
     cache_ptr,
@@ -245,7 +246,10 @@ def _sequence_of(program, query_starts_ptr, num_sequences, QUERIES: tl.constexpr
     return low - 1
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["num_sequences"],
+    do_not_specialize_on_alignment=["tables_ptr", "query_starts_ptr", "context_lens_ptr"],
+)
 def prefill_kernel(
     q_ptr,
     cache_ptr,

@@ -5,7 +5,7 @@ import torch
 import triton
 
 IS_INTERPRETED: bool = triton.knobs.runtime.interpret
-_INTERPRETED_PROCESSORS = 8  # as if there were so many, so that work is split there too
+_INTERPRETED_PROCESSORS = 1  # each program takes milliseconds there: no more than needed
 
 
 def num_processors(device: torch.device) -> int:

@@ -37,7 +37,7 @@ def add_rms_norm_kernel(
     tl.store(out_ptr + start + columns, out, mask=is_column)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions_ptr"])
 def rotate_kernel(
     x_ptr,  # [T, N, D], heads of D numbers lie together
     positions_ptr,

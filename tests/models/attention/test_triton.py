@@ -35,6 +35,7 @@ class Case(PagedCase):
         num_heads: int = 6,
         tiling: Tiling = SMALL_TILES,
         scales: tuple[float, float] | None = None,
+        num_processors: int = 4,
         **shape: Any,
     ) -> None:
         """`scales`: of keys and values, in a cache of float8."""
@@ -60,6 +61,7 @@ class Case(PagedCase):
             scales_Y2K=scales_Y2K,
             tiling=tiling,
         )
+        self.backend._num_processors = num_processors
 
     def _round(self, scales_2K: torch.Tensor) -> None:
         """Keys and values become what a float8 cache can hold of them."""
@@ -150,14 +152,14 @@ def test_what_float8_cannot_hold_is_stored_as_the_largest_that_it_can() -> None:
     assert torch.equal(ours[0], largest[:, None].expand(6, 32))
 
 
-def test_a_context_may_be_shared_among_few_programs_or_many() -> None:
-    for num_keys, expected in ((16, 1), (64, 4), (500, 8)):
-        case = Case([(1, num_keys)], num_heads=2, num_kv_heads=1)
-        case.backend._num_processors = 4
-        assert case.backend._num_splits(1, num_keys) == expected
-        case.check()
-    assert case.backend._num_splits(100, 500) == 1
-    assert case.backend._num_splits(1, None) == 8
+@pytest.mark.parametrize(("num_processors", "num_splits"), [(1, 2), (4, 8), (132, 32)])
+def test_a_context_may_be_shared_among_few_programs_or_many(
+    num_processors: int, num_splits: int
+) -> None:
+    case = Case([(1, 150)], num_heads=2, num_kv_heads=1, num_processors=num_processors)
+    assert case.backend.num_splits(1) == num_splits
+    assert case.backend.num_splits(300) == 1
+    case.check()
 
 
 def test_lengths_far_apart_and_splits_without_work_do_not_matter() -> None:

@@ -45,14 +45,18 @@ def compile_launch(kernel: Any, *args: Any, grid: object, warmup: bool, **kwargs
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value = values[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        is_one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
+        is_aligned = not parameter.do_not_specialize_on_alignment
+        if parameter.is_constexpr or is_one:
             signature[parameter.name], constants[(index,)] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = POINTERS[value.dtype]
-            attributes[(index,)] = [["tt.divisibility", 16]]
+            if is_aligned:
+                attributes[(index,)] = [["tt.divisibility", 16]]
         else:
             signature[parameter.name] = "i32" if isinstance(value, int) else "fp32"
-            if isinstance(value, int) and value % 16 == 0:
+            can_specialize = is_aligned and not parameter.do_not_specialize
+            if can_specialize and isinstance(value, int) and value % 16 == 0:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     name = f"{kernel.__name__} {signature} {constants} {options}"
     if name in seen:
