@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from cluster.adapter_config import DEFAULT_LOADED_ADAPTERS, AdapterConfig
 from cluster.batch_config import BatchConfig
 from cluster.provider_config import DEFAULT_PROVIDERS, ProviderConfig, check_providers
 from cluster.tenant_config import PLAIN_SCOPES, KeyScope, TenantsConfig
@@ -116,8 +117,34 @@ class ModelConfig(Section):
     # How the model writes function calls, and thoughts; "auto": as its chat template shows.
     tool_parser: Literal["auto", "none", "llama3_json", "hermes", "mistral"] = "auto"
     reasoning_parser: Literal["auto", "none", "think"] = "auto"
+    # LoRA adapters: by name, and each subfolder of a folder as `NAME:SUBFOLDER`, whenever it comes.
+    adapters: tuple[AdapterConfig, ...] = ()
+    adapter_folder: str | None = None
     defaults: ChatDefaults = ChatDefaults()
     engine: EngineConfig = EngineConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapters_have_slots(cls, raw: object) -> object:
+        """Where the engine's limit is not given."""
+        if not isinstance(raw, dict) or not (raw.get("adapters") or raw.get("adapter_folder")):
+            return raw
+        engine = raw.get("engine", {})
+        if isinstance(engine, EngineConfig):
+            engine = engine.model_dump(exclude_unset=True)
+        if not isinstance(engine, dict) or "max_loaded_adapters" in engine:
+            return raw
+        return {**raw, "engine": {**engine, "max_loaded_adapters": DEFAULT_LOADED_ADAPTERS}}
+
+    @model_validator(mode="after")
+    def _adapters_can_be_loaded(self) -> Self:
+        if not (self.adapters or self.adapter_folder):
+            return self
+        if not self.engine.max_loaded_adapters:
+            raise ValueError("engine.max_loaded_adapters is 0, but there are adapters")
+        if self.engine.synthetic_step_ms is not None:
+            raise ValueError("engine.synthetic_step_ms computes no model, so nothing with adapters")
+        return self
 
     @model_validator(mode="after")
     def _each_rank_has_its_part(self) -> Self:
@@ -302,9 +329,10 @@ class ShoalConfig(Section):
     def _names_are_consistent(self) -> Self:
         names = [model.name for model in self.models]
         everything = [*names, *(embedder.name for embedder in self.embedders)]
+        everything += [adapter.name for model in self.models for adapter in model.adapters]
         doubled = sorted({name for name in everything if everything.count(name) > 1})
         if doubled:
-            raise ValueError(f"models, embedders: the name {doubled[0]!r} is used twice")
+            raise ValueError(f"models, adapters, embedders: the name {doubled[0]!r} is used twice")
         if self.default_model is not None and self.default_model not in names:
             raise ValueError(
                 f"default_model: {self.default_model!r} is not one of the models {names}"

@@ -41,6 +41,17 @@ def resolve_embedder_source(source: str) -> Path:
     return _EMBEDDER_FOLDER if source == DEMO_SOURCE else _resolve(source)
 
 
+def resolve_adapter_source(source: str) -> Path:
+    """As `resolve_model_source`, for LoRA adapters, of which none ships inside.
+
+    Raises:
+        ConfigError: as there; clients may read the message.
+    """
+    if not Path(source).expanduser().is_dir() and not _HUB_ID.fullmatch(source):
+        raise ConfigError("its folder is not on this machine")
+    return _resolve(source)
+
+
 def _resolve(source: str, wanted_files: Sequence[str] = _WANTED_FILES) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():

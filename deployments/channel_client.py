@@ -19,6 +19,8 @@ from deployments.cluster_secret import NONCE_BYTES, new_nonce
 from deployments.replica_endpoint import ReplicaEndpoint
 
 CONNECT_TIMEOUT_S = 5.0
+# A replica that was asked for an adapter is taken to load it for so long, whatever it reports.
+ASKED_ADAPTER_LIFETIME_S = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +154,7 @@ class ReplicaConnection(asyncio.Protocol):
         self._ready: asyncio.Future[None] = loop.create_future()
         self._streams: dict[int, DeltaStream] = {}
         self._next_stream_id = 1
+        self._asked_adapters: dict[str, float] = {}  # when each was last asked for
 
     @property
     def is_usable(self) -> bool:
@@ -166,6 +169,10 @@ class ReplicaConnection(asyncio.Protocol):
     def num_streams(self) -> int:
         return len(self._streams)
 
+    def has_adapter(self, adapter: str) -> bool:
+        """Whether the replica has loaded it, as it last said, or has been asked to since."""
+        return adapter in self.stats.loaded_adapters or adapter in self._asked_adapters
+
     def open(self, request: Request, *, max_buffered_tokens: int) -> DeltaStream:
         """Send the request. The caller reads the stream and closes it.
 
@@ -177,6 +184,8 @@ class ReplicaConnection(asyncio.Protocol):
         stream_id, self._next_stream_id = self._next_stream_id, self._next_stream_id + 1
         stream = DeltaStream(self, stream_id, request, max_buffered_tokens=max_buffered_tokens)
         self._streams[stream_id] = stream
+        if request.adapter:
+            self._asked_adapters[request.adapter] = self._loop.time()
         self._transport.write(wire.encode_frame(wire.Submit(stream_id, request)))
         return stream
 
@@ -250,11 +259,18 @@ class ReplicaConnection(asyncio.Protocol):
                 self._is_draining = True
                 self._fail(message.stream_id, self._refusal(message))
             case wire.ReplicaStats():
-                self.stats = message
+                self._take_stats(message)
             case wire.Draining():
                 self._is_draining = True
             case _:
                 raise wire.ChannelProtocolError("a second handshake")
+
+    def _take_stats(self, stats: wire.ReplicaStats) -> None:
+        self.stats = stats
+        remembered_since_s = self._loop.time() - ASKED_ADAPTER_LIFETIME_S
+        self._asked_adapters = {
+            name: at_s for name, at_s in self._asked_adapters.items() if at_s > remembered_since_s
+        }
 
     def _shake_hands(self, message: wire.ServerMessage) -> None:
         match message:

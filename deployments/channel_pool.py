@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cluster.errors import ServiceUnavailableError
 from cluster.types import Request, TokenDelta
+from deployments.adapter_affinity import prefer_loaded
 from deployments.channel_client import (
     DeltaStream,
     ReplicaConnection,
@@ -111,7 +112,7 @@ class ChannelPool:
             while not progress.is_finished:
                 try:
                     wait_s = self._move_wait_s if progress.has_begun else self._replica_wait_s
-                    connection = await self._choose(wait_s)
+                    connection = await self._choose(wait_s, request.adapter)
                     if progress.is_finished:
                         return  # its reader ended it meanwhile
                     stream = running.stream = connection.open(
@@ -160,8 +161,9 @@ class ChannelPool:
         if running.stream is not None:
             running.stream.end(index)
 
-    async def _choose(self, wait_s: float) -> ReplicaConnection:
-        """A usable connection: of two offers, the one with fewer streams of ours."""
+    async def _choose(self, wait_s: float, adapter: str) -> ReplicaConnection:
+        """A usable connection: of two offers, the one with fewer streams of ours, or one that has
+        the adapter."""
         try:
             async with asyncio.timeout(wait_s):
                 connection = await self._pick_usable()
@@ -172,6 +174,9 @@ class ChannelPool:
                     if not candidates:
                         return await self._pick_usable()
                     connection = min(candidates, key=lambda candidate: candidate.num_streams)
+                    if adapter:
+                        everyone = self._connections.values()
+                        connection = prefer_loaded(adapter, connection, everyone)
                 return connection
         except TimeoutError as error:
             raise ServiceUnavailableError(

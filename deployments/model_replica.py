@@ -15,6 +15,7 @@ import msgspec
 import ray
 from ray import serve
 
+from cluster.adapter_catalog import AdapterCatalog
 from cluster.config import ModelConfig, shoal_home
 from cluster.model_source import resolve_model_source
 from deployments.channel_server import ChannelServer
@@ -122,6 +123,7 @@ class ModelReplica:
         """The engine's load in plain types, for `shoal status`."""
         stats = self._read_stats()
         values: dict[str, float] = msgspec.structs.asdict(stats)
+        del values["loaded_adapters"]
         return {**values, "kv_cache_usage": stats.kv_cache_usage}
 
     def _read_stats(self) -> ReplicaStats:
@@ -142,7 +144,12 @@ def _ranks(config: ModelConfig, *, host: str, secret: bytes, log_level: str) -> 
 
 def _load_engine(config: ModelConfig, ranks: RankStarter | None) -> Engine:
     """Blocks while the checkpoint is read."""
-    return build_engine(config, resolve_model_source(config.source), ranks=ranks)
+    return build_engine(
+        config,
+        resolve_model_source(config.source),
+        ranks=ranks,
+        find_adapter=AdapterCatalog(config).find,
+    )
 
 
 def _facts(model_name: str, engine: Engine) -> ReplicaFacts:

@@ -23,6 +23,9 @@ class ModelObject(BaseModel):
     object: Literal["model"] = "model"
     created: int  # Unix time
     owned_by: str
+    # As at vLLM: what is loaded under this name, and the model that an adapter belongs to.
+    root: str | None = None
+    parent: str | None = None
     organization: str
     context_length: int
     max_completion_tokens: int | None = None

@@ -88,7 +88,7 @@ def build_asgi_app(
     retriever = None if retrieval is None else retrieval.retriever
     grounding = Grounding(retriever, prompts, config.retrieval)
     generations = ChatGenerations(directory, prompts, telemetry, grounding)
-    providers = Providers(config.providers, served_names=models)
+    providers = Providers(config.providers, is_served=directory.has)
     external = ExternalChat(providers, secrets, grounding, telemetry)
     limit = config.http.max_body_bytes
     endpoints: dict[Operation, ASGIApp] = {

@@ -124,6 +124,7 @@ class ChatGenerations:
                     sampling_params=params,
                     priority=exchange.priority,
                     tenant=exchange.tenant,
+                    adapter=model.adapter,
                 )
             ],
             TextRules(

@@ -96,6 +96,7 @@ def _engine_requests(
             ),
             priority=exchange.priority,
             tenant=exchange.tenant,
+            adapter=model.adapter,
         )
         for position, prompt in enumerate(prompts)
     ]

@@ -14,17 +14,20 @@ from deployments.ingress.served_model import ModelDirectory
 
 
 class Models:
-    """`GET …/models`: those served here, and those of providers that the configuration names; of
-    both those that the tenant may use."""
+    """`GET …/models`: those served here, their adapters, and those of providers that the
+    configuration names; of all those that the tenant may use."""
 
     def __init__(self, models: ModelDirectory, *, external: Sequence[ModelObject] = ()) -> None:
-        self._cards = [*(model.card for model in models.all()), *external]
+        self._models = models
+        self._external = external
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope[SCOPE_KEY]
         exchange.route = "/v1/models"
         limits = exchange.meter.limits
-        answer = ModelList(data=[card for card in self._cards if limits.allows_model(card.id)])
+        served = (*self._models.all(), *self._models.adapters())
+        cards = [*(model.card for model in served), *self._external]
+        answer = ModelList(data=[card for card in cards if limits.allows_model(card.id)])
         await _json(answer.model_dump_json().encode())(scope, receive, send)
 
 

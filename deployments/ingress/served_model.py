@@ -4,11 +4,13 @@ import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import yaml
 
+from cluster.adapter_catalog import AdapterCatalog
 from cluster.config import ModelConfig
 from cluster.errors import NotFoundError
 from cluster.openai_schema.models import ModelObject, parameters_text, tier_of
@@ -21,6 +23,7 @@ from models.tool_parsing.call_format import CallFormat
 from models.tool_parsing.call_formats import find_call_format, has_thinking
 
 OWNER = "shoal"
+_NUM_NAMES_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +38,17 @@ class ServedModel:
     card: ModelObject
     call_format: CallFormat | None = None  # None: the model calls no functions
     has_thinking: bool = False  # outputs may start with thoughts
+    adapter: str = ""  # the LoRA adapter that it is served with
 
     @property
     def name(self) -> str:
-        return self.config.name
+        """What clients call it."""
+        return self.adapter or self.config.name
+
+    def with_adapter(self, name: str, *, hub_id: str | None) -> Self:
+        """This model with an adapter: all the rest of it stays as it is."""
+        update = {"id": name, "root": hub_id or name, "parent": self.name, "base_model": self.name}
+        return replace(self, adapter=name, card=self.card.model_copy(update=update))
 
 
 def load_served_model(
@@ -84,11 +94,16 @@ def load_served_model(
 
 
 class ModelDirectory:
-    """All models by name."""
+    """All models by name, their adapters among them. Adapters in a folder come and go."""
 
     def __init__(self, models: Mapping[str, ServedModel], *, default_name: str) -> None:
         self._models = dict(models)
         self._default_name = default_name
+        self._catalogs = [
+            (model, AdapterCatalog(model.config))
+            for model in models.values()
+            if model.config.adapters or model.config.adapter_folder
+        ]
 
     def find(self, name: str | None, limits: TenantLimits | None = None) -> ServedModel:
         """The model that a request names; None is the default one.
@@ -97,19 +112,42 @@ class ModelDirectory:
             NotFoundError: there is no such model, or not for who has these limits.
         """
         wanted = self._default_name if name is None else name
-        model = self._models.get(wanted)
+        model = self._models.get(wanted) or self._with_adapter(wanted)
         if model is None or not allowed_names([wanted], limits):
-            raise unknown_model(wanted, allowed_names(sorted(self._models), limits))
+            names = [*sorted(self._models), *(adapter.name for adapter in self.adapters())]
+            raise unknown_model(wanted, allowed_names(names, limits))
         return model
 
+    def has(self, name: str) -> bool:
+        """Whether `find` finds it."""
+        return name in self._models or self._with_adapter(name) is not None
+
     def all(self) -> tuple[ServedModel, ...]:
+        """The models without adapters: what has replicas."""
         return tuple(self._models.values())
+
+    def adapters(self) -> tuple[ServedModel, ...]:
+        """The models with each of their adapters, as there are now."""
+        return tuple(
+            model.with_adapter(name, hub_id=catalog.hub_id(name))
+            for model, catalog in self._catalogs
+            for name in catalog.names()
+        )
+
+    def _with_adapter(self, name: str) -> ServedModel | None:
+        for model, catalog in self._catalogs:
+            if catalog.has(name):
+                return model.with_adapter(name, hub_id=catalog.hub_id(name))
+        return None
 
 
 def unknown_model(name: str, known: Sequence[str], *, what: str = "model") -> NotFoundError:
     """`known`: the models that there are, for who asks."""
+    shown = ", ".join(known[:_NUM_NAMES_SHOWN]) or "none"
+    rest = len(known) - _NUM_NAMES_SHOWN
+    shown += f" and {rest} more" if rest > 0 else ""
     return NotFoundError(
-        f"The {what} {name[:200]!r} does not exist here; there is: {', '.join(known) or 'none'}",
+        f"The {what} {name[:200]!r} does not exist here; there is: {shown}",
         param="model",
         openai_code="model_not_found",
     )
@@ -132,6 +170,7 @@ def _card(name: str, folder: Path, max_model_len: int) -> ModelObject:
         id=name,
         created=int((folder / "tokenizer.json").stat().st_mtime),
         owned_by=OWNER,
+        root=name,
         organization=name.split("/", 1)[0] if "/" in name else OWNER,
         context_length=max_model_len,
         max_completion_tokens=max_model_len - 1,

@@ -141,7 +141,9 @@ def build_shoal(base_url: str) -> ASGIApp:
     grounding = Grounding(None, prompts, RetrievalConfig())
     directory = ModelDirectory({}, default_name="none")
     generations = ChatGenerations(directory, prompts, telemetry, grounding)
-    external = ExternalChat(Providers([config], served_names=[]), None, grounding, telemetry)
+    external = ExternalChat(
+        Providers([config], is_served=lambda name: False), None, grounding, telemetry
+    )
     chat = ChatCompletions(generations, max_body_bytes=2**20, external=external)
     return ErrorBoundary(Router([Route(ROUTE, chat, methods=["POST"])]), telemetry)
 

@@ -17,7 +17,9 @@ from cluster.api_keys import ApiKeys, load_or_create_key
 from cluster.config import ShoalConfig, parse_config
 from deployments import launch
 from deployments.local_ray import ClusterState, LocalRay
+from tests.models.adapters.adapter_samples import make_adapter
 
+ADAPTERS = "adapters"  # the folder of `tiny`'s, in its own
 CHAT_TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
@@ -70,6 +72,9 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=1,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    for seed, name in enumerate(("formal", "brief")):
+        make_adapter(folder / ADAPTERS / name, folder, seed=seed, rank=8, alpha=32)
+    make_adapter(folder / ADAPTERS / "broken", folder, seed=2, use_dora=True)
     return folder
 
 
@@ -82,15 +87,30 @@ def session_environment() -> Iterator[pytest.MonkeyPatch]:
 
 
 def make_config(*, port: int, **sources: Path) -> ShoalConfig:
-    """One model per source; the one called `synthetic` computes nothing and takes its time."""
+    """One model per source; the one called `synthetic` computes nothing and takes its time, and
+    `tiny` has adapters where its folder has."""
     engines: dict[str, dict[str, object]] = {
         "synthetic": {"synthetic_step_ms": 20},
         "tiny": {"kv_cache_memory_bytes": 2**20},
     }
+
+    def adapters(name: str, source: Path) -> dict[str, object]:
+        folder = source / ADAPTERS
+        if name != "tiny" or not folder.exists():
+            return {}
+        listed = [{"name": "tiny-formal", "source": str(folder / "formal")}]
+        return {"adapters": listed, "adapter_folder": str(folder)}
+
     return parse_config(
         {
             "models": [
-                {"name": name, "source": str(source), "num_cpus": 0.5, "engine": engines[name]}
+                {
+                    "name": name,
+                    "source": str(source),
+                    "num_cpus": 0.5,
+                    "engine": engines[name],
+                    **adapters(name, source),
+                }
                 for name, source in sources.items()
             ],
             "embedders": [],  # retrieval has a cluster of its own

@@ -1,6 +1,6 @@
 """The providers of the configuration: which of them a model's name belongs to, and its client."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,14 +28,16 @@ class ExternalModel:
 class Providers:
     """Finds models at providers. `close` it."""
 
-    def __init__(self, configs: Sequence[ProviderConfig], *, served_names: Collection[str]) -> None:
-        """`served_names`: of the models that are served here; they are no provider's.
+    def __init__(
+        self, configs: Sequence[ProviderConfig], *, is_served: Callable[[str], bool]
+    ) -> None:
+        """`is_served`: whether a model of that name is served here; then it is no provider's.
 
         Raises:
             ValueError: two providers are called the same, or a file cannot be used.
         """
         check_providers(configs)
-        self._served_names = frozenset(served_names)
+        self._is_served = is_served
         try:
             contexts = {ca_file: tls_context(ca_file) for ca_file in {c.ca_file for c in configs}}
         except OSError as error:
@@ -52,15 +54,15 @@ class Providers:
             _card(name, config)
             for config, _ in self._clients
             for name in config.models
-            if name not in self._served_names
+            if not self._is_served(name)
         ]
 
     def find(self, name: str | None) -> ExternalModel | None:
         """None: it is no provider's. Of several prefixes the longest counts."""
-        if name is None or name in self._served_names:
+        if name is None:
             return None
         found = [item for item in self._clients if item[0].serves(name)]
-        if not found:
+        if not found or self._is_served(name):
             return None
         config, client = max(found, key=lambda item: len(item[0].prefix))
         template = self._templates[config.name]

@@ -101,7 +101,7 @@ async def serving_doors(
     ensure_keys_file(home)
     secrets = IntegrationSecrets(redis, SecretBox(SecretKeys.load(home)))
     external = ExternalChat(
-        Providers(providers, served_names=[model.name]), secrets, grounding, telemetry
+        Providers(providers, is_served=model.name.__eq__), secrets, grounding, telemetry
     )
     limit = config.http.max_body_bytes
     endpoints: dict[Operation, ASGIApp] = {

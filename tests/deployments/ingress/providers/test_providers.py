@@ -30,7 +30,7 @@ def config(name: str, **more: Any) -> ProviderConfig:
 def test_the_longest_prefix_wins_and_served_models_are_nobodys() -> None:
     models = ["a/known", "a/served"]
     providers = Providers(
-        [config("a", models=models), config("ab", prefix="a/b/")], served_names=["a/served"]
+        [config("a", models=models), config("ab", prefix="a/b/")], is_served="a/served".__eq__
     )
     found = {name: providers.find(name) for name in ("a/x", "a/b/x", "a/served", "c/x", None)}
     names = {name: model and model.config.name for name, model in found.items()}
@@ -42,9 +42,9 @@ def test_the_longest_prefix_wins_and_served_models_are_nobodys() -> None:
 def test_a_file_that_cannot_be_used_is_refused_at_the_start(tmp_path: Path) -> None:
     missing = str(tmp_path / "none.pem")
     with pytest.raises(ValueError, match="ca_file"):
-        Providers([config("a", ca_file=missing)], served_names=[])
+        Providers([config("a", ca_file=missing)], is_served=lambda name: False)
     with pytest.raises(ValueError, match=r"none\.pem"):
-        Providers([config("a", retrieval_template=missing)], served_names=[])
+        Providers([config("a", retrieval_template=missing)], is_served=lambda name: False)
 
 
 async def test_builtin_providers_ask_for_a_secret_before_they_ask_anybody(
