@@ -83,3 +83,43 @@ def test_ranks_without_an_equal_part_each_are_refused(
 def test_ranks_share_what_the_replica_reserves() -> None:
     (model,) = with_model(tensor_parallel_size=4, num_gpus=4, rank_placement="spread").models
     assert model.rank_placement == "spread"
+
+
+ADAPTER = {"name": "writer", "source": "org/writer"}
+
+
+@pytest.mark.parametrize("settings", [{"adapters": [ADAPTER]}, {"adapter_folder": "/srv/adapters"}])
+def test_a_model_with_adapters_has_slots_for_them(settings: dict[str, object]) -> None:
+    limits = [
+        with_model(**more).models[0].engine.max_loaded_adapters
+        for more in (
+            {},
+            settings,
+            {**settings, "engine": {"max_num_seqs": 4}},
+            {**settings, "engine": {"max_loaded_adapters": 2}},
+        )
+    ]
+    assert limits == [0, 8, 8, 2]
+    config = with_model(**settings, engine={"max_lora_rank": 32})
+    assert ShoalConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"engine": {"max_loaded_adapters": 0}},
+            "max_loaded_adapters is 0, but there are adapters",
+        ),
+        ({"engine": {"synthetic_step_ms": 1}}, "synthetic_step_ms computes no model"),
+        ({"adapters": [ADAPTER, ADAPTER]}, "the name 'writer' is used twice"),
+        ({"adapters": [{**ADAPTER, "name": MODELS[0]["name"]}]}, "is used twice"),
+        ({"adapters": [{"name": "writer"}]}, "source"),
+        ({"adapters": [{**ADAPTER, "rank": 8}]}, "rank"),
+    ],
+)
+def test_adapters_that_could_not_be_used_are_refused(
+    settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        with_model(**{"adapters": [ADAPTER], **settings})

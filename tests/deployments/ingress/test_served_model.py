@@ -72,3 +72,27 @@ def test_models_are_found_by_name_or_by_default(checkpoint: Path) -> None:
     assert directory.find(None) is directory.find("org/name") is model
     with pytest.raises(NotFoundError, match="org/name"):
         directory.find("other")
+
+
+def test_adapters_are_models_beside_their_base(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "sql").mkdir()
+    (tmp_path / "sql" / "adapter_config.json").write_text("{}")
+    base = load(
+        checkpoint,
+        adapters=[{"name": "writer", "source": "org/writer-lora"}],
+        adapter_folder=str(tmp_path),
+    )
+    directory = ModelDirectory({base.name: base}, default_name=base.name)
+    writer, sql = directory.find("writer"), directory.find("org/name:sql")
+    assert [model.name for model in directory.adapters()] == ["writer", "org/name:sql"]
+    assert directory.all() == (base,)
+    assert (writer.adapter, sql.adapter, base.adapter) == ("writer", "org/name:sql", "")
+    assert writer.pool is sql.pool is base.pool
+    assert (base.card.root, base.card.parent) == ("org/name", None)
+    assert (writer.card.id, writer.card.root) == ("writer", "org/writer-lora")
+    assert sql.card.root == sql.card.id == "org/name:sql"  # folders are nobody's business
+    assert writer.card.parent == sql.card.parent == sql.card.base_model == "org/name"
+    assert directory.has("org/name:sql")
+    assert not directory.has("org/name:other")
+    with pytest.raises(NotFoundError, match=r"adapters: writer, org/name:sql$"):
+        directory.find("org/name:other")
