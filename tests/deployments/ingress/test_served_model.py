@@ -94,5 +94,5 @@ def test_adapters_are_models_beside_their_base(checkpoint: Path, tmp_path: Path)
     assert writer.card.parent == sql.card.parent == sql.card.base_model == "org/name"
     assert directory.has("org/name:sql")
     assert not directory.has("org/name:other")
-    with pytest.raises(NotFoundError, match=r"adapters: writer, org/name:sql$"):
+    with pytest.raises(NotFoundError, match=r"there is: org/name, writer, org/name:sql$"):
         directory.find("org/name:other")
