@@ -149,6 +149,13 @@ class EngineGoneError(ServiceUnavailableError):
     """The replica's engine has failed or stopped: another replica can take the request over."""
 
 
+class DeadlineExceededError(ServingError):
+    """The time that the client allowed for its answer is over."""
+
+    status, code, title = 408, "10008", "Request timeout"
+    openai_type = "invalid_request_error"
+
+
 class ClientTooSlowError(ServingError):
     """The client does not read its stream; more tokens wait for it than are kept."""
 

@@ -26,6 +26,7 @@ from deployments.ingress.bucket_routes import bucket_endpoints
 from deployments.ingress.chat_generation import ChatGenerations
 from deployments.ingress.chat_routes import ChatCompletions
 from deployments.ingress.completion_routes import Completions
+from deployments.ingress.deadline import Deadline
 from deployments.ingress.embedding_routes import EmbeddingModels, OpenAIEmbeddings
 from deployments.ingress.errors import (
     STATUS_CLIENT_LEFT,
@@ -316,6 +317,7 @@ class ErrorBoundary:
             await send(message)
 
         try:
+            exchange.deadline = Deadline.of(scope)
             await self._app(scope, receive, watched_send)
         except ClientLeftError:
             status = STATUS_CLIENT_LEFT

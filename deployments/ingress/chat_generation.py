@@ -15,6 +15,7 @@ from cluster.telemetry import Telemetry
 from cluster.tenant_config import KeyScope
 from cluster.types import Request
 from deployments.ingress.choice import TextRules
+from deployments.ingress.deadline import bounded
 from deployments.ingress.exchange import Exchange
 from deployments.ingress.generation import Generation
 from deployments.ingress.grounding import GroundedPrompt, Grounding
@@ -83,7 +84,8 @@ class ChatGenerations:
         if request.retrieval_tools:
             exchange.require(KeyScope.BUCKETS)
         started_s = time.perf_counter()
-        found = await self._grounding.search(request, exchange.tenant)
+        searching = self._grounding.search(request, exchange.tenant)
+        found = await bounded(exchange.deadline, searching)
         if request.retrieval_tools:
             self._telemetry.model(model.name).retrieval.observe(time.perf_counter() - started_s)
         return await self._grounding.fit(request, model, template, found)
@@ -135,7 +137,7 @@ class ChatGenerations:
                 shown_special_ids=plan.shown_special_ids,
             ),
             metrics=self._telemetry.model(model.name),
-            started_s=exchange.started_s,
+            exchange=exchange,
             grammar_loc=plan.grammar_loc,
             num_returned=request.num_choices,
         )

@@ -66,7 +66,7 @@ class Completions:
                 continues_text=True,
             ),
             metrics=self._telemetry.model(model.name),
-            started_s=exchange.started_s,
+            exchange=exchange,
             grammar_loc=None if request.guide is None else request.guide.loc,
             num_returned=request.num_choices,
         )

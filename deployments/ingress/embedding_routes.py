@@ -23,6 +23,7 @@ from cluster.telemetry import Telemetry
 from cluster.tenants.limits import TenantLimits, allowed_names
 from cluster.tenants.usage import UsageCounts
 from deployments.ingress.answer import new_id, unix_time
+from deployments.ingress.deadline import bounded
 from deployments.ingress.errors import send_json
 from deployments.ingress.exchange import SCOPE_KEY, Exchange
 from deployments.ingress.metering import tokens_in
@@ -99,7 +100,8 @@ class OpenAIEmbeddings:
         estimate = _num_tokens_about(request.input)
         async with exchange.meter.running(model=name, num_tokens=estimate, used=lambda: used):
             try:
-                embeddings = await embedder.embed(request.input.items, kind=InputKind.PLAIN)
+                embedding = embedder.embed(request.input.items, kind=InputKind.PLAIN)
+                embeddings = await bounded(exchange.deadline, embedding)
             except ValidationError as error:
                 raise _placed(error, request.input) from None
             used = UsageCounts(num_requests=1, prompt_tokens=embeddings.num_tokens)

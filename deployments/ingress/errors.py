@@ -9,7 +9,13 @@ import uuid
 from starlette.exceptions import HTTPException
 from starlette.types import Send
 
-from cluster.errors import InternalError, MethodNotAllowedError, NotFoundError, ServingError
+from cluster.errors import (
+    DeadlineExceededError,
+    InternalError,
+    MethodNotAllowedError,
+    NotFoundError,
+    ServingError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +49,8 @@ def error_headers(error: Exception, answer: ServingError) -> list[tuple[bytes, b
         headers.append((b"www-authenticate", b"Bearer"))
     if answer.retry_after_s is not None:
         headers.append((b"retry-after", str(max(1, round(answer.retry_after_s))).encode()))
+    if isinstance(answer, DeadlineExceededError):
+        headers.append((b"x-should-retry", b"false"))  # read by the openai and anthropic SDKs
     return headers
 
 

@@ -8,6 +8,7 @@ from cluster.errors import PermissionDeniedError, ServingError
 from cluster.tenant_config import PLAIN_SCOPES, KeyScope
 from cluster.tenants.records import ANONYMOUS_ID, ApiKey
 from cluster.types import PRIORITY_ONLINE, FinishReason
+from deployments.ingress.deadline import Deadline
 from deployments.ingress.metering import Meter
 
 SCOPE_KEY = "shoal.exchange"
@@ -24,6 +25,7 @@ class Exchange:
     tenant: str = DEFAULT_TENANT  # whose key; without keys there is only one tenant
     scopes: frozenset[KeyScope] = frozenset(PLAIN_SCOPES)  # what the key is for
     meter: Meter = field(default_factory=Meter)  # what it may use, and uses
+    deadline: Deadline | None = None  # None: the client waits as long as it takes
     priority: int = PRIORITY_ONLINE  # of what it asks of the engines
     model: str = ""
     route: str = ""

@@ -15,6 +15,8 @@ from cluster.telemetry import ModelMetrics
 from cluster.tenants.usage import UsageCounts
 from cluster.types import GRAMMAR_FIELD, Request, TokenDelta, TokenLogprobs
 from deployments.ingress.choice import Choice, Piece, TextRules
+from deployments.ingress.deadline import until
+from deployments.ingress.exchange import Exchange
 from deployments.ingress.metering import reserved_tokens
 from deployments.ingress.model_pool import ModelPool
 from deployments.ingress.served_model import ServedModel
@@ -30,13 +32,13 @@ class Generation:
         rules: TextRules,
         *,
         metrics: ModelMetrics,
-        started_s: float,
+        exchange: Exchange,
         grammar_loc: tuple[str, ...] | None = None,
         num_returned: int | None = None,
     ) -> None:
         """
         Args:
-            started_s: when the HTTP request came, by `time.perf_counter`.
+            exchange: when the HTTP request came, and by when it is to be answered.
             grammar_loc: the field of the HTTP request that the requests' grammar comes from.
             num_returned: how many choices of each request the client gets; None: all of them.
         """
@@ -44,7 +46,7 @@ class Generation:
         self._requests = tuple(requests)
         self._positions = {request.request_id: at for at, request in enumerate(requests)}
         self._metrics = metrics
-        self._started_s = started_s
+        self._exchange = exchange
         self._grammar_loc = grammar_loc
         self._num_per_request = requests[0].sampling_params.n
         self._num_returned = num_returned or self._num_per_request
@@ -131,7 +133,7 @@ class Generation:
         """
         try:
             async with aclosing(_deltas(self._pool, self._requests)) as deltas:
-                async for delta in deltas:
+                async for delta in until(self._exchange.deadline, deltas):
                     position = self._positions[delta.request_id]
                     choice = self.choices[position * self._num_per_request + delta.index]
                     if choice.finish_reason is not None:
@@ -149,7 +151,7 @@ class Generation:
         except ValidationError as error:
             raise self._named_after_field(error) from error
         finally:
-            elapsed_s = time.perf_counter() - self._started_s
+            elapsed_s = time.perf_counter() - self._exchange.started_s
             self._metrics.e2e_request_latency.observe(elapsed_s)
         raise ServiceUnavailableError("The model's answer ended before its end.")
 
@@ -170,7 +172,7 @@ class Generation:
         if self._num_cached_tokens[position] is None:
             self._num_cached_tokens[position] = delta.num_cached_tokens
             self._metrics.prompt_tokens += len(self._requests[position].prompt_token_ids)
-            self._metrics.time_to_first_token.observe(now_s - self._started_s)
+            self._metrics.time_to_first_token.observe(now_s - self._exchange.started_s)
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs[position] = delta.prompt_logprobs
         num_tokens = len(delta.token_ids)

@@ -56,6 +56,7 @@ from cluster.telnyx_schema.tasks import (
     TaskListAnswer,
 )
 from cluster.tenant_config import KeyScope
+from deployments.ingress import deadline
 from deployments.ingress.operation import (
     ANTHROPIC_PREFIXES,
     BODY_ERRORS,
@@ -72,11 +73,18 @@ _BUCKETS = (KeyScope.BUCKETS,)
 _BOTH = (KeyScope.INFERENCE, KeyScope.BUCKETS)
 _ANY_KEY: tuple[KeyScope, ...] = ()
 
+_TIMEOUT = Parameter(
+    name=deadline.HEADER,
+    place="header",
+    schema={"type": "number", "exclusiveMinimum": 0, "maximum": deadline.MAX_TIMEOUT_S},
+)
+
 CHAT = Operation(
     name="chat_completions",
     summary="Answer a conversation (OpenAI, Telnyx)",
     paths=paths_of("chat/completions"),
     scopes=_INFERENCE,
+    parameters=(_TIMEOUT,),
     requests=(ChatCompletionRequest,),
     answer=ChatCompletion,
     has_stream=True,
@@ -87,6 +95,7 @@ COMPLETIONS = Operation(
     summary="Continue a text (OpenAI's older interface)",
     paths=paths_of("completions"),
     scopes=_INFERENCE,
+    parameters=(_TIMEOUT,),
     requests=(CompletionRequest,),
     answer=TextCompletion,
     has_stream=True,
@@ -97,6 +106,7 @@ RESPONSES = Operation(
     summary="Answer items of input, storing nothing (OpenAI's newer interface)",
     paths=paths_of("responses"),
     scopes=_INFERENCE,
+    parameters=(_TIMEOUT,),
     requests=(ResponseRequest,),
     answer=ResponseObject,
     has_stream=True,
@@ -107,6 +117,7 @@ MESSAGES = Operation(
     summary="Answer a conversation (Anthropic)",
     paths=paths_of("messages", prefixes=ANTHROPIC_PREFIXES),
     scopes=_INFERENCE,
+    parameters=(_TIMEOUT,),
     requests=(MessageRequest,),
     answer=MessageObject,
     has_stream=True,
@@ -146,6 +157,7 @@ EMBEDDINGS = Operation(
     summary="Vectors of texts (OpenAI)",
     paths=paths_of("embeddings", prefixes=("/v1", "/v2/ai/openai")),
     scopes=_INFERENCE,
+    parameters=(_TIMEOUT,),
     requests=(EmbeddingRequest,),
     answer=EmbeddingAnswer,
     errors=BODY_ERRORS + RUN_ERRORS,

@@ -16,6 +16,7 @@ from cluster.tenant_config import KeyScope
 from cluster.tenants.usage import UsageCounts
 from cluster.types import FoundChunk
 from deployments.ingress.answer import error_event, new_id
+from deployments.ingress.deadline import bounded, until
 from deployments.ingress.errors import as_serving_error, send_json
 from deployments.ingress.exchange import Exchange
 from deployments.ingress.grounding import Grounding
@@ -107,7 +108,10 @@ class ExternalChat:
             model=model.label, num_tokens=estimate, used=lambda: _used(call)
         ):
             try:
-                await (_send_stream if request.stream else _send_whole)(call, send)
+                if request.stream:
+                    await _send_stream(call, send)
+                else:
+                    await bounded(exchange.deadline, _send_whole(call, send))
             finally:
                 _count(call)
 
@@ -147,7 +151,8 @@ class ExternalChat:
             return ()
         exchange.require(KeyScope.BUCKETS)
         started_s = time.perf_counter()
-        found = await self._grounding.search(without_media(request), exchange.tenant)
+        searching = self._grounding.search(without_media(request), exchange.tenant)
+        found = await bounded(exchange.deadline, searching)
         elapsed_s = time.perf_counter() - started_s
         self._telemetry.model(model.label).retrieval.observe(elapsed_s)
         return fitting_chunks(found, max_chars=model.config.retrieval_chars)
@@ -164,7 +169,11 @@ async def _send_whole(call: _Call, send: Send) -> None:
 
 async def _send_stream(call: _Call, send: Send) -> None:
     """As `responses.send_stream`: the first event is awaited, but not for ever."""
-    async with aclosing(_events(call)) as events:
+    deadline = call.exchange.deadline
+    async with (
+        aclosing(_events(call)) as all_events,
+        aclosing(until(deadline, all_events)) as events,
+    ):
         first = asyncio.ensure_future(anext(events))
         try:
             await asyncio.wait({first}, timeout=START_AFTER_S)
