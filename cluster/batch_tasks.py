@@ -18,6 +18,8 @@ from cluster.openai_schema.files import BATCH_PURPOSE
 from cluster.redis_client import Argument, RedisClient
 from cluster.task_queue.queue import TaskQueue
 from cluster.task_queue.task import NewTask, TaskBody, TaskRecord
+from cluster.tenant_config import PLAIN_SCOPES, KeyScope
+from cluster.tenants.records import ANONYMOUS_ID, ApiKey
 
 QUEUE_NAME = "batches"
 _NUM_LANES = 2  # batches of a tenant that run at once: others have some of the workers too
@@ -33,6 +35,13 @@ class RunBatch(TaskBody, frozen=True, kw_only=True, tag="run_batch"):
     window_s: float
     output_retention_s: float
     metadata: dict[str, str] | None = None
+    # Of the key that asked for it.
+    key_id: str = ANONYMOUS_ID
+    scopes: tuple[KeyScope, ...] = PLAIN_SCOPES
+
+    def asked_by(self, tenant: str) -> ApiKey:
+        """As whom its lines run."""
+        return ApiKey(key_id=self.key_id, name="", tenant=tenant, scopes=frozenset(self.scopes))
 
 
 class BatchTasks:
@@ -45,15 +54,17 @@ class BatchTasks:
         self._config = config
 
     async def request(
-        self, tenant: str, request: BatchRequest, *, idempotency_key: str = ""
+        self, key: ApiKey, request: BatchRequest, *, idempotency_key: str = ""
     ) -> Batch:
-        """
+        """`key`: who asks.
+
         Raises:
             NotFoundError: there is no such file.
             BadRequestError: the file is not for batches.
             ValidationError: the idempotency key was used for another request.
             ServiceUnavailableError: Redis does not answer.
         """
+        tenant = key.tenant
         file = await self._files.get(tenant, request.input_file_id)
         if file.purpose != BATCH_PURPOSE:
             raise BadRequestError(
@@ -69,6 +80,8 @@ class BatchTasks:
             window_s=self._config.completion_window_s,
             output_retention_s=self._config.retention_s if expiry is None else expiry.seconds,
             metadata=request.metadata,
+            key_id=key.key_id,
+            scopes=tuple(sorted(key.scopes)),
         )
         # The task first: it carries all, and who claims it makes the batch when nobody else has.
         record = await self.queue.enqueue(

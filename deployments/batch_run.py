@@ -25,14 +25,18 @@ from cluster.errors import NotFoundError
 from cluster.openai_schema.files import OUTPUT_PURPOSE
 from cluster.redis_client import Argument
 from cluster.task_queue.running_task import RunningTask
+from cluster.tenants.records import ApiKey
+from cluster.tenants.usage import UsageCounts
 from deployments.line_run import BatchTools, LineRun
 
 
 class BatchRun:
     """Runs a batch from wherever it is to its end."""
 
-    def __init__(self, tools: BatchTools, batch: Batch, task: RunningTask) -> None:
+    def __init__(self, tools: BatchTools, batch: Batch, task: RunningTask, key: ApiKey) -> None:
+        """`key`: who asked for the batch."""
         self._tools = tools
+        self._key = key
         self._batch = batch
         self._task = task
         self._tenant = task.record.tenant
@@ -69,7 +73,7 @@ class BatchRun:
         endpoint = self._batch.endpoint
         check = InputCheck(
             endpoint,
-            is_served=lambda model: self._tools.is_served(endpoint, model),
+            is_served=self._is_served,
             max_requests=self._tools.max_requests,
         )
         try:
@@ -81,6 +85,13 @@ class BatchRun:
             return await self._move(before, BatchState.FAILED, {"errors": _errors(*errors)})
         fields: dict[str, Argument] = {"num_total": check.num_requests, "model": check.model or ""}
         return await self._move(before, BatchState.IN_PROGRESS, fields)
+
+    def _is_served(self, model: str | None) -> bool:
+        """Whether there is such a model for the tenant."""
+        endpoint = self._batch.endpoint
+        limits = self._tools.keys.limits(self._tenant)
+        name = self._tools.default_model(endpoint) if model is None else model
+        return self._tools.is_served(endpoint, model) and limits.allows_model(name)
 
     async def _check(self, check: InputCheck) -> None:
         async with aclosing(self._input()) as blocks:
@@ -103,7 +114,7 @@ class BatchRun:
     # -- in progress ---------------------------------------------------------------------------
 
     async def _run_lines(self) -> BatchState:
-        lines = LineRun(self._tools, self._batch, self._task, self._results)
+        lines = LineRun(self._tools, self._batch, self._task, self._results, self._key)
         fields: dict[str, Argument] = {"ending": BatchState.COMPLETED}
         try:
             async with aclosing(self._input()) as blocks:
@@ -137,9 +148,24 @@ class BatchRun:
         total = TokenCounts()
         for pointer in pointers.values():
             total = total.plus(pointer.tokens)
+        # Before it has ended: what dies here does it again, and it counts once.
+        await self._count_usage(batch, len(outputs), total)
         fields |= {"num_completed": len(outputs), "num_failed": num_failed}
         fields["tokens"] = msgspec.json.encode(total)
         await self._move([BatchState.FINALIZING, BatchState.CANCELLING], ending, fields)
+
+    async def _count_usage(self, batch: Batch, num_answered: int, tokens: TokenCounts) -> None:
+        counts = UsageCounts(
+            num_requests=num_answered,
+            prompt_tokens=tokens.input_tokens,
+            cached_tokens=tokens.cached_tokens,
+            completion_tokens=tokens.output_tokens,
+        )
+        if any(counts):
+            model = batch.model or self._tools.default_model(batch.endpoint)
+            await self._tools.usage.add_once(
+                *(batch.batch_id, self._tenant), model=model, key_id=self._key.key_id, counts=counts
+            )
 
     async def _file(self, kind: str, lines: AsyncIterator[bytes]) -> str:
         """Write a file of the batch; its id is the same whenever it is written."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Collection
 
+from cluster.api_keys import ApiKeys
 from cluster.batch_config import BatchConfig
 from cluster.batch_tasks import BatchTasks, RunBatch
 from cluster.config import ShoalConfig
@@ -13,6 +14,9 @@ from cluster.redis_client import RedisClient
 from cluster.task_queue.running_task import RunningTask
 from cluster.task_queue.task import Outcome, TaskStatus
 from cluster.task_queue.worker_loop import LEASE_S, TaskWorkerLoop
+from cluster.tenants.key_directory import KeyDirectory
+from cluster.tenants.tenant_store import TenantStore
+from cluster.tenants.usage import UsageRecorder
 from deployments.batch_run import BatchRun
 from deployments.ingress.line_calls import LineCalls
 from deployments.line_run import BatchTools
@@ -39,12 +43,18 @@ class BatchWorker:
     ) -> None:
         self._files = files
         self._tasks = BatchTasks(redis, files, batches)
+        store = TenantStore(redis, configured=())
+        self._keys = KeyDirectory(ApiKeys([], required=False), config.tenants, store)
+        served = _ServedNames(config)
         self._tools = BatchTools(
             queue=self._tasks.queue,
             store=self._tasks.store,
             files=files,
             calls=calls,
-            is_served=_ServedNames(config),
+            keys=self._keys,
+            usage=UsageRecorder(redis, retention_days=config.tenants.usage_retention_days),
+            is_served=served,
+            default_model=served.default,
             max_requests=batches.max_requests,
             max_line_bytes=config.http.max_body_bytes,
             max_lines_at_once=batches.max_lines_at_once,
@@ -63,7 +73,8 @@ class BatchWorker:
         """Work until `stop` is called."""
         sweeping = asyncio.create_task(self._sweep_now_and_then())
         try:
-            await self._loop.run()
+            async with self._keys.following():
+                await self._loop.run()
         finally:
             sweeping.cancel()
             await asyncio.gather(sweeping, return_exceptions=True)
@@ -73,7 +84,8 @@ class BatchWorker:
         await self._loop.stop(grace_s=grace_s)
 
     async def _run(self, body: RunBatch, task: RunningTask) -> Outcome:
-        run = BatchRun(self._tools, await self._tasks.open(task.record, body), task)
+        batch = await self._tasks.open(task.record, body)
+        run = BatchRun(self._tools, batch, task, body.asked_by(task.record.tenant))
         try:
             await run.run()
         except (ServiceUnavailableError, TooManyRequestsError):
@@ -98,11 +110,17 @@ class _ServedNames:
     def __init__(self, config: ShoalConfig) -> None:
         chats = [model.name for model in config.models]
         embedders = [embedder.name for embedder in config.embedders]
+        self._chats, self._default_chat = chats, config.default_model_name
         self._names: dict[str, Collection[str]] = {
             "/v1/chat/completions": chats,
             "/v1/completions": chats,
             "/v1/embeddings": embedders,
         }
+
+    def default(self, endpoint: str) -> str:
+        """The model of lines that name none; "" where the endpoint has none."""
+        is_chat = self._names[endpoint] is self._chats
+        return self._default_chat if is_chat else next(iter(self._names[endpoint]), "")
 
     def __call__(self, endpoint: str, model: str | None) -> bool:
         names = self._names[endpoint]

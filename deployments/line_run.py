@@ -22,6 +22,9 @@ from cluster.file_store import FileStore
 from cluster.task_queue.queue import TaskQueue
 from cluster.task_queue.retry_policy import RetryPolicy
 from cluster.task_queue.running_task import RunningTask
+from cluster.tenants.key_directory import KeyDirectory
+from cluster.tenants.records import ApiKey
+from cluster.tenants.usage import UsageRecorder
 from deployments.ingress.line_calls import LineAnswer, LineCalls
 
 logger = logging.getLogger(__name__)
@@ -46,7 +49,10 @@ class BatchTools:
     store: BatchStore
     files: FileStore
     calls: LineCalls
+    keys: KeyDirectory  # for what tenants may use
+    usage: UsageRecorder
     is_served: Callable[[str, str | None], bool]  # whether an endpoint has a model
+    default_model: Callable[[str], str]  # of an endpoint
     max_requests: int
     max_line_bytes: int
     max_lines_at_once: int  # of a batch, those included that wait to be tried again
@@ -109,9 +115,16 @@ class LineRun:
     """Runs the lines that have no result yet, so many at once, and saves what they answer."""
 
     def __init__(
-        self, tools: BatchTools, batch: Batch, task: RunningTask, results: BatchResults
+        self,
+        tools: BatchTools,
+        batch: Batch,
+        task: RunningTask,
+        results: BatchResults,
+        key: ApiKey,
     ) -> None:
+        """`key`: who asked for the batch."""
         self._tools = tools
+        self._key = key
         self._batch = batch
         self._task = task
         self._results = results
@@ -195,7 +208,10 @@ class LineRun:
         while True:
             async with self._tools.turns:
                 answer = await self._tools.calls.call(
-                    self._task.record.tenant, self._batch.endpoint, body
+                    self._key,
+                    self._batch.endpoint,
+                    body,
+                    limits=self._tools.keys.limits(self._key.tenant),
                 )
             num_tries += 1
             if not _is_worth_a_retry(answer.status, num_tries):

@@ -264,7 +264,7 @@ class Authentication:
         if not is_open and scope["method"] != "OPTIONS":
             exchange: Exchange = scope[SCOPE_KEY]
             key = await self._key(scope)
-            exchange.identify(key)
+            exchange.key = key
             if self._metering is not None:
                 exchange.meter = self._metering.meter(key)
         await self._app(scope, receive, send)

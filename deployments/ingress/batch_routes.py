@@ -56,7 +56,7 @@ class CreateBatch:
         request = parse_request(BatchRequest, body)
         key = read_idempotency_key(scope)
         await _send_batch(
-            send, await self._batches.request(exchange.tenant, request, idempotency_key=key)
+            send, await self._batches.request(exchange.key, request, idempotency_key=key)
         )
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from cluster.config import DEFAULT_TENANT
 from cluster.errors import PermissionDeniedError, ServingError
-from cluster.tenant_config import PLAIN_SCOPES, KeyScope
-from cluster.tenants.records import ANONYMOUS_ID, ApiKey
+from cluster.tenant_config import KeyScope
+from cluster.tenants.records import ApiKey
 from cluster.types import PRIORITY_ONLINE, FinishReason
 from deployments.ingress.deadline import Deadline
 from deployments.ingress.metering import Meter
@@ -20,10 +20,8 @@ class Exchange:
     """`model` and `route` stay "" until they are known to be ours, never a client's invention."""
 
     started_s: float = field(default_factory=time.perf_counter)
-    key_name: str | None = None  # which API key it is
-    key_id: str = ANONYMOUS_ID  # the same, where names may be the same: in usage
-    tenant: str = DEFAULT_TENANT  # whose key; without keys there is only one tenant
-    scopes: frozenset[KeyScope] = frozenset(PLAIN_SCOPES)  # what the key is for
+    # Whose request it is; without keys there is only one tenant.
+    key: ApiKey = field(default_factory=lambda: ApiKey.nobody(DEFAULT_TENANT))
     meter: Meter = field(default_factory=Meter)  # what it may use, and uses
     deadline: Deadline | None = None  # None: the client waits as long as it takes
     priority: int = PRIORITY_ONLINE  # of what it asks of the engines
@@ -34,19 +32,18 @@ class Exchange:
     finish_reason: str = ""  # of the choice that ended last
     failure: ServingError | None = None  # midway, after the status was sent
 
-    def identify(self, key: ApiKey) -> None:
-        """Whose request it is."""
-        self.key_name, self.key_id = key.name or None, key.key_id
-        self.tenant, self.scopes = key.tenant, key.scopes
+    @property
+    def tenant(self) -> str:
+        return self.key.tenant
 
     def require(self, *scopes: KeyScope) -> None:
         """
         Raises:
             PermissionDeniedError: the key has none of the scopes. No scopes: any key will do.
         """
-        if scopes and self.scopes.isdisjoint(scopes):
+        if scopes and self.key.scopes.isdisjoint(scopes):
             needed = " or ".join(repr(scope.value) for scope in scopes)
-            has = ", ".join(sorted(scope.value for scope in self.scopes))
+            has = ", ".join(sorted(scope.value for scope in self.key.scopes))
             raise PermissionDeniedError(
                 f"This needs a key with the scope {needed}; the key has: {has}.",
                 openai_code="insufficient_scope",

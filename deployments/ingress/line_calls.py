@@ -1,7 +1,7 @@
 """One request of a batch, answered in this process by the very endpoint that clients call.
 
-There is no HTTP, no key and no limit of requests between: whoever calls has checked the tenant.
-What runs is at batch priority.
+There is no HTTP and no limit of requests between: whoever calls has checked the key. What runs is
+at batch priority, and what it uses is counted with its batch.
 """
 
 import asyncio
@@ -14,6 +14,8 @@ from starlette.types import ASGIApp, Message
 from cluster.config import ShoalConfig
 from cluster.retrieval import Embedder, Retriever
 from cluster.telemetry import Telemetry
+from cluster.tenants.limits import TenantLimits
+from cluster.tenants.records import ApiKey
 from cluster.types import PRIORITY_BATCH
 from deployments.ingress.chat_generation import ChatGenerations
 from deployments.ingress.chat_routes import ChatCompletions
@@ -22,6 +24,7 @@ from deployments.ingress.embedding_routes import OpenAIEmbeddings
 from deployments.ingress.errors import as_serving_error
 from deployments.ingress.exchange import SCOPE_KEY, Exchange
 from deployments.ingress.grounding import Grounding
+from deployments.ingress.metering import Meter
 from deployments.ingress.prompts import PromptBuilder
 from deployments.ingress.served_model import ModelDirectory, ServedModel
 
@@ -49,9 +52,11 @@ class LineCalls:
         """Nothing may be called afterwards."""
         self._prompts.close()
 
-    async def call(self, tenant: str, url: str, body: bytes) -> LineAnswer:
-        """Never raises for what is wrong with the request, or with a model: that is the answer."""
-        exchange = Exchange(tenant=tenant, priority=PRIORITY_BATCH)
+    async def call(self, key: ApiKey, url: str, body: bytes, *, limits: TenantLimits) -> LineAnswer:
+        """Never raises for what is wrong with the request, or with a model: that is the answer.
+        Of the tenant's limits the one on models holds."""
+        meter = Meter(tenant=key.tenant, key_id=key.key_id, limits=limits)
+        exchange = Exchange(key=key, meter=meter, priority=PRIORITY_BATCH)
         scope = {
             "type": "http",
             "method": "POST",

@@ -218,7 +218,7 @@ def _in_path(scope: Scope, name: str) -> str:
 
 def _log(exchange: Exchange, what: str, *names: object) -> None:
     """Who changed what is for the operator. Names of tenants and keys are no secrets."""
-    logger.info(f"the key %s of the tenant %s {what}", exchange.key_id, exchange.tenant, *names)
+    logger.info(f"the key %s of the tenant %s {what}", exchange.key.key_id, exchange.tenant, *names)
 
 
 async def _send(send: Send, answer: BaseModel, *, status: int = 200) -> None:

@@ -17,6 +17,7 @@ from cluster.errors import BadRequestError, NotFoundError
 from cluster.file_store import FileStore, open_file_objects
 from cluster.openai_schema.batches import BatchRequest
 from cluster.redis_client import Argument, RedisClient
+from cluster.tenants.records import ApiKey
 
 RUNNING: Mapping[str, Argument] = {"num_total": 3, "model": "m"}
 
@@ -136,7 +137,7 @@ async def test_who_claims_a_task_makes_the_batch_when_its_maker_died(
     await files.add("acme", written, filename="f", purpose="batch", expires_after_s=None)
     tasks = BatchTasks(redis_client, files, BatchConfig())
     made = await tasks.request(
-        "acme",
+        ApiKey.nobody("acme"),
         BatchRequest(
             input_file_id=written.file_id,
             endpoint="/v1/completions",

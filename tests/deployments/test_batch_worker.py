@@ -1,6 +1,7 @@
 """Batches while their workers and Redis die, and in flat memory."""
 
 import asyncio
+import datetime
 import json
 import signal
 import sys
@@ -17,6 +18,9 @@ from moto.server import ThreadedMotoServer
 from cluster.batch_config import BatchConfig
 from cluster.errors import ServiceUnavailableError
 from cluster.redis_client import RedisClient
+from cluster.tenants.limits import OwnLimits
+from cluster.tenants.tenant_store import TenantStore
+from cluster.tenants.usage import UsageCounts, UsageStore
 from tests.deployments.batch_process import ANSWERED_KEY
 from tests.deployments.batch_rig import (
     OTHER_KEY,
@@ -28,7 +32,7 @@ from tests.deployments.batch_rig import (
     serving_batches,
     working,
 )
-from tests.deployments.ingress.scripted_server import KEY
+from tests.deployments.ingress.scripted_server import KEY, MODEL
 from tests.redis_server import RedisServer
 
 
@@ -71,6 +75,23 @@ async def check(server: BatchServer, batch_id: str, num: int) -> None:
     lines = await server.lines_of(batch.output_file_id)
     assert [line["custom_id"] for line in lines] == [f"c{n}" for n in range(num)]
     assert [content_of(line) for line in lines] == [f"hello {n}" for n in range(num)]
+    usages = [line["response"]["body"]["usage"] for line in lines]
+    counts = await used(server.redis)
+    assert counts.num_requests == num
+    assert counts.prompt_tokens == sum(usage["prompt_tokens"] for usage in usages)
+    assert counts.completion_tokens == sum(usage["completion_tokens"] for usage in usages)
+
+
+async def used(redis: RedisClient) -> UsageCounts:
+    """By the default tenant, through the key of the tests."""
+    today = datetime.datetime.now(datetime.UTC).date()
+    yesterday = today - datetime.timedelta(days=1)  # a test may run at midnight
+    rows = await UsageStore(redis).find(["default"], first=yesterday, last=today)
+    total = UsageCounts()
+    for row in rows:
+        assert (row.model, row.key_id) == (MODEL, "config/test")
+        total = total.plus(row.counts)
+    return total
 
 
 @pytest.mark.parametrize("num_kills", [2, pytest.param(8, marks=pytest.mark.slow)])
@@ -326,3 +347,25 @@ async def test_a_large_file_passes_through_in_flat_memory(
             growth = peak_bytes(one.pid) - before[one.pid]
             assert growth < growth_bytes, f"{growth / 2**20:.0f} MiB"
     path.unlink()
+
+
+async def test_lines_may_use_what_the_key_and_its_tenant_may(
+    redis_server: RedisServer, checkpoint: Path, tmp_path: Path
+) -> None:
+    tools = [{"type": "retrieval", "retrieval": {"bucket_ids": ["docs"]}}]
+    async with serving_batches(redis_server.url, tmp_path) as server:
+        store = TenantStore(server.redis, configured=["default", "other"])
+        await store.change_limits("other", lambda _: OwnLimits(models=("else",)))
+        pool = EchoPool()
+        calls = echo_calls(server.config, checkpoint, pool)
+        async with working(server.config, server.batches, tmp_path, calls):
+            refused = await server.start([chat_line("a", "hello")], key=OTHER_KEY)
+            refused = await server.end_of(refused.id, key=OTHER_KEY)
+            assert refused.status == "failed"
+            assert "model" in refused.errors.data[0].message
+            begun = await server.start([chat_line("a", "hello", tools=tools)])
+            batch = await server.end_of(begun.id)
+            (line,) = await server.lines_of(batch.error_file_id)
+            # Its key is for buckets; there is only nothing that searches them here.
+            assert line["response"]["status_code"] != 403
+    assert not pool.requests

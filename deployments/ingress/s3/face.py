@@ -100,7 +100,7 @@ class S3Face:
             key = await authenticate(request, self._keys)
             request = replace(request, tenant=key.tenant)
             if exchange is not None:
-                exchange.identify(key)
+                exchange.key = key
             route = find_route(self._routes, request)
             await route.handler(request, watched_send)
         except ClientLeftError:
