@@ -99,7 +99,9 @@ def status_report(status: dict[str, Any]) -> list[RenderableType]:
     named = [(pool["model_name"], pool["message"]) for pool in status["pools"]]
     named += [(service["name"], service["message"]) for service in status["services"]]
     messages = [f"{name}: {message}" for name, message in named if message]
-    first = f"{status['status'].lower()} at {status['url']}, {status['num_processes']} processes"
+    first = f"{status['status'].lower()} at {status['url']}"
+    if status["num_processes"]:  # of this machine; those of a Ray cluster are not counted
+        first += f", {status['num_processes']} processes"
     return [first, table, *messages]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from cluster.config import ShoalConfig, shoal_home
-from deployments import embedded_redis
+from deployments import embedded_redis, running_ray
 from deployments.driver_process import drive
 from deployments.embedded_redis import EmbeddedRedisError
 from deployments.http_listener import check_port_is_free
@@ -122,7 +122,7 @@ def status(config: ShoalConfig) -> ClusterStatus:
     local_ray = LocalRay(shoal_home())
     state = local_ray.state()
     if state is None or not local_ray.is_running(state):
-        return ClusterStatus(is_running=False)
+        return _status_on_running_ray(config)
     event = _drive("status", local_ray, state, config, _say_nothing)
     if not isinstance(event, StatusReport):
         message = event.message if isinstance(event, Failed) else "no report"
@@ -134,6 +134,19 @@ def status(config: ShoalConfig) -> ClusterStatus:
         pools=tuple(event.pools),
         services=tuple(event.services),
         num_processes=local_ray.num_processes(state),
+    )
+
+
+def _status_on_running_ray(config: ShoalConfig) -> ClusterStatus:
+    report = running_ray.report(config)
+    if report is None:
+        return ClusterStatus(is_running=False)
+    return ClusterStatus(
+        is_running=True,
+        url=local_url(config.http.host, config.http.port),
+        status=report.status,
+        pools=tuple(report.pools),
+        services=tuple(report.services),
     )
 
 

@@ -23,8 +23,8 @@ from deployments.cluster_secret import (
 )
 from deployments.driver_process import drive
 from deployments.embedded_redis import Door, EmbeddedRedisError
-from deployments.launch_events import Failed, Ready
-from deployments.local_ray import LaunchError, private_run_folder
+from deployments.launch_events import Failed, Ready, Report
+from deployments.local_ray import SERVE_ENVIRONMENT, LaunchError, private_run_folder
 from deployments.readiness import (
     check_redis,
     local_url,
@@ -38,6 +38,7 @@ AUTO = "auto"
 REDIS_PORT = 6380  # Ray's own is 6379
 # Ray reads these when it starts a connection; without them it knows no token.
 AUTH_MODE_VARIABLE = "RAY_AUTH_MODE"
+_ADDRESS_FILE = "ray_address"  # of what was deployed last from this SHOAL_HOME
 
 Say = Callable[[str], None]
 
@@ -71,14 +72,41 @@ def deploy(
     event = drive(
         ["deploy", str(timeout_s)],
         complete,
-        environment={**os.environ, "RAY_ADDRESS": gcs_address},
+        environment=driver_environment(os.environ, gcs_address),
         log_path=home / "logs" / "driver.log",
         say=say,
     )
     if not isinstance(event, Ready):
         raise LaunchError(event.message if isinstance(event, Failed) else "no outcome")
     wait_until_ready(local_url(config.http.host, config.http.port))
+    (home / _ADDRESS_FILE).write_text(gcs_address + "\n", encoding="ascii")
     return tuple(event.facts)
+
+
+def report(config: ShoalConfig) -> Report | None:
+    """How the application is that was deployed from this SHOAL_HOME; None where its Ray is gone.
+
+    Raises:
+        LaunchError: Ray runs and does not say.
+    """
+    home = shoal_home()
+    try:
+        gcs_address = (home / _ADDRESS_FILE).read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return None
+    if not _listens(gcs_address):
+        return None
+    event = drive(
+        ["status"],
+        config,
+        environment=driver_environment(os.environ, gcs_address),
+        log_path=home / "logs" / "driver.log",
+        say=lambda _: None,
+    )
+    if not isinstance(event, Report):
+        message = event.message if isinstance(event, Failed) else "no report"
+        raise LaunchError(f"Ray runs at {gcs_address} but does not say how it is: {message}")
+    return event
 
 
 def find_ray(address: str, environment: Mapping[str, str]) -> str:
@@ -104,6 +132,13 @@ def find_ray(address: str, environment: Mapping[str, str]) -> str:
     return address
 
 
+def driver_environment(environment: Mapping[str, str], gcs_address: str) -> dict[str, str]:
+    """The caller's, which has the token, without what Serve's replicas are told: on the head every
+    shell has that too, and a driver outside of an event loop cannot call a replica with it."""
+    kept = {name: value for name, value in environment.items() if name not in SERVE_ENVIRONMENT}
+    return {**kept, "RAY_ADDRESS": gcs_address}
+
+
 def check_is_of_this_host(head_ip: str) -> None:
     """
     Raises:
@@ -118,6 +153,15 @@ def check_is_of_this_host(head_ip: str) -> None:
                 f"the head of the Ray cluster is {head_ip}, which is not this host; run "
                 "`shoal deploy` there"
             ) from error
+
+
+def _listens(gcs_address: str) -> bool:
+    host, _, port = gcs_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def redis_password(cluster_secret: bytes) -> str:

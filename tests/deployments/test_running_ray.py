@@ -4,8 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from deployments.local_ray import LaunchError
-from deployments.running_ray import check_is_of_this_host, find_ray, redis_password
+from deployments.local_ray import SERVE_ENVIRONMENT, LaunchError
+from deployments.running_ray import (
+    check_is_of_this_host,
+    driver_environment,
+    find_ray,
+    redis_password,
+)
 
 
 def test_the_ray_of_this_host_is_the_one_that_ray_has_noted(tmp_path: Path) -> None:
@@ -38,3 +43,11 @@ def test_the_password_of_redis_follows_from_the_cluster_secret() -> None:
     assert redis_password(b"a" * 32) == redis_password(b"a" * 32)
     assert redis_password(b"a" * 32) != redis_password(b"b" * 32)
     assert redis_password(b"a" * 32).isalnum()
+
+
+def test_the_driver_has_the_token_and_not_what_is_for_replicas() -> None:
+    shell = {**SERVE_ENVIRONMENT, "RAY_AUTH_MODE": "token", "RAY_ADDRESS": "auto"}
+    assert driver_environment(shell, "10.0.0.1:6379") == {
+        "RAY_AUTH_MODE": "token",
+        "RAY_ADDRESS": "10.0.0.1:6379",
+    }

@@ -44,14 +44,16 @@ def test_the_api_answers_when_deploy_returns_and_again_after_a_change(
     running_ray: dict[str, str], tmp_path: Path
 ) -> None:
     port = free_port()
+    home = tmp_path / "deployer"  # not the one of the cluster of this machine
+    environment = {**running_ray, "SHOAL_HOME": str(home)}
+    shoal = [sys.executable, "-c", "from cluster.cli import main; main()"]
 
     def deploy(config: ShoalConfig) -> None:
         path = tmp_path / "shoal.yaml"
         path.write_text(json.dumps(config.model_dump(mode="json")))  # JSON is YAML
-        shoal = [sys.executable, "-c", "from cluster.cli import main; main()"]
         done = subprocess.run(
             [*shoal, "deploy", str(path), "--timeout", "120"],
-            env=running_ray,
+            env=environment,
             capture_output=True,
             text=True,
             check=False,
@@ -61,10 +63,17 @@ def test_the_api_answers_when_deploy_returns_and_again_after_a_change(
     deploy(demo_config(port))
     client = OpenAI(
         base_url=f"http://127.0.0.1:{port}/v1",
-        api_key=(tmp_path / "api_key").read_text().strip(),
+        api_key=(home / "api_key").read_text().strip(),
     )
     assert [model.id for model in client.models.list()] == ["shoal/demo-chat"]
     changed = demo_config(port)
     renamed = changed.models[0].model_copy(update={"name": "other"})
     deploy(changed.model_copy(update={"models": (*changed.models, renamed)}))
     assert {model.id for model in client.models.list()} == {"shoal/demo-chat", "other"}
+    status = subprocess.run(
+        [*shoal, "status", "--json"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert status.returncode == 0, status.stderr
+    found = json.loads(status.stdout)
+    assert found["url"] == f"http://127.0.0.1:{port}"
+    assert {pool["model_name"] for pool in found["pools"]} == {"shoal/demo-chat", "other"}
