@@ -77,6 +77,7 @@ class LinearMaker:
                 sizes,
                 num_inputs=num_inputs,
                 scheme=scheme,
+                dtype=self._dtype,
                 device=self._device,
             )
         return FusedLinear(linear=linear, names=names, sizes=sizes, slots=tuple(slots))

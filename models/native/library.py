@@ -1,7 +1,7 @@
-"""Builds `kernels.cpp` for this very CPU, once, and loads it.
+"""Builds the CPU kernels for this very CPU, once, and loads them.
 
-A compiler is all it takes: the source includes nothing of torch, so it compiles in seconds and
-fits every version. Its threads are torch's own: it links to the OpenMP library that torch has
+A compiler is all it takes: the sources include nothing of torch, so they compile in seconds and
+fit every version. Their threads are torch's own: they link to the OpenMP library that torch has
 loaded, because two pools of threads would fight for the cores.
 """
 
@@ -22,9 +22,20 @@ from cluster.config import shoal_home
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+FOLDER = Path(__file__).parent
+SOURCES = (FOLDER / "kernels.cpp", FOLDER / "matmul.cpp")
+HEADERS = (FOLDER / "vectors.h",)
 SWITCH = "SHOAL_NATIVE"  # "0": never; the operations are torch's own then
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp", "-Wall", "-Wextra")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fPIC",
+    "-fopenmp",
+    "-Wall",
+    "-Wextra",
+    f"-I{FOLDER}",
+)
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_TIMEOUT_S = 300.0
 
@@ -37,6 +48,10 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "shoal_add_rms_norm": (_I32, _P, _P, _P, _P, _I64, _I64, _F32, _I32),
     "shoal_rotate": (_I32, _P, _I64, _P, _P, _P, _P, _I64, _I32, _I32, _I32, _F32, _I32),
     "shoal_silu_mul": (_I32, _P, _P, _I64, _I64, _I32),
+    "shoal_multiply": (
+        *(_I32, _I32, _P, _P, _P, _P, _P, _P),
+        *(_I64, _I64, _I64, _I64, _I64, _I32),
+    ),
 }
 
 
@@ -57,7 +72,7 @@ def native_library() -> ctypes.CDLL | None:
 
 
 def build(folder: Path) -> Path:
-    """Compile into `folder` unless this source was compiled there with this compiler and CPU.
+    """Compile into `folder` unless these sources were compiled there with this compiler and CPU.
 
     Raises:
         NativeBuildError: no compiler, or it failed.
@@ -80,10 +95,11 @@ def _compile(compiler: str, openmp: Path | None, folder: Path, library: Path) ->
     logger.info("compiling the CPU kernels (once; some seconds)")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = Path(scratch) / "kernels.so"
-        object_file = Path(scratch) / "kernels.o"
-        _run([compiler, *FLAGS, "-c", str(SOURCE), "-o", str(object_file)])
+        objects = [str(Path(scratch) / f"{source.stem}.o") for source in SOURCES]
+        for source, object_file in zip(SOURCES, objects, strict=True):
+            _run([compiler, *FLAGS, f"-I{FOLDER}", "-c", str(source), "-o", object_file])
         link = [str(openmp)] if openmp is not None else ["-fopenmp"]
-        _run([compiler, "-shared", str(object_file), *link, "-o", str(built)])
+        _run([compiler, "-shared", *objects, *link, "-o", str(built)])
         built.replace(library)  # in one piece: others look for it without the lock
 
 
@@ -113,7 +129,8 @@ def _fingerprint(compiler: str, openmp: Path | None) -> str:
     version = _run([compiler, "--version"])
     # What `-march=native` comes to here: a home may be shared by machines of different kinds.
     target = _run([compiler, "-march=native", "-Q", "--help=target"])
-    text = "\n".join((version, target, " ".join(FLAGS), str(openmp), SOURCE.read_text()))
+    sources = [path.read_text() for path in (*SOURCES, *HEADERS)]
+    text = "\n".join((version, target, " ".join(FLAGS), str(openmp), *sources))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

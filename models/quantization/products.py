@@ -1,6 +1,6 @@
 """y = x Wᵀ + b of a quantized matrix: which computation serves it here, and torch's own ones.
 
-Torch's are right on every device: on a GPU, fp8 with
+The CPU kernels' is in `models.native.matmul`. Torch's are right on every device: on a GPU, fp8 with
 fp8 activations and int8 with int8 activations are products of the matrix units; the other kinds,
 and fp8 where no unit has it, become floats for as long as their product takes.
 
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from models.layers import MatrixProduct
+from models.native.matmul import native_product
 from models.quantization.matrix import (
     FP8,
     MAX_FP8,
@@ -28,24 +29,30 @@ INT8_MIN_ROWS = 32  # `torch._int_mm` wants more than 16 on a GPU
 SIZE_MULTIPLE = 16  # of matrices that those units take
 
 
-def make_product(matrices: Sequence[QuantizedMatrix], *, device: str) -> MatrixProduct:
+def make_product(
+    matrices: Sequence[QuantizedMatrix], *, dtype: torch.dtype, device: str
+) -> MatrixProduct:
     """The product of matrices that stand one below the other and have the same inputs.
 
     Args:
         matrices: on the CPU or the device.
+        dtype: of activations and results.
     """
-    products = [_product(matrix, device) for matrix in fuse(matrices)]
+    products = [_product(matrix, dtype=dtype, device=device) for matrix in fuse(matrices)]
     return products[0] if len(products) == 1 else SideBySide(products)
 
 
-def _product(matrix: QuantizedMatrix, device: str) -> MatrixProduct:
-    product = _torch_product(matrix, device)
+def _product(matrix: QuantizedMatrix, *, dtype: torch.dtype, device: str) -> MatrixProduct:
+    product: MatrixProduct | None = native_product(matrix, dtype=dtype, device=device)
+    if product is None:
+        product = torch_product(matrix, device)
     if matrix.order_I is None:
         return product
     return Reordered(product, matrix.order_I.to(device))
 
 
-def _torch_product(matrix: QuantizedMatrix, device: str) -> MatrixProduct:
+def torch_product(matrix: QuantizedMatrix, device: str) -> MatrixProduct:
+    """By torch's own operations, inputs in the matrix's own order."""
     if not matrix.scheme.is_dynamic:
         return Dequantizing(matrix, device)
     if matrix.scheme.weights == "int8":

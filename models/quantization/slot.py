@@ -7,6 +7,8 @@ there twice.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from models.layers import Linear
 from models.quantization.matrix import QuantizedMatrix
 from models.quantization.products import make_product
@@ -33,12 +35,14 @@ def make_slots(
     *,
     num_inputs: int,
     scheme: MatrixScheme,
+    dtype: torch.dtype,
     device: str,
 ) -> list[MatrixSlot]:
     """A slot for each of the matrices that stand one below the other in `linear`.
 
     Args:
         sizes: their outputs.
+        dtype: of activations.
     """
     arrived: dict[int, QuantizedMatrix] = {}
 
@@ -48,7 +52,7 @@ def make_slots(
         if len(arrived) == len(sizes):
             in_order = [arrived[i] for i in range(len(sizes))]
             arrived.clear()
-            linear.product = make_product(in_order, device=device)
+            linear.product = make_product(in_order, dtype=dtype, device=device)
 
     return [
         MatrixSlot(

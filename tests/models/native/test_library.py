@@ -23,8 +23,8 @@ def test_a_build_is_kept_and_found_again(tmp_path: Path) -> None:
 def test_another_source_is_another_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build(tmp_path)
     changed = tmp_path / "changed.cpp"
-    changed.write_text(library.SOURCE.read_text() + "\n// changed\n")
-    monkeypatch.setattr(library, "SOURCE", changed)
+    changed.write_text(library.SOURCES[0].read_text() + "\n// changed\n")
+    monkeypatch.setattr(library, "SOURCES", (changed,))
     assert build(tmp_path) != first
 
 
@@ -33,7 +33,7 @@ def test_a_compiler_that_fails_is_named_with_its_first_line(
 ) -> None:
     broken = tmp_path / "broken.cpp"
     broken.write_text("this is not C++;\n")
-    monkeypatch.setattr(library, "SOURCE", broken)
+    monkeypatch.setattr(library, "SOURCES", (broken,))
     with pytest.raises(NativeBuildError, match=r"broken\.cpp:1"):
         build(tmp_path / "out")
 

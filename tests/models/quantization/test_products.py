@@ -6,7 +6,13 @@ import torch.nn.functional as F
 
 from models.layers import MatrixProduct
 from models.quantization.matrix import FP8, MAX_FP8, quantize
-from models.quantization.products import make_product, pack_pairs, quantize_tokens, unpack_pairs
+from models.quantization.products import (
+    make_product,
+    pack_pairs,
+    quantize_tokens,
+    torch_product,
+    unpack_pairs,
+)
 from models.quantization.scheme import MADE_HERE
 
 SCHEMES = {name: made.layers for name, made in MADE_HERE.items()}
@@ -53,9 +59,12 @@ def test_products_equal_the_sums_of_the_quantized_numbers(
     torch.manual_seed(num_tokens)
     matrix = quantize(torch.randn(num_outputs, num_inputs), SCHEMES[name])
     x_TI = torch.randn(num_tokens, num_inputs).to(dtype)
-    product = make_product([matrix], device="cpu")
-    for bias_O in (None, torch.randn(num_outputs).to(dtype)):
-        check(product, x_TI, matrix.dequantized(), bias_O, name)
+    for product in (
+        make_product([matrix], dtype=dtype, device="cpu"),
+        torch_product(matrix, "cpu"),  # without the CPU kernels
+    ):
+        for bias_O in (None, torch.randn(num_outputs).to(dtype)):
+            check(product, x_TI, matrix.dequantized(), bias_O, name)
 
 
 @schemes
@@ -63,7 +72,7 @@ def test_a_token_of_zeros_gives_the_bias(name: str) -> None:
     torch.manual_seed(0)
     matrix = quantize(torch.randn(32, 64), SCHEMES[name])
     bias_O = torch.randn(32)
-    out_TO = make_product([matrix], device="cpu")(torch.zeros(2, 64), bias_O)
+    out_TO = make_product([matrix], dtype=torch.float32, device="cpu")(torch.zeros(2, 64), bias_O)
     assert torch.equal(out_TO, bias_O.expand(2, -1))
 
 
@@ -72,7 +81,7 @@ def test_matrices_are_fused_one_below_the_other(name: str) -> None:
     torch.manual_seed(0)
     matrices = [quantize(torch.randn(size, 64), SCHEMES[name]) for size in (32, 16, 16)]
     weight_OI = torch.cat([matrix.dequantized() for matrix in matrices])
-    product = make_product(matrices, device="cpu")
+    product = make_product(matrices, dtype=torch.float32, device="cpu")
     check(product, torch.randn(5, 64), weight_OI, torch.randn(64), name)
 
 

@@ -1,0 +1,497 @@
+// Products of a step's activations with matrices of floats, of int8 and of 4-bit levels. Plain C
+// interface.
+//
+// Every result is summed up input by input in an order that depends on the matrix's width alone, and
+// how it is computed on the CPU and the types alone: a token's results have the same bits whatever
+// other tokens are in the step. Levels become numbers of the activations' type, a few inputs at a
+// time, in the cache; sums are float32, or integers where activations are int8 as well.
+//
+// Shapes: T = tokens, O = outputs, I = inputs, K = inputs with those that fill the matrix up to a
+// multiple of 64, G = groups of inputs. Outputs come in blocks of 16, filled up with zeros.
+//
+// The layout of a matrix, by blocks of outputs: with P = 2 for products of floats and 4 for those of
+// int8, an element (output o, input k) of a block stands at
+//   ((k / P) * 16 + o) * P + k % P
+// so that P inputs of 16 outputs are a vector (two for float32 elements), and 16 of these a tile of
+// the matrix unit. 4-bit levels: of 8 inputs (4 pairs) 16 words, in which bits 8 p … 8 p + 3 of word w
+// are the level of output w / 2 and input 2 p + w % 2, and bits 8 p + 4 … of output 8 + w / 2.
+// Scales and zeros of groups: [O / 16, G, 16]; scales of whole outputs: [O].
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "vectors.h"
+
+namespace {
+
+constexpr int WIDTH = 2 * LANES;       // outputs that are computed together: a panel
+constexpr int STRETCH = 128;           // inputs that become floats at once
+constexpr int VECTOR_ROWS = 6;         // tokens at once by vectors: the sums fit the registers
+constexpr int TILE_ROWS = 2 * MATRIX_ROWS;  // and by the matrix unit
+
+enum Kind { FLOATS, INT8, INT8_GROUPS, INT4_GROUPS, INT8_ACTIVATIONS };
+
+struct Product {
+  const void *x;  // [T, I]
+  const void *matrix;
+  const float *scales;
+  const uint8_t *zeros;
+  const void *bias;  // [O] or none
+  void *out;         // [T, O]
+  int64_t num_tokens, num_inputs, width, num_outputs, group_size;  // width: K
+  int num_threads;
+};
+
+typedef int64_t Longs __attribute__((vector_size(64)));
+typedef int8_t Bytes __attribute__((vector_size(16)));
+typedef int8_t BytesAt __attribute__((vector_size(16), aligned(1)));
+typedef uint8_t Zeros __attribute__((vector_size(16)));
+typedef uint8_t ZerosAt __attribute__((vector_size(16), aligned(1)));
+
+inline Floats shuffle(Floats x, int first) {  // each of eight lanes twice
+#ifdef __clang__
+  return first ? __builtin_shufflevector(x, x, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15)
+               : __builtin_shufflevector(x, x, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+#else
+  const Ints lanes = Ints{0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7} + first;
+  return __builtin_shuffle(x, lanes);
+#endif
+}
+
+// Of a vector of bytes, compilers make a loop.
+inline Floats to_floats(Bytes levels) {
+#ifdef __AVX512F__
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)levels));
+#else
+  return __builtin_convertvector(levels, Floats);
+#endif
+}
+inline Floats to_floats(Zeros zeros) {
+#ifdef __AVX512F__
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32((__m128i)zeros));
+#else
+  return __builtin_convertvector(zeros, Floats);
+#endif
+}
+
+struct Aligned {
+  std::unique_ptr<void, decltype(&free)> memory{nullptr, free};
+  void reserve(size_t bytes) { memory.reset(aligned_alloc(64, (bytes + 63) / 64 * 64)); }
+  template <class T>
+  T *as() const { return (T *)memory.get(); }
+};
+
+// ---------------------------------------------------------------- levels to numbers
+
+// `to`: [inputs / 2, 16, 2] of block b, inputs first … end - 1, all of one group.
+template <class T>
+void dequantize(const Product &p, Kind kind, int64_t b, int64_t first, int64_t end, T *to) {
+  Floats scale_low, scale_high, zero_low, zero_high;
+  if (kind != INT8) {
+    const int64_t num_groups = (p.width + p.group_size - 1) / p.group_size;
+    const int64_t place = (b * num_groups + first / p.group_size) * LANES;
+    const Floats scales = load(p.scales + place);
+    Floats zeros = Floats{};
+    if (p.zeros) {
+      zeros = to_floats(*(const ZerosAt *)(p.zeros + place));
+      if (kind == INT8_GROUPS) zeros -= 128.f;
+    }
+    scale_low = shuffle(scales, 0), scale_high = shuffle(scales, 8);
+    zero_low = shuffle(zeros, 0), zero_high = shuffle(zeros, 8);
+  }
+  if (kind == INT4_GROUPS) {
+    const uint32_t *words = (const uint32_t *)p.matrix + (b * p.width + first) / 8 * LANES;
+    for (int64_t k = first; k < end; k += 8, words += LANES) {
+      const Words eight = *(const WordsAt *)words;
+      for (int pair = 0; pair < 4; pair++, to += WIDTH) {
+        const Ints low = (Ints)(eight >> (8 * pair)) & 15, high = (Ints)(eight >> (8 * pair + 4)) & 15;
+        store((__builtin_convertvector(low, Floats) - zero_low) * scale_low, to);
+        store((__builtin_convertvector(high, Floats) - zero_high) * scale_high, to + LANES);
+      }
+    }
+    return;
+  }
+  const int8_t *levels = (const int8_t *)p.matrix + b * p.width * LANES + first * LANES;
+  for (int64_t k = first; k < end; k += 2, levels += WIDTH, to += WIDTH) {
+    const Floats low = to_floats(*(const BytesAt *)levels);
+    const Floats high = to_floats(*(const BytesAt *)(levels + LANES));
+    store(kind == INT8 ? low : (low - zero_low) * scale_low, to);
+    store(kind == INT8 ? high : (high - zero_high) * scale_high, to + LANES);
+  }
+}
+
+// ---------------------------------------------------------------- sums of float products, by vectors
+
+// R tokens and the two blocks of a panel.
+template <class T, int R>
+struct VectorSums;
+
+template <int R>
+struct VectorSums<BFloat16, R> {
+  Floats sums[R][2];
+
+  VectorSums() { memset(this, 0, sizeof *this); }
+
+  void add(const BFloat16 *const *rows, const BFloat16 *const *blocks, int64_t count) {
+    Floats acc[R][2];
+    memcpy(acc, sums, sizeof acc);
+    for (int64_t k = 0; k < count; k += 2)
+      for (int r = 0; r < R; r++)
+        for (int c = 0; c < 2; c++) multiply_add(acc[r][c], blocks[c] + k * LANES, rows[r] + k);
+    memcpy(sums, acc, sizeof acc);
+  }
+
+  void write(float (*to)[WIDTH]) const {
+    for (int r = 0; r < R; r++)
+      for (int c = 0; c < 2; c++) store(sums[r][c], to[r] + c * LANES);
+  }
+};
+
+// A lane has every other input of an output.
+template <int R>
+struct VectorSums<float, R> {
+  Floats sums[R][4];
+
+  VectorSums() { memset(this, 0, sizeof *this); }
+
+  void add(const float *const *rows, const float *const *blocks, int64_t count) {
+    Floats acc[R][4];
+    memcpy(acc, sums, sizeof acc);
+    for (int64_t k = 0; k < count; k += 2)
+      for (int r = 0; r < R; r++) {
+        int64_t two;
+        memcpy(&two, rows[r] + k, 8);
+        const Floats pair = (Floats)(two - Longs{});
+        for (int c = 0; c < 4; c++) acc[r][c] += load(blocks[c / 2] + k * LANES + c % 2 * LANES) * pair;
+      }
+    memcpy(sums, acc, sizeof acc);
+  }
+
+  void write(float (*to)[WIDTH]) const {
+    for (int r = 0; r < R; r++)
+      for (int c = 0; c < 4; c++)
+        for (int o = 0; o < LANES / 2; o++)
+          to[r][c * LANES / 2 + o] = sums[r][c][2 * o] + sums[r][c][2 * o + 1];
+  }
+};
+
+// ---------------------------------------------------------------- and by the matrix unit
+
+#ifdef __AMX_TILE__
+// Up to 32 tokens (tiles 4 and 5) times the two blocks (6 and 7): sums in tiles 0 to 3.
+struct TileSums {
+  const int low, high;  // tokens of the two tiles
+
+  explicit TileSums(int num_rows)
+      : low(std::min(num_rows, MATRIX_ROWS)), high(num_rows - low) {
+    const uint8_t a = uint8_t(low), b = uint8_t(std::max(high, 1));
+    alignas(64) struct {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t num_rows[16];
+    } shapes = {};
+    const uint8_t rows[8] = {a, a, b, b, a, b, 16, 16};
+    memcpy(shapes.num_rows, rows, sizeof rows);
+    _tile_loadconfig(&shapes);
+  }
+  ~TileSums() { _tile_release(); }
+
+  void clear() const {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+
+  // `x`: the first token's inputs; a tile holds 64 bytes of each token's.
+  template <class T>
+  void add(const T *x, int64_t row_bytes, const T *const *blocks, int64_t count) const {
+    constexpr int64_t STEP = 64 / sizeof(T);
+    const T *second = x + MATRIX_ROWS * (row_bytes / sizeof(T));
+    for (int64_t k = 0; k < count; k += STEP) {
+      _tile_loadd(4, x + k, row_bytes);
+      _tile_loadd(6, blocks[0] + k * LANES, 64);
+      _tile_loadd(7, blocks[1] + k * LANES, 64);
+      if constexpr (std::is_same_v<T, BFloat16>) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+      } else {
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+      }
+      if (!high) continue;
+      _tile_loadd(5, second + k, row_bytes);
+      if constexpr (std::is_same_v<T, BFloat16>) {
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      } else {
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+      }
+    }
+  }
+
+  void write(void *to) const {  // [32, 32] of four bytes
+    char *lanes = (char *)to;
+    _tile_stored(0, lanes, WIDTH * 4);
+    _tile_stored(1, lanes + 64, WIDTH * 4);
+    if (!high) return;
+    _tile_stored(2, lanes + MATRIX_ROWS * WIDTH * 4, WIDTH * 4);
+    _tile_stored(3, lanes + MATRIX_ROWS * WIDTH * 4 + 64, WIDTH * 4);
+  }
+};
+#endif
+
+// ---------------------------------------------------------------- results
+
+// Sums times their scales (where they have them here), plus the bias.
+template <class T>
+void finish(const Product &p, int64_t panel, int64_t row, const float *sums, const float *scales,
+            float row_scale) {
+  const int64_t first = panel * WIDTH, count = std::min<int64_t>(WIDTH, p.num_outputs - first);
+  T *to = (T *)p.out + row * p.num_outputs + first;
+  const T *bias = p.bias ? (const T *)p.bias + first : nullptr;
+  for (int64_t o = 0; o < count; o++) {
+    float value = sums[o];
+    if (scales) value = value * scales[first + o] * row_scale;
+    if (bias) value += to_float(bias[o]);
+    store(value, to + o);
+  }
+}
+
+// Rows of activations as wide as the matrix: the ones given, or a copy filled up with zeros.
+template <class T>
+const T *widened(const Product &p, Aligned &copy) {
+  if (p.num_inputs == p.width) return (const T *)p.x;
+  copy.reserve(sizeof(T) * p.num_tokens * p.width);
+  T *rows = copy.as<T>();
+  memset((void *)rows, 0, sizeof(T) * p.num_tokens * p.width);
+  for (int64_t t = 0; t < p.num_tokens; t++)
+    memcpy((void *)(rows + t * p.width), (const T *)p.x + t * p.num_inputs, sizeof(T) * p.num_inputs);
+  return rows;
+}
+
+// ---------------------------------------------------------------- activations of floats
+
+template <class T>
+struct FloatProduct {
+  const Product &p;
+  const Kind kind;
+  const T *x;  // [T, K]
+
+  int64_t num_panels() const { return (p.num_outputs + WIDTH - 1) / WIDTH; }
+
+  // Calls use(blocks, first, end) for stretches of inputs, in order; `kept` holds the numbers of all
+  // of them when there is another round with the same panel, and those of one otherwise.
+  template <class Use>
+  void stretches(int64_t panel, T *numbers, bool is_kept, bool is_there, const Use &use) const {
+    const int64_t size = is_kept ? p.width : STRETCH;
+    for (int64_t first = 0, end; first < p.width; first = end) {
+      end = std::min(first + STRETCH, p.width);
+      if (kind == INT8_GROUPS || kind == INT4_GROUPS)
+        end = std::min(end, (first / p.group_size + 1) * p.group_size);
+      const T *blocks[2];
+      for (int c = 0; c < 2; c++) {
+        if (kind == FLOATS) {
+          blocks[c] = (const T *)p.matrix + ((panel * 2 + c) * p.width + first) * LANES;
+          continue;
+        }
+        T *to = numbers + (c * size + (is_kept ? first : 0)) * LANES;
+        if (!is_there) dequantize(p, kind, panel * 2 + c, first, end, to);
+        blocks[c] = to;
+      }
+      use(blocks, first, end);
+    }
+  }
+
+  void finish_rows(int64_t panel, int64_t first_row, int num_rows, const float (*sums)[WIDTH]) const {
+    const float *scales = kind == INT8 ? p.scales : nullptr;
+    for (int r = 0; r < num_rows; r++) finish<T>(p, panel, first_row + r, sums[r], scales, 1.f);
+  }
+
+  template <int R>
+  void by_vectors(int64_t panel, int64_t first_row, T *numbers, bool is_kept, bool is_there) const {
+    VectorSums<T, R> sums;
+    stretches(panel, numbers, is_kept, is_there, [&](const T *const *blocks, int64_t first, int64_t end) {
+      const T *rows[R];
+      for (int r = 0; r < R; r++) rows[r] = x + (first_row + r) * p.width + first;
+      sums.add(rows, blocks, end - first);
+    });
+    float totals[R][WIDTH];
+    sums.write(totals);
+    finish_rows(panel, first_row, R, totals);
+  }
+
+  void some_rows(int64_t panel, int64_t first_row, int num_rows, T *numbers, bool is_kept,
+                 bool is_there) const {
+#ifdef __AMX_BF16__
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      if (has_matrix_unit()) {
+        const TileSums tiles(num_rows);
+        tiles.clear();
+        stretches(panel, numbers, is_kept, is_there, [&](const T *const *blocks, int64_t first, int64_t end) {
+          tiles.add(x + first_row * p.width + first, p.width * sizeof(T), blocks, end - first);
+        });
+        alignas(64) float totals[TILE_ROWS][WIDTH];
+        tiles.write(totals);
+        return finish_rows(panel, first_row, num_rows, totals);
+      }
+    }
+#endif
+    switch (num_rows) {
+#define ROWS(n) case n: return by_vectors<n>(panel, first_row, numbers, is_kept, is_there);
+      ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
+#undef ROWS
+    }
+  }
+
+  void run() const {
+    const bool has_tiles = std::is_same_v<T, BFloat16> && has_matrix_unit();
+    const int rows = has_tiles ? TILE_ROWS : VECTOR_ROWS;
+    const bool is_kept = p.num_tokens > rows;
+#pragma omp parallel num_threads(p.num_threads)
+    {
+      Aligned memory;
+      if (kind != FLOATS) memory.reserve(sizeof(T) * WIDTH * (is_kept ? p.width : STRETCH));
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t panel = 0; panel < num_panels(); panel++)
+        for (int64_t row = 0; row < p.num_tokens; row += rows)
+          some_rows(panel, row, int(std::min<int64_t>(rows, p.num_tokens - row)), memory.as<T>(), is_kept,
+                    row > 0);
+    }
+  }
+};
+
+// ---------------------------------------------------------------- activations of int8
+
+// Levels of a token by its own scale: to the nearest, ties to even, as torch rounds.
+template <class T>
+float quantize_row(const T *x, int64_t count, int8_t *to) {
+  float largest = 1e-30f;
+  for (int64_t i = 0; i < count; i++) largest = std::max(largest, std::fabs(to_float(x[i])));
+  const float factor = 127.f / largest;
+  for (int64_t i = 0; i < count; i++) to[i] = int8_t(std::nearbyint(to_float(x[i]) * factor));
+  return largest / 127.f;
+}
+
+template <int R>
+void integer_sums(const int8_t *const *rows, const int8_t *const *blocks, int64_t width,
+                  int32_t (*to)[WIDTH]) {
+  Ints acc[R][2];
+  memset(acc, 0, sizeof acc);
+#ifdef __AVX512VNNI__
+  // The instruction takes one side without sign: 128 is added to it, and its share subtracted.
+  Ints shares[2] = {};
+  for (int64_t k = 0; k < width; k += 4) {
+    for (int c = 0; c < 2; c++) {
+      const __m512i levels = _mm512_loadu_si512(blocks[c] + k * LANES);
+      shares[c] = (Ints)_mm512_dpbusd_epi32((__m512i)shares[c], _mm512_set1_epi32(int(0x80808080u)), levels);
+      for (int r = 0; r < R; r++) {
+        uint32_t four;
+        memcpy(&four, rows[r] + k, 4);
+        const __m512i x = _mm512_set1_epi32(int(four ^ 0x80808080u));
+        acc[r][c] = (Ints)_mm512_dpbusd_epi32((__m512i)acc[r][c], x, levels);
+      }
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < 2; c++) acc[r][c] -= shares[c];
+#else
+  for (int64_t k = 0; k < width; k += 4)
+    for (int c = 0; c < 2; c++) {
+      const Words levels = *(const WordsAt *)(blocks[c] + k * LANES);
+      for (int j = 0; j < 4; j++) {
+        const Ints column = (Ints)(levels << (24 - 8 * j)) >> 24;
+        for (int r = 0; r < R; r++) acc[r][c] += column * int(rows[r][k + j]);
+      }
+    }
+#endif
+  for (int r = 0; r < R; r++)
+    for (int c = 0; c < 2; c++) memcpy(to[r] + c * LANES, &acc[r][c], sizeof(Ints));
+}
+
+template <class T>
+struct IntegerProduct {
+  const Product &p;
+
+  void some_rows(int64_t panel, int64_t first_row, int num_rows, const int8_t *x,
+                 const float *row_scales) const {
+    alignas(64) int32_t totals[TILE_ROWS][WIDTH];
+    const int8_t *blocks[2];
+    for (int c = 0; c < 2; c++) blocks[c] = (const int8_t *)p.matrix + (panel * 2 + c) * p.width * LANES;
+    const int8_t *rows[VECTOR_ROWS];
+    for (int r = 0; r < std::min(num_rows, VECTOR_ROWS); r++) rows[r] = x + (first_row + r) * p.width;
+#ifdef __AMX_INT8__
+    if (has_matrix_unit()) {
+      const TileSums tiles(num_rows);
+      tiles.clear();
+      tiles.add(rows[0], p.width, blocks, p.width);
+      tiles.write(totals);
+    } else
+#endif
+      switch (num_rows) {
+#define ROWS(n) case n: integer_sums<n>(rows, blocks, p.width, totals); break;
+        ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
+#undef ROWS
+      }
+    float sums[WIDTH];
+    for (int r = 0; r < num_rows; r++) {
+      for (int o = 0; o < WIDTH; o++) sums[o] = float(totals[r][o]);
+      finish<T>(p, panel, first_row + r, sums, p.scales, row_scales[first_row + r]);
+    }
+  }
+
+  void run() const {
+    Aligned memory;
+    memory.reserve(p.num_tokens * p.width);
+    int8_t *x = memory.as<int8_t>();
+    std::vector<float> row_scales(p.num_tokens);
+#ifdef __AMX_INT8__
+    const int rows = has_matrix_unit() ? TILE_ROWS : VECTOR_ROWS;
+#else
+    const int rows = VECTOR_ROWS;
+#endif
+    const int64_t num_panels = (p.num_outputs + WIDTH - 1) / WIDTH;
+#pragma omp parallel num_threads(p.num_threads)
+    {
+#pragma omp for schedule(static)
+      for (int64_t t = 0; t < p.num_tokens; t++) {
+        int8_t *to = x + t * p.width;
+        row_scales[t] = quantize_row((const T *)p.x + t * p.num_inputs, p.num_inputs, to);
+        memset(to + p.num_inputs, 0, p.width - p.num_inputs);
+      }
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t panel = 0; panel < num_panels; panel++)
+        for (int64_t row = 0; row < p.num_tokens; row += rows)
+          some_rows(panel, row, int(std::min<int64_t>(rows, p.num_tokens - row)), x, row_scales.data());
+    }
+  }
+};
+
+template <class T>
+void multiply(const Product &p, Kind kind) {
+  if (kind == INT8_ACTIVATIONS) return IntegerProduct<T>{p}.run();
+  Aligned copy;
+  FloatProduct<T>{p, kind, widened<T>(p, copy)}.run();
+}
+
+}  // namespace
+
+extern "C" {
+
+// out = x Wᵀ + bias; see the top of the file. is_bfloat16: activations, bias and results, and the
+// matrix where it is one of floats; else float32.
+void shoal_multiply(int is_bfloat16, int kind, const void *x, const void *matrix, const void *scales,
+                    const void *zeros, const void *bias, void *out, int64_t num_tokens,
+                    int64_t num_inputs, int64_t width, int64_t num_outputs, int64_t group_size,
+                    int32_t num_threads) {
+  const Product product{x, matrix, (const float *)scales, (const uint8_t *)zeros, bias, out,
+                        num_tokens, num_inputs, width, num_outputs, group_size, num_threads};
+  if (is_bfloat16)
+    multiply<BFloat16>(product, Kind(kind));
+  else
+    multiply<float>(product, Kind(kind));
+}
+}

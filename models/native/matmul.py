@@ -1,0 +1,153 @@
+"""Products of a step's activations by the CPU kernels: matrices of floats, int8 and 4-bit levels.
+
+A token's results have the same bits whatever other tokens are in the step. Layouts are those of
+`models/native/matmul.cpp`.
+
+Shapes: T = tokens in the step, O = outputs, I = inputs, G = groups of inputs.
+"""
+
+import ctypes
+from enum import IntEnum
+
+import torch
+import torch.nn.functional as F
+
+from models.native.library import native_library
+from models.native.operations import DTYPES
+from models.quantization.matrix import QuantizedMatrix
+
+BLOCK = 16  # outputs
+OUTPUT_MULTIPLE = 32
+INPUT_MULTIPLE = 64
+
+
+class Kind(IntEnum):
+    """Of a matrix, as the kernel numbers them."""
+
+    FLOATS = 0
+    INT8 = 1
+    INT8_GROUPS = 2
+    INT4_GROUPS = 3
+    INT8_ACTIVATIONS = 4
+
+
+def native_product(
+    matrix: QuantizedMatrix, *, dtype: torch.dtype, device: str
+) -> "NativeProduct | None":
+    """The kernel's product of a quantized matrix, where it serves here; inputs in its own order."""
+    fits = device == "cpu" and dtype in DTYPES and matrix.scheme.weights in ("int8", "int4")
+    library = native_library() if fits else None
+    if library is None:
+        return None
+    kind = _kind(matrix)
+    num_outputs, num_inputs = matrix.levels_OI.shape
+    per_lane = 4 if kind is Kind.INT8_ACTIVATIONS else 2
+    packed = _in_blocks(matrix.levels_OI, per_lane)
+    group_size = 0
+    scales, zeros = matrix.scales_OG.flatten(), None
+    if kind in (Kind.INT8_GROUPS, Kind.INT4_GROUPS):
+        group_size = matrix.scheme.group_size or _multiple(num_inputs, INPUT_MULTIPLE)
+        num_groups = -(-_multiple(num_inputs, INPUT_MULTIPLE) // group_size)
+        scales = _groups_in_blocks(matrix.scales_OG, num_groups)
+        if matrix.zeros_OG is not None:
+            zeros = _groups_in_blocks(matrix.zeros_OG, num_groups)
+    return NativeProduct(
+        library,
+        kind,
+        _in_words(packed) if kind is Kind.INT4_GROUPS else packed,
+        sizes=(num_outputs, num_inputs, group_size),
+        scales=scales.contiguous(),
+        zeros=zeros,
+    )
+
+
+def native_float_product(weight_OI: torch.Tensor) -> "NativeProduct | None":
+    """The kernel's product of a matrix of floats, where it serves here."""
+    fits = weight_OI.device.type == "cpu" and weight_OI.dtype in DTYPES
+    library = native_library() if fits else None
+    if library is None:
+        return None
+    num_outputs, num_inputs = weight_OI.shape
+    return NativeProduct(
+        library, Kind.FLOATS, _in_blocks(weight_OI, 2), sizes=(num_outputs, num_inputs, 0)
+    )
+
+
+class NativeProduct:
+    """A matrix in the kernel's layout. A `MatrixProduct`."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        kind: Kind,
+        packed: torch.Tensor,
+        *,
+        sizes: tuple[int, int, int],
+        scales: torch.Tensor | None = None,
+        zeros: torch.Tensor | None = None,
+    ) -> None:
+        """`sizes`: outputs, inputs, and the inputs of a group."""
+        self._multiply = library.shoal_multiply
+        self._kind = int(kind)
+        self._tensors = (packed, scales, zeros)  # the addresses below live as long as these
+        self._addresses = tuple(None if t is None else t.data_ptr() for t in self._tensors)
+        self._num_outputs, self._num_inputs, self._group_size = sizes
+        self._width = _multiple(self._num_inputs, INPUT_MULTIPLE)
+
+    def __call__(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+        x_TI = x_TI.contiguous()
+        assert x_TI.shape[1] == self._num_inputs, "the matrix has as many columns"
+        num_tokens = x_TI.shape[0]
+        out_TO = torch.empty(num_tokens, self._num_outputs, dtype=x_TI.dtype)
+        self._multiply(
+            x_TI.dtype is torch.bfloat16,
+            self._kind,
+            x_TI.data_ptr(),
+            *self._addresses,
+            None if bias_O is None else bias_O.data_ptr(),
+            out_TO.data_ptr(),
+            num_tokens,
+            self._num_inputs,
+            self._width,
+            self._num_outputs,
+            self._group_size,
+            torch.get_num_threads(),
+        )
+        return out_TO
+
+
+def _kind(matrix: QuantizedMatrix) -> Kind:
+    if matrix.scheme.is_dynamic:
+        return Kind.INT8_ACTIVATIONS
+    if matrix.scheme.weights == "int4":
+        return Kind.INT4_GROUPS
+    is_per_channel = matrix.scheme.group_size is None and matrix.zeros_OG is None
+    return Kind.INT8 if is_per_channel else Kind.INT8_GROUPS
+
+
+def _multiple(number: int, of: int) -> int:
+    return -(-number // of) * of
+
+
+def _in_blocks(matrix_OI: torch.Tensor, per_lane: int) -> torch.Tensor:
+    """[O / 16, I / P, 16, P], filled up with zeros."""
+    num_outputs, num_inputs = matrix_OI.shape
+    padding = (0, -num_inputs % INPUT_MULTIPLE, 0, -num_outputs % OUTPUT_MULTIPLE)
+    filled_OI = F.pad(matrix_OI, padding)
+    blocks = filled_OI.view(-1, BLOCK, filled_OI.shape[1] // per_lane, per_lane)
+    return blocks.transpose(1, 2).contiguous()
+
+
+def _in_words(packed: torch.Tensor) -> torch.Tensor:
+    """4-bit levels [O / 16, I / 2, 16, 2] as words [O / 16, I / 8, 16]: 8 levels of two outputs."""
+    # [blocks, words of 8 inputs, 4 pairs, low or high eight outputs, 8 outputs · 2 inputs]
+    levels = packed.view(len(packed), -1, 4, 2, BLOCK)
+    bytes_ = levels[:, :, :, 0] | (levels[:, :, :, 1] << 4)
+    return bytes_.transpose(2, 3).contiguous()  # the four bytes of a word, lowest first
+
+
+def _groups_in_blocks(per_group_OG: torch.Tensor, num_groups: int) -> torch.Tensor:
+    """[O / 16, G, 16], filled up with zeros."""
+    num_outputs, given = per_group_OG.shape
+    filled = F.pad(per_group_OG, (0, num_groups - given, 0, -num_outputs % OUTPUT_MULTIPLE))
+    return filled.view(-1, BLOCK, num_groups).transpose(1, 2).contiguous()

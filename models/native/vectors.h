@@ -1,0 +1,118 @@
+// Vectors of 16 numbers, bfloat16, and whether there is a matrix unit: what the kernels have in common.
+// GCC's vector types, so that the same source fits AVX2, AVX-512 and NEON, with one instruction of its
+// own for bfloat16 dot products where the CPU has it.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__AVX512F__) || defined(__AMX_TILE__)
+#include <immintrin.h>
+#endif
+#ifdef __AMX_TILE__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+constexpr int LANES = 16;
+constexpr int MATRIX_ROWS = 16;  // of a tile of the matrix unit (AMX)
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef float FloatsAt __attribute__((vector_size(64), aligned(4)));
+typedef uint32_t WordsAt __attribute__((vector_size(64), aligned(2)));
+typedef uint16_t HalvesAt __attribute__((vector_size(32), aligned(2)));
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <class T>
+constexpr int PER_LANE = 4 / sizeof(T);
+
+inline Floats splat(float x) { return x - Floats{}; }
+
+inline float to_float(float x) { return x; }
+inline float to_float(BFloat16 x) {
+  uint32_t bits = uint32_t(x.bits) << 16;
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+inline void store(float x, float *to) { *to = x; }
+inline void store(float x, BFloat16 *to) {  // round to nearest, ties to even; NaN stays NaN
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  to->bits = x == x ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : 0x7fc0;
+}
+
+inline Floats load(const float *from) { return *(const FloatsAt *)from; }
+inline Floats load(const BFloat16 *from) {
+  return (Floats)(__builtin_convertvector(*(const HalvesAt *)from, Words) << 16);
+}
+inline void store(Floats x, float *to) { *(FloatsAt *)to = x; }
+inline void store(Floats x, BFloat16 *to) {
+#ifdef __AVX512BF16__
+  _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
+  Words bits = (Words)x;
+  Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  rounded = (Ints)(x == x) ? rounded : (Words{} + 0x7fc0);
+  *(HalvesAt *)to = __builtin_convertvector(rounded, Halves);
+#endif
+}
+// Rounded as the element type rounds, and back.
+inline Floats as_stored(Floats x, const float *) { return x; }
+inline Floats as_stored(Floats x, const BFloat16 *) {
+#ifdef __AVX512BF16__
+  const __m256i halves = (__m256i)_mm512_cvtneps_pbh((__m512)x);
+  return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+#else
+  BFloat16 memory[LANES];
+  store(x, memory);
+  return load(memory);
+#endif
+}
+
+inline float sum(Floats x) {
+  float total = 0;
+  for (int i = 0; i < LANES; i++) total += x[i];
+  return total;
+}
+
+// acc += the lanes of 16 x P elements times the P elements of one query (or weight), lane by lane.
+inline void multiply_add(Floats &acc, const float *sixteen, const float *one) {
+  acc += load(sixteen) * *one;
+}
+inline void multiply_add(Floats &acc, const BFloat16 *sixteen, const BFloat16 *one) {
+  uint32_t pair;
+  memcpy(&pair, one, 4);
+#ifdef __AVX512BF16__
+  acc = (Floats)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_loadu_si512(sixteen),
+                                 (__m512bh)_mm512_set1_epi32(int(pair)));
+#else
+  Words words = *(const WordsAt *)sixteen;
+  acc += (Floats)(words << 16) * to_float(one[0]);
+  acc += (Floats)(words & 0xffff0000u) * to_float(one[1]);
+#endif
+}
+
+// Linux hands the matrix unit to processes that ask for it.
+inline bool has_matrix_unit() {
+#ifdef __AMX_TILE__
+  constexpr int REQUEST = 0x1023, TILE_DATA = 18;
+  static const bool is_granted = !syscall(SYS_arch_prctl, REQUEST, TILE_DATA);
+  return is_granted;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
