@@ -33,6 +33,9 @@ def plan(
         int | None, typer.Option(min=1, help="Tokens of a sequence; default 8192.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="Default: the checkpoint's own.")] = "auto",
+    quantization: Annotated[
+        str, typer.Option(help="int8, int8_dynamic, int4, fp8 …; default: as it is stored.")
+    ] = "auto",
 ) -> None:
     """Say what a model needs on given GPUs: weights, KV cache, sequences, and speed at most.
 
@@ -40,7 +43,13 @@ def plan(
     """
     planner = importlib.import_module("models.memory_plan")
     try:
-        made = planner.make_plan(find_config(model), gpu, dtype=dtype, context_tokens=context)
+        made = planner.make_plan(
+            find_config(model),
+            gpu,
+            dtype=dtype,
+            quantization=quantization,
+            context_tokens=context,
+        )
     except ValueError as error:
         raise CommandError(str(error)) from error
     show(report(made))
@@ -99,9 +108,12 @@ def report(made: Any) -> list[Any]:
             f"{ranks.batch_tokens_per_s:,.0f}",
             f"{ranks.prompt_tokens_per_s:,.0f}",
         )
+    kinds = config.dtype
+    if config.quantization is not None:
+        kinds = f"{config.quantization.name} and {kinds}"
     head = (
         f"{config.architecture}, {made.num_parameters / 1e6:,.0f} million parameters in "
-        f"{config.dtype}, on {made.num_gpus} × {gpu.title} ({gpu.memory_bytes / GIB:.1f} GiB, "
+        f"{kinds}, on {made.num_gpus} × {gpu.title} ({gpu.memory_bytes / GIB:.1f} GiB, "
         f"{gpu.bytes_per_s / 1e12:g} TB/s, {gpu.flops_per_s / 1e12:g} TFLOP/s; {gpu.source})"
     )
     return [head, table, *problems, "speeds are upper bounds, for one replica"]

@@ -65,6 +65,8 @@ class EngineConfig(Section):
     # null: no limit. Beside no online request they take whole steps.
     max_batch_slowdown: Annotated[float, Field(ge=0)] | None = 0.05
     enable_prefix_caching: bool = True
+    # A sequence's logits have the same bits whatever else is in the batch; on a CPU.
+    deterministic: bool = False
     num_threads: Annotated[int, Field(ge=1)] | None = None  # CPU, all ranks; None: all cores
     enable_cuda_graphs: bool = True  # on a GPU, of steps that only decode; off: for debugging
     # LoRA adapters that are loaded at once, and the highest rank of one: slots of this size are

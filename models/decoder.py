@@ -19,7 +19,7 @@ from models.adapters.bank import AdapterStep
 from models.adapters.targets import LinearName
 from models.attention.backend import StepAttention
 from models.checkpoint import DecoderConfig
-from models.layers import Linear, MatrixProduct, Rope, rms_norm
+from models.layers import Linear, MatrixProduct, Rope
 from models.operations import DecoderOperations, HeadNorms, Rotation, TorchOperations
 from models.parallel.group import TPGroup
 from models.parallel.sharding import Shards
@@ -289,7 +289,8 @@ class Decoder:
     def logits(self, hidden_RM: torch.Tensor) -> torch.Tensor | None:
         """Logits [R, vocabulary] of some rows of what `forward` returned, in the model's dtype, on
         rank 0; None on the others."""
-        normed_RM = rms_norm(hidden_RM, self.norm_M, self.config.rms_norm_eps)
+        eps = self.config.rms_norm_eps
+        normed_RM = self._operations.add_rms_norm(hidden_RM, None, self.norm_M, eps)
         logits_RV = self._group.gather_columns(self.lm_head(normed_RM))
         return None if logits_RV is None else logits_RV[:, : self.config.vocab_size]
 

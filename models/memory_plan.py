@@ -10,14 +10,19 @@ exchanges between the ranks; nothing measured is in it, so real engines stay bel
     exchanges    2 · layers + 1 sums of [tokens, model width], which a ring brings to each GPU
                  2 · (ranks - 1) / ranks times, and logits [sequences, vocabulary] gathered on
                  rank 0, whose link is therefore the busiest; and the link's latency for each
+
+A quantized matrix counts by its levels and scales. Where activations are quantized too, a GPU
+multiplies twice as fast (its dense int8 and fp8 rates); else as fast as the dtype's floats.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.checkpoint import SUPPORTED_DTYPES, DecoderConfig, read_decoder_config
 from models.gpus import GPU, read_gpus
 from models.parallel.sharding import Shards, sharding_problem
+from models.quantization.scheme import choose_quantization
 
 GIB = 2**30
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -25,6 +30,7 @@ BLOCK_SIZE = 16
 UTILIZATION = 0.9  # `gpu_memory_utilization`: the rest is for what a step needs in between
 CONTEXT_BYTES = 3 * GIB // 4  # assumed for CUDA, NCCL and tables of rotations on each GPU
 PROMPT_STEP_TOKENS = 2048
+DYNAMIC_SPEEDUP = 2  # of int8 and fp8 products against bfloat16
 FLOAT32_SLOWDOWN = 2  # of TF32 products against bfloat16
 
 
@@ -60,13 +66,19 @@ class Plan:
 
 
 def make_plan(
-    folder: Path, gpus: str, *, dtype: str = "auto", context_tokens: int | None = None
+    folder: Path,
+    gpus: str,
+    *,
+    dtype: str = "auto",
+    quantization: str = "auto",
+    context_tokens: int | None = None,
 ) -> Plan:
     """
     Args:
         folder: with a config.json; nothing else is read.
         gpus: like "h100:8".
         dtype: "auto" is the checkpoint's own.
+        quantization: one of `QUANTIZATION_NAMES`; "auto" is as the checkpoint is stored.
         context_tokens: of each sequence; None: 8192, or the model's limit where that is less.
 
     Raises:
@@ -78,6 +90,8 @@ def make_plan(
         if dtype not in DTYPE_BYTES:
             raise ValueError(f"dtype {dtype!r} is not one of auto, {', '.join(SUPPORTED_DTYPES)}")
         config = replace(config, dtype=dtype)  # type: ignore[arg-type]  # it is one of them
+    chosen = choose_quantization(quantization, config.quantization)
+    config = replace(config, quantization=chosen)
     limit = config.max_position_embeddings
     context = min(8192, limit) if context_tokens is None else context_tokens
     if not 0 < context <= limit:
@@ -138,6 +152,53 @@ def _count(shards: Shards) -> Counts:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightBytes:
+    """Of rank 0."""
+
+    total: int
+    read_per_step: int
+
+
+def weight_bytes(shards: Shards) -> WeightBytes:
+    """What the weights take, quantized or not; see `Counts`."""
+    config, counts = shards.config, _count(shards)
+    dtype_bytes = DTYPE_BYTES[config.dtype]
+    total, read = counts.total * dtype_bytes, counts.read_per_step * dtype_bytes
+    if config.quantization is None:
+        return WeightBytes(total=total, read_per_step=read)
+    for module, (num_outputs, num_inputs) in _matrices(shards):
+        scheme = config.quantization.of(module)
+        if scheme is None:
+            continue
+        quantized = scheme.num_bytes(num_outputs, num_inputs)
+        floats = num_outputs * num_inputs * dtype_bytes
+        read += quantized - floats
+        is_beside = module == "lm_head" and config.tie_word_embeddings  # rows are looked up still
+        total += quantized - (0 if is_beside else floats)
+    return WeightBytes(total=total, read_per_step=read)
+
+
+def _matrices(shards: Shards) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Every matrix of rank 0 that may be quantized, with its outputs and inputs."""
+    config, width = shards.config, shards.model_config.hidden_size
+    q_width = config.num_heads * config.head_dim
+    kv_width = config.num_kv_heads * config.head_dim
+    shapes = {
+        "self_attn.q_proj": (q_width, width),
+        "self_attn.k_proj": (kv_width, width),
+        "self_attn.v_proj": (kv_width, width),
+        "self_attn.o_proj": (width, q_width),
+        "mlp.gate_proj": (config.intermediate_size, width),
+        "mlp.up_proj": (config.intermediate_size, width),
+        "mlp.down_proj": (width, config.intermediate_size),
+    }
+    for layer_index in range(config.num_layers):
+        for name, shape in shapes.items():
+            yield f"model.layers.{layer_index}.{name}", shape
+    yield "lm_head", (shards.num_vocabulary_rows, width)
+
+
 def _plan_ranks(
     config: DecoderConfig, gpu: GPU, *, size: int, num_replicas: int, context: int
 ) -> RankPlan:
@@ -145,21 +206,21 @@ def _plan_ranks(
     if problem is not None:
         return RankPlan(size=size, num_replicas=num_replicas, problem=problem)
     roofline = _Roofline(config, gpu, size)
-    weight_bytes = roofline.counts.total * roofline.dtype_bytes
+    total_bytes = roofline.weight_bytes.total
     budget = int(gpu.memory_bytes * UTILIZATION) - CONTEXT_BYTES
-    kv_bytes = budget - weight_bytes
+    kv_bytes = budget - total_bytes
     num_blocks = max(0, kv_bytes) // (roofline.kv_bytes_per_token * BLOCK_SIZE)
     num_sequences = num_blocks // -(-context // BLOCK_SIZE)
     if num_sequences == 0:
         return RankPlan(
             size=size,
             num_replicas=num_replicas,
-            problem=_too_little(weight_bytes, budget, num_blocks * BLOCK_SIZE, context),
+            problem=_too_little(total_bytes, budget, num_blocks * BLOCK_SIZE, context),
         )
     return RankPlan(
         size=size,
         num_replicas=num_replicas,
-        weight_bytes=weight_bytes,
+        weight_bytes=total_bytes,
         kv_bytes=kv_bytes,
         kv_bytes_per_token=roofline.kv_bytes_per_token,
         capacity_tokens=num_blocks * BLOCK_SIZE,
@@ -172,14 +233,14 @@ def _plan_ranks(
     )
 
 
-def _too_little(weight_bytes: int, budget: int, capacity_tokens: int, context: int) -> str:
-    if weight_bytes > budget:
+def _too_little(total_bytes: int, budget: int, capacity_tokens: int, context: int) -> str:
+    if total_bytes > budget:
         return (
-            f"the weights take {weight_bytes / GIB:.1f} GiB of each GPU, "
+            f"the weights take {total_bytes / GIB:.1f} GiB of each GPU, "
             f"of whose memory {budget / GIB:.1f} GiB may be used"
         )
     return (
-        f"beside {weight_bytes / GIB:.1f} GiB of weights there is room for the keys and values of "
+        f"beside {total_bytes / GIB:.1f} GiB of weights there is room for the keys and values of "
         f"{capacity_tokens:,} tokens, less than one sequence of {context:,}"
     )
 
@@ -192,6 +253,10 @@ class _Roofline:
         self._size = size
         self._shards = Shards(config, size=size)
         self.counts = _count(self._shards)
+        self.weight_bytes = weight_bytes(self._shards)
+        quantization = config.quantization
+        is_dynamic = quantization is not None and quantization.layers.is_dynamic
+        self._speedup = DYNAMIC_SPEEDUP if is_dynamic else 1
         self.dtype_bytes = DTYPE_BYTES[config.dtype]
         rank = self._shards.config
         self._kv_bytes_per_layer = 2 * rank.num_kv_heads * rank.head_dim * self.dtype_bytes
@@ -213,10 +278,10 @@ class _Roofline:
     def decode_s(self, num_sequences: int, context: int) -> float:
         """A step that adds a token to each of so many sequences."""
         attended = num_sequences * self._attended_in_all_layers(context)
-        num_bytes = (
-            self.counts.read_per_step * self.dtype_bytes + attended * self._kv_bytes_per_layer
-        )
-        flops = 2 * num_sequences * self.counts.in_products + self._attention_flops(attended)
+        num_bytes = self.weight_bytes.read_per_step + attended * self._kv_bytes_per_layer
+        head = self._head_numbers()
+        in_products = (self.counts.in_products - head) // self._speedup + head
+        flops = 2 * num_sequences * in_products + self._attention_flops(attended)
         return self._step_s(num_bytes, flops) + self._exchanges_s(num_sequences, num_sequences)
 
     def prompt_s(self, context: int) -> float:
@@ -225,11 +290,14 @@ class _Roofline:
         num_steps = -(-context // PROMPT_STEP_TOKENS)
         # Each token attends to half of what the last one does, or to the window.
         attended = context * min(self._attended_in_all_layers(context), num_layers * context // 2)
-        head = self._shards.num_vocabulary_rows * self._shards.config.hidden_size
-        flops = 2 * context * (self.counts.in_products - head) + self._attention_flops(attended)
-        num_bytes = num_steps * self.counts.read_per_step * self.dtype_bytes
+        in_products = (self.counts.in_products - self._head_numbers()) // self._speedup
+        flops = 2 * context * in_products + self._attention_flops(attended)
+        num_bytes = num_steps * self.weight_bytes.read_per_step
         exchanges_s = self._exchanges_s(min(context, PROMPT_STEP_TOKENS), 1)
         return self._step_s(num_bytes, flops) + num_steps * exchanges_s
+
+    def _head_numbers(self) -> int:
+        return self._shards.num_vocabulary_rows * self._shards.config.hidden_size
 
     def _attended_in_all_layers(self, context: int) -> int:
         windows = self._shards.config.layer_windows

@@ -25,9 +25,17 @@ MAX_GROUP_SIZE = 12  # query heads of a key head
 
 
 def native_attention(
-    kv_cache: KVCache, *, num_heads: int, layer_windows: Sequence[int | None]
+    kv_cache: KVCache,
+    *,
+    num_heads: int,
+    layer_windows: Sequence[int | None],
+    is_invariant: bool = False,
 ) -> "NativeAttention | None":
-    """The kernels, where they serve a cache of this shape here."""
+    """The kernels, where they serve a cache of this shape here.
+
+    Args:
+        is_invariant: a token's output has the same bits whatever else is in its step.
+    """
     tensor = kv_cache.tensor_YB2KSD
     num_kv_heads, block_size, head_dim = tensor.shape[3:]
     fits = (
@@ -41,7 +49,9 @@ def native_attention(
     library = native_library() if fits else None
     if library is None:
         return None
-    return NativeAttention(library, kv_cache, layer_windows=layer_windows)
+    return NativeAttention(
+        library, kv_cache, layer_windows=layer_windows, is_invariant=is_invariant
+    )
 
 
 class NativeAttention:
@@ -53,10 +63,12 @@ class NativeAttention:
         kv_cache: KVCache,
         *,
         layer_windows: Sequence[int | None],
+        is_invariant: bool = False,
     ) -> None:
         self._library = library
         self._kv_cache = kv_cache
         self._layer_windows = tuple(layer_windows)
+        self._is_invariant = is_invariant
 
     def prepare(self, inputs: StepInputs) -> "NativeStepAttention":
         """Lay the step out as arrays; empties blocks that the step begins."""
@@ -72,6 +84,7 @@ class NativeAttention:
             slots_T=np.asarray(inputs.slot_mapping, dtype=np.int64),
             table_SW=table_SW,
             lens_2S=np.array([inputs.query_lens, inputs.context_lens], dtype=np.int32),
+            is_invariant=self._is_invariant,
         )
 
 
@@ -87,6 +100,7 @@ class NativeStepAttention:
         slots_T: NDArray[np.int64],
         table_SW: NDArray[np.int32],
         lens_2S: NDArray[np.int32],
+        is_invariant: bool = False,
     ) -> None:
         """`lens_2S`: tokens of each sequence in the step, and in its context after it."""
         self._attend = library.shoal_attend
@@ -99,6 +113,7 @@ class NativeStepAttention:
             array.ctypes.data for array in self._arrays
         )
         self._num_threads = torch.get_num_threads()
+        self._is_invariant = is_invariant
 
     def attend(
         self, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, *, layer_index: int
@@ -131,5 +146,6 @@ class NativeStepAttention:
             self._layer_windows[layer_index] or 0,
             head_dim**-0.5,
             self._num_threads,
+            self._is_invariant,
         )
         return out_THD

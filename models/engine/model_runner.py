@@ -34,6 +34,7 @@ from models.checkpoint import (
 from models.decoder import Decoder
 from models.engine.beam_candidates import beam_candidates
 from models.engine.cuda_graphs import ComputedStep
+from models.engine.determinism import check_deterministic, unsupported
 from models.engine.devices import find_device, make_recorder, runs_triton, set_threads
 from models.engine.kv_cache import (
     KVCache,
@@ -52,6 +53,7 @@ from models.engine.step_inputs import (
 from models.engine.step_interrupt import InterruptibleAttention, StepInterrupt
 from models.engine.transfers import upload
 from models.layers import can_pack
+from models.native.matmul import native_float_product
 from models.native.operations import native_operations
 from models.operations import DecoderOperations
 from models.parallel.group import TPGroup
@@ -150,15 +152,9 @@ class ModelRunner:
             self._bank = _adapter_bank(shards, engine_config, self._dtype, str(self._device))
         else:
             if group.size > 1 or random_weights or quantization not in ("auto", "none"):
-                raise ValueError(
-                    f"{checkpoint_dir}: this architecture is computed by transformers' modules, "
-                    "which are neither shared by ranks nor quantized nor made up"
-                )
-            if engine_config.max_loaded_adapters:
-                raise ValueError(
-                    f"{checkpoint_dir}: this architecture is computed by transformers' modules, "
-                    "beside which there are no adapters"
-                )
+                raise _foreign(checkpoint_dir, "neither shared by ranks nor quantized nor made up")
+            if engine_config.max_loaded_adapters or engine_config.deterministic:
+                raise _foreign(checkpoint_dir, "neither deterministic nor used with adapters")
             self._quantization = None
             foreign = importlib.import_module("models.transformers_decoder")
             self._dtype = _dtype(dtype, foreign.read_dtype(checkpoint_dir))
@@ -180,7 +176,9 @@ class ModelRunner:
         if runs_triton(self._device):
             self._gpu_steps = self._make_gpu_steps(shape_of_rank, engine_config, group)
         else:
-            self._attention = _attention(self._kv_cache, shape_of_rank)
+            self._attention = _attention(
+                self._kv_cache, shape_of_rank, is_deterministic=engine_config.deterministic
+            )
         self._sampler = Sampler()
         self._interrupt = StepInterrupt()
         self._shape = shape
@@ -293,19 +291,30 @@ class ModelRunner:
         group: TPGroup,
         random_weights: bool,
     ) -> Decoder:
+        rank_config = Shards(config, rank=group.rank, size=group.size).config
+        if engine_config.deterministic:
+            check_deterministic(
+                rank_config,
+                engine_config,
+                dtype=self._dtype,
+                device=self._device,
+                num_ranks=group.size,
+            )
         decoder = Decoder(
             config,
             num_positions=context_limit(config, engine_config),
             dtype=self._dtype,
             device=str(self._device),
-            operations=self._operations(Shards(config, rank=group.rank, size=group.size).config),
+            operations=self._operations(rank_config),
             group=group,
         )
         if random_weights:
             init_random_weights(decoder, seed=0)
         else:
             load_weights(decoder, checkpoint_dir)
-        if can_pack(self._dtype, self._device.type):
+        if engine_config.deterministic:
+            decoder.pack(native_float_product)
+        elif can_pack(self._dtype, self._device.type):
             decoder.pack()
         return decoder
 
@@ -468,10 +477,26 @@ def _candidates(logits_RV: torch.Tensor, inputs: StepInputs) -> dict[int, BeamCa
     return dict(zip(wanted, found, strict=True))
 
 
-def _attention(kv_cache: KVCache, shape: DecoderShape) -> AttentionBackend:
+def _attention(
+    kv_cache: KVCache, shape: DecoderShape, *, is_deterministic: bool
+) -> AttentionBackend:
     heads, windows = shape.num_heads, shape.layer_windows
-    native = native_attention(kv_cache, num_heads=heads, layer_windows=windows)
+    native = native_attention(
+        kv_cache, num_heads=heads, layer_windows=windows, is_invariant=is_deterministic
+    )
+    if native is None and is_deterministic:
+        raise unsupported(
+            f"block_size {kv_cache.block_size} and {heads // shape.num_kv_heads} heads to a key "
+            "head; supported: multiples of 16 up to 128, and at most 12"
+        )
     return native or CPUAttention(kv_cache, num_heads=heads, layer_windows=windows)
+
+
+def _foreign(checkpoint_dir: Path, what: str) -> ValueError:
+    return ValueError(
+        f"{checkpoint_dir}: this architecture is computed by transformers' modules, "
+        f"which are {what}"
+    )
 
 
 def _dtype(name: str, checkpoints: DTypeName) -> torch.dtype:

@@ -68,6 +68,9 @@ struct Step {
   int32_t num_heads, num_kv_heads, head_dim, block_size;
   int32_t window;  // keys that a query sees, its own included; 0: all
   float scale;
+  // A token's output has the same bits whatever else is in the step: keys are taken in chunks and
+  // parts that begin at multiples of their sizes, and one unit computes tiles of any number of rows.
+  bool is_invariant;
 };
 
 struct Tile {
@@ -130,7 +133,7 @@ struct Attention {
     alignas(64) T weights[Unit::ROWS * CHUNK] = {};
     const T *keys[CHUNK / LANES], *values[CHUNK / LANES];
     const int32_t *table = s.tables + tile.sequence * s.table_width;
-    const int chunk = CHUNK / S * S;  // whole blocks
+    const int chunk = this->chunk();
     Unit unit(*this, rows);
     for (int key = tile.first_key; key < tile.end_key; key += chunk) {
       const int end = std::min(key + chunk, tile.end_key);
@@ -186,11 +189,11 @@ struct Attention {
   }
 
   // Scores and outputs by vectors, R rows at a time.
-  template <int R>
+  template <int R, bool IS_INVARIANT>
   struct VectorUnit {
     static constexpr int ROWS = R;
     // Sums that do not wait for each other: an addition takes as long as several can be started in.
-    static constexpr int C = R <= 3 ? 4 : R <= 6 ? 2 : 1;
+    static constexpr int C = IS_INVARIANT ? 1 : R <= 3 ? 4 : R <= 6 ? 2 : 1;
     const Attention &a;
     const Rows &rows;
     const int D = a.D, S = a.S, P = a.P;
@@ -303,12 +306,7 @@ struct Attention {
   void attend(const Tile &tile, std::vector<Partial> &partials) const {
     Rows rows = rows_of(tile);
     std::vector<float> out(size_t(MATRIX_ROWS) * D);
-    switch (rows.count) {
-#define ROWS(n) case n: attend_rows<VectorUnit<n>>(tile, rows, out.data()); break;
-      ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
-#undef ROWS
-      default: attend_many_rows(tile, rows, out.data());
-    }
+    attend_all_rows(tile, rows, out.data());
     if (tile.part < 0) {
       for (int r = 0; r < rows.count; r++) write(tile, r, &out[size_t(r) * D], 1.f / rows.total[r]);
       return;
@@ -319,14 +317,24 @@ struct Attention {
     partial.out.swap(out);
   }
 
-  void attend_many_rows(const Tile &tile, Rows &rows, float *out) const {
+  void attend_all_rows(const Tile &tile, Rows &rows, float *out) const {
 #ifdef __AMX_BF16__
     if constexpr (std::is_same_v<T, BFloat16>) {
-      if (has_matrix_unit()) return attend_rows<MatrixUnit>(tile, rows, out);
+      const bool is_worth_it = rows.count > 6 || s.is_invariant;
+      if (is_worth_it && has_matrix_unit()) return attend_rows<MatrixUnit>(tile, rows, out);
     }
 #endif
+    if (s.is_invariant)
+      attend_by_vectors<true>(tile, rows, out);
+    else
+      attend_by_vectors<false>(tile, rows, out);
+  }
+
+  template <bool IS_INVARIANT>
+  void attend_by_vectors(const Tile &tile, Rows &rows, float *out) const {
     switch (rows.count) {
-#define ROWS(n) case n: attend_rows<VectorUnit<n>>(tile, rows, out); break;
+#define ROWS(n) case n: attend_rows<VectorUnit<n, IS_INVARIANT>>(tile, rows, out); break;
+      ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
       ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
 #undef ROWS
     }
@@ -362,20 +370,19 @@ struct Attention {
     std::vector<std::pair<int, int>> parts_of;  // by whole tile: first part, number of parts
     int num_parts = 0;
     for (Tile tile : whole) {
-      const int num_keys = tile.end_key - tile.first_key;
-      // Few tiles and long contexts: several threads share a tile's keys.
-      const int wanted = int(whole.size()) >= 4 * num_threads ? 1 : num_keys / SPLIT_KEYS;
-      if (wanted <= 1) {
+      const int step = part_keys(tile, int(whole.size()), num_threads);
+      // Where parts begin: at the tile's first key, or at multiples of their size.
+      const int origin = s.is_invariant ? tile.first_key / step * step : tile.first_key;
+      if (origin + step >= tile.end_key) {
         tile.part = -1;
         split.push_back(tile);
         parts_of.push_back({0, 0});
         continue;
       }
-      const int step = (num_keys / wanted + S - 1) / S * S;
       parts_of.push_back({num_parts, 0});
-      for (int key = tile.first_key; key < tile.end_key; key += step) {
+      for (int key = origin; key < tile.end_key; key += step) {
         Tile piece = tile;
-        piece.first_key = key;
+        piece.first_key = std::max(key, tile.first_key);
         piece.end_key = std::min(key + step, tile.end_key);
         piece.part = num_parts++;
         parts_of.back().second++;
@@ -393,6 +400,16 @@ struct Attention {
 
   static constexpr int SPLIT_KEYS = 1024;
 
+  // The keys of one part of a tile. Few tiles and long contexts: several threads share a tile's keys.
+  int part_keys(const Tile &tile, int num_tiles, int num_threads) const {
+    if (s.is_invariant) return SPLIT_KEYS / chunk() * chunk();
+    const int num_keys = tile.end_key - tile.first_key;
+    const int wanted = num_tiles >= 4 * num_threads ? 1 : num_keys / SPLIT_KEYS;
+    return wanted <= 1 ? num_keys : (num_keys / wanted + S - 1) / S * S;
+  }
+
+  int chunk() const { return CHUNK / S * S; }  // whole blocks
+
   // Longest first, so that the last ones to start are short.
   std::vector<Tile> tiles() const {
     std::vector<Tile> found;
@@ -403,8 +420,9 @@ struct Attention {
       for (int first = 0; first < query_len; first += queries_per_tile) {
         const int count = std::min(queries_per_tile, query_len - first);
         const int seen_from = s.window ? std::max(0, position + first + 1 - s.window) : 0;
+        const int unit = s.is_invariant ? chunk() : S;
         for (int32_t head = 0; head < s.num_kv_heads; head++)
-          found.push_back({i, head, first, count, row + first, seen_from / S * S,
+          found.push_back({i, head, first, count, row + first, seen_from / unit * unit,
                            position + first + count, -1});
       }
       row += query_len;
@@ -513,9 +531,10 @@ void shoal_attend(int is_bfloat16, const void *q, const void *k, const void *v, 
                   void *out, const int32_t *tables, const int32_t *query_lens,
                   const int32_t *context_lens, int64_t num_sequences,
                   int64_t table_width, int64_t num_tokens, int32_t H, int32_t K, int32_t D,
-                  int32_t S, int32_t window, float scale, int32_t num_threads) {
-  const Step step{q, q_stride, cache, out, tables, query_lens, context_lens,
-                  num_sequences, table_width, H, K, D, S, window, scale};
+                  int32_t S, int32_t window, float scale, int32_t num_threads,
+                  int32_t is_invariant) {
+  const Step step{q, q_stride, cache, out, tables, query_lens, context_lens, num_sequences,
+                  table_width, H, K, D, S, window, scale, is_invariant != 0};
   if (is_bfloat16) {
     store_keys_values((const BFloat16 *)k, (const BFloat16 *)v, k_stride, v_stride, slots,
                       (BFloat16 *)cache, num_tokens, K, D, S, num_threads);

@@ -43,7 +43,7 @@ _P, _I32, _I64, _F32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c
 _SIGNATURES: dict[str, tuple[type, ...]] = {
     "shoal_attend": (
         *(_I32, _P, _P, _P, _I64, _I64, _I64, _P, _P, _P, _P, _P, _P),
-        *(_I64, _I64, _I64, _I32, _I32, _I32, _I32, _I32, _F32, _I32),
+        *(_I64, _I64, _I64, _I32, _I32, _I32, _I32, _I32, _F32, _I32, _I32),
     ),
     "shoal_add_rms_norm": (_I32, _P, _P, _P, _P, _I64, _I64, _F32, _I32),
     "shoal_rotate": (_I32, _P, _I64, _P, _P, _P, _P, _I64, _I32, _I32, _I32, _F32, _I32),

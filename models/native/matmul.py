@@ -61,12 +61,11 @@ def native_product(
     )
 
 
-def native_float_product(weight_OI: torch.Tensor) -> "NativeProduct | None":
-    """The kernel's product of a matrix of floats, where it serves here."""
-    fits = weight_OI.device.type == "cpu" and weight_OI.dtype in DTYPES
-    library = native_library() if fits else None
-    if library is None:
-        return None
+def native_float_product(weight_OI: torch.Tensor) -> "NativeProduct":
+    """The kernel's product of a matrix of floats; there must be kernels, for its dtype."""
+    library = native_library()
+    assert library is not None, "whoever asks has looked"
+    assert weight_OI.dtype in DTYPES, "as above"
     num_outputs, num_inputs = weight_OI.shape
     return NativeProduct(
         library, Kind.FLOATS, _in_blocks(weight_OI, 2), sizes=(num_outputs, num_inputs, 0)

@@ -37,10 +37,14 @@ class StepDriver:
         block_size: int = 4,
         dtype: str = "auto",
         quantization: str = "auto",
+        deterministic: bool = False,
         seed: int = 0,
     ) -> None:
         config = EngineConfig(
-            block_size=block_size, kv_cache_memory_bytes=32 * 2**20, max_num_seqs=32
+            block_size=block_size,
+            kv_cache_memory_bytes=32 * 2**20,
+            max_num_seqs=32,
+            deterministic=deterministic,
         )
         self.runner = ModelRunner(
             checkpoint_dir, config, dtype=dtype, device="cpu", quantization=quantization

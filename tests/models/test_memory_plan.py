@@ -10,9 +10,10 @@ from models.checkpoint import DecoderConfig, read_decoder_config
 from models.decoder import Decoder
 from models.engine.kv_cache import plan_kv_cache
 from models.gpus import GPUS, read_gpus
-from models.memory_plan import GIB, RankPlan, count_weights, make_plan
+from models.memory_plan import GIB, RankPlan, count_weights, make_plan, weight_bytes
 from models.parallel.group import TPGroup
 from models.parallel.sharding import Shards
+from models.quantization.scheme import MADE_HERE
 from tests.models.conftest import MakeCheckpoint
 from tests.models.parallel.rank_threads import engine_config
 
@@ -197,3 +198,28 @@ def test_replicated_key_heads_cost_every_rank_their_cache() -> None:
     few = replace(config, num_kv_heads=2)
     assert Shards(few, size=8).config.num_kv_heads == 1
     assert count_weights(few, 8).total > count_weights(few, 1).total / 8
+
+
+@pytest.mark.parametrize("name", MADE_HERE)
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize("size", [1, 2])
+def test_quantized_weights_take_what_the_slots_take(
+    make_checkpoint: MakeCheckpoint, name: str, is_tied: bool, size: int
+) -> None:
+    config = read_decoder_config(make_checkpoint(tie_word_embeddings=is_tied))
+    config = replace(config, quantization=MADE_HERE[name], dtype="bfloat16")
+    decoder = decoder_on_meta(config, CountingGroup(0, size))
+    num_bytes = sum(slot.num_bytes for slot in decoder.slots().values())
+    num_bytes += sum(w.numel() * w.element_size() for w in decoder.weights().values())
+    assert weight_bytes(decoder.shards).total == num_bytes
+
+
+def test_a_70b_model_in_fp8_fits_one_h200_and_decodes_twice_as_fast() -> None:
+    floats = {ranks.size: ranks for ranks in make_plan(LLAMA_70B, "h200:8").ranks}
+    quantized = {
+        ranks.size: ranks for ranks in make_plan(LLAMA_70B, "h200:8", quantization="fp8").ranks
+    }
+    assert quantized[1].problem is None
+    assert quantized[1].weight_bytes < 0.52 * NUM_PARAMETERS * 2
+    assert quantized[2].decode_tokens_per_s > 1.8 * floats[2].decode_tokens_per_s
+    assert quantized[2].prompt_tokens_per_s > 1.8 * floats[2].prompt_tokens_per_s

@@ -57,7 +57,7 @@ def test_compressed_tensors_leaves_out_what_it_ignores() -> None:
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"quant_method": "bitsandbytes"}, "quant_method .*bitsandbytes.* awq.*gptq.*compressed"),
+        ({"quant_method": "bitsandbytes"}, "quant_method .*bitsandbytes.*awq.*gptq.*compressed"),
         ({}, "quant_method null"),
         ({**AWQ, "version": "gemv"}, "version .*gemv.*gemm"),
         ({**AWQ, "bits": 8}, "bits 8 is not supported; supported: 4"),

@@ -1,0 +1,53 @@
+"""What `deterministic` promises, and where the promise can be kept.
+
+A sequence's logits have the same bits whatever else is in the batch, however its prompt is cut into
+steps, and whether its prefix was found in the cache. For that no operation may depend on the number
+of rows in a step: the CPU kernels add up each row in an order of its own (`models/native`). Torch's
+and a GPU's libraries choose by shape, and so promise nothing.
+"""
+
+import torch
+
+from cluster.config import EngineConfig
+from models.checkpoint import DecoderConfig
+from models.native.operations import native_operations
+
+MAX_RANKS = 2  # the sum of two is the same in either order; gloo adds more in one that varies
+
+
+def check_deterministic(
+    config: DecoderConfig,
+    engine_config: EngineConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    num_ranks: int,
+) -> None:
+    """
+    Args:
+        config: of a rank's part of the model.
+
+    Raises:
+        ValueError: bit-equal logits cannot be promised for this model here.
+    """
+    problem: str | None = None
+    if device.type != "cpu":
+        problem = f"device {device.type}; supported: cpu"
+    elif num_ranks > MAX_RANKS:
+        problem = f"tensor_parallel_size {num_ranks}; supported: at most {MAX_RANKS}"
+    elif engine_config.max_loaded_adapters:
+        problem = "adapters; supported: max_loaded_adapters 0"
+    elif config.quantization is not None and config.quantization.layers.weights == "fp8":
+        problem = "fp8 weights; supported: floats, int8 and int4"
+    elif native_operations(config, dtype=dtype, device=device.type) is None:
+        problem = (
+            f"{dtype} and heads {config.head_dim} wide, for which there are no CPU kernels here; "
+            "supported: float32 and bfloat16, widths that are multiples of 16 and heads' of 32, "
+            "where there is a C++ compiler and SHOAL_NATIVE is not 0"
+        )
+    if problem is not None:
+        raise unsupported(problem)
+
+
+def unsupported(problem: str) -> ValueError:
+    return ValueError(f"deterministic is not supported with {problem}")

@@ -1,0 +1,111 @@
+"""Bit-equal logits whatever else is in the batch, and a refusal where they cannot be promised."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.config import EngineConfig
+from models.engine.model_runner import ModelRunner
+from tests.models.conftest import MakeCheckpoint
+from tests.models.step_driver import DrivenSequence, StepDriver, random_tokens
+
+WIDE = {"head_dim": 32, "max_position_embeddings": 4096}
+CASES = {
+    "float32": ("llama", {}, "float32", "none"),
+    "bfloat16": ("llama", {"tie_word_embeddings": True}, "bfloat16", "none"),
+    "int8": ("qwen2", {}, "bfloat16", "int8"),
+    "int8_dynamic": ("llama", {}, "float32", "int8_dynamic"),
+    "int4": ("llama", {}, "bfloat16", "int4_g32"),
+    "window": ("mistral", {"sliding_window": 40}, "float32", "none"),
+    "window bfloat16": ("mistral", {"sliding_window": 40}, "bfloat16", "none"),
+}
+TOKENS = random_tokens(150, seed=7)
+
+
+def driver_for(folder: Path, dtype: str, quantization: str, seed: int = 0) -> StepDriver:
+    return StepDriver(
+        folder,
+        block_size=16,
+        dtype=dtype,
+        quantization=quantization,
+        deterministic=True,
+        seed=seed,
+    )
+
+
+def logits_of(sequence: DrivenSequence) -> torch.Tensor:
+    return torch.stack(sequence.logprobs)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_logits_have_the_same_bits_in_any_company(
+    make_checkpoint: MakeCheckpoint, case: tuple[str, dict[str, object], str, str]
+) -> None:
+    """Alone in one step; in odd chunks; and in chunks beside others, decoding and prompts."""
+    family, extra, dtype, quantization = case
+    driver = driver_for(make_checkpoint(family, **WIDE, **extra), dtype, quantization)
+    alone = driver.add(TOKENS)
+    driver.finish(alone, len(TOKENS))
+    expected = logits_of(alone)
+    chunked = driver.add(TOKENS)
+    driver.finish(chunked, 1, 37, 2, 64, 1, 3, 40, 1)
+    assert torch.equal(logits_of(chunked), expected)
+    dice = random.Random(3)
+    for _ in range(3):
+        watched = driver.add(TOKENS)
+        others = [driver.add(random_tokens(200, seed=dice.randrange(99))) for _ in range(5)]
+        while watched.num_computed < len(TOKENS):
+            left = len(TOKENS) - watched.num_computed
+            company = dice.sample(others, dice.randrange(len(others)))
+            chunks = [
+                (other, min(dice.choice((1, 1, 5, 30)), 200 - other.num_computed))
+                for other in company
+                if other.num_computed < 200
+            ]
+            driver.step((watched, min(left, dice.choice((1, 2, 17, 50)))), *chunks)
+        assert torch.equal(logits_of(watched), expected)
+        for sequence in (watched, *others):
+            driver.free_blocks += sequence.block_table
+
+
+def test_a_prefix_from_the_cache_gives_the_same_bits(make_checkpoint: MakeCheckpoint) -> None:
+    driver = driver_for(make_checkpoint(**WIDE), "bfloat16", "none")
+    first = driver.add(TOKENS)
+    driver.finish(first, len(TOKENS))
+    hit = driver.add(TOKENS)
+    hit.block_table, hit.num_computed = first.block_table[:4], 64
+    driver.finish(hit, 20, 1)
+    assert torch.equal(logits_of(hit), logits_of(first)[64:])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_long_contexts_are_shared_out_among_threads_in_the_same_parts(
+    make_checkpoint: MakeCheckpoint, dtype: str
+) -> None:
+    driver = driver_for(make_checkpoint(num_hidden_layers=1, **WIDE), dtype, "none")
+    tokens = random_tokens(2300)
+    one, other = driver.add(tokens), driver.add(tokens)
+    driver.finish(one, 2300)
+    driver.finish(other, 1000, 1, 1030, 5, 263, 1)
+    assert torch.equal(logits_of(one)[-3:], logits_of(other)[-3:])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float16"}, "float16"),
+        ({"quantization": "fp8"}, "fp8 weights; supported: floats, int8 and int4"),
+        ({"head_dim": 16}, "heads 16 wide"),
+        ({"max_loaded_adapters": 2}, "adapters; supported: max_loaded_adapters 0"),
+    ],
+)
+def test_what_cannot_be_promised_is_refused(
+    make_checkpoint: MakeCheckpoint, options: dict[str, object], message: str
+) -> None:
+    folder = make_checkpoint(head_dim=options.pop("head_dim", 32))
+    adapters = {key: options.pop(key) for key in ("max_loaded_adapters",) if key in options}
+    config = EngineConfig.model_validate({"deterministic": True, **adapters})
+    with pytest.raises(ValueError, match=rf"deterministic is not supported with .*{message}"):
+        ModelRunner(folder, config, device="cpu", **options)  # type: ignore[arg-type]
