@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from cluster.config import ModelConfig
 from cluster.model_source import resolve_model_source
 from models.checkpoint import is_native, read_decoder_config
+from models.quantization.scheme import choose_quantization
 from models.tokenizer import Tokenizer
 
 
@@ -17,12 +18,14 @@ def check_model(config: ModelConfig) -> None:
     """
     Raises:
         ValueError: the source is not there, its config.json is wrong, its tokenizer is missing or
-            broken, or a file of weights is missing or truncated; the message names the file.
+            broken, a file of weights is missing or truncated (the message names the file), or the
+            checkpoint is stored quantized and another quantization is asked for.
             Whether transformers knows an architecture that is not ours is found out by the engine.
     """
     folder = resolve_model_source(config.source)
     if is_native(folder):
-        read_decoder_config(folder)
+        stored = read_decoder_config(folder).quantization
+        choose_quantization(config.quantization, stored)
     Tokenizer.from_folder(folder)
     if config.engine.synthetic_step_ms is None:
         _check_weights(folder)

@@ -7,7 +7,7 @@ hold. Does not know torch or tensors, so the ingress may use it; `models.weights
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -289,9 +289,11 @@ def _quantization(config: _Object) -> Quantization | None:
     if section is None:
         return None
     try:
-        return read_stored_quantization(section.values)
+        stored = read_stored_quantization(section.values)
     except ValueError as error:
         raise config.error(f"quantization_config: {error}") from error
+    # A head that is the embedding is stored as floats, whatever is said of linear layers.
+    return replace(stored, head=None) if config.boolean("tie_word_embeddings", False) else stored
 
 
 def _head_dim(config: _Object, family: _Family, *, hidden_size: int, num_heads: int) -> int:
