@@ -20,9 +20,8 @@ from cluster.config import EngineConfig
 from cluster.types import TokenLogprobs
 from models.adapters.bank import AdapterBank, AdapterStep
 from models.adapters.checkpoint import LayerPairs, LoadedAdapter, read_adapter
-from models.attention.backend import AttentionBackend, StepAttention
-from models.attention.cpu import CPUAttention
-from models.attention.native import native_attention
+from models.attention.backend import StepAttention
+from models.attention.choice import choose_attention
 from models.checkpoint import (
     SUPPORTED_DTYPES,
     DecoderConfig,
@@ -34,7 +33,7 @@ from models.checkpoint import (
 from models.decoder import Decoder
 from models.engine.beam_candidates import beam_candidates
 from models.engine.cuda_graphs import ComputedStep
-from models.engine.determinism import check_deterministic, unsupported
+from models.engine.determinism import check_deterministic
 from models.engine.devices import find_device, make_recorder, runs_triton, set_threads
 from models.engine.kv_cache import (
     KVCache,
@@ -176,7 +175,7 @@ class ModelRunner:
         if runs_triton(self._device):
             self._gpu_steps = self._make_gpu_steps(shape_of_rank, engine_config, group)
         else:
-            self._attention = _attention(
+            self._attention = choose_attention(
                 self._kv_cache, shape_of_rank, is_deterministic=engine_config.deterministic
             )
         self._sampler = Sampler()
@@ -475,21 +474,6 @@ def _candidates(logits_RV: torch.Tensor, inputs: StepInputs) -> dict[int, BeamCa
         logits_RV[wanted], [rows[index] for index in wanted], inputs.grammar_masks
     )
     return dict(zip(wanted, found, strict=True))
-
-
-def _attention(
-    kv_cache: KVCache, shape: DecoderShape, *, is_deterministic: bool
-) -> AttentionBackend:
-    heads, windows = shape.num_heads, shape.layer_windows
-    native = native_attention(
-        kv_cache, num_heads=heads, layer_windows=windows, is_invariant=is_deterministic
-    )
-    if native is None and is_deterministic:
-        raise unsupported(
-            f"block_size {kv_cache.block_size} and {heads // shape.num_kv_heads} heads to a key "
-            "head; supported: multiples of 16 up to 128, and at most 12"
-        )
-    return native or CPUAttention(kv_cache, num_heads=heads, layer_windows=windows)
 
 
 def _foreign(checkpoint_dir: Path, what: str) -> ValueError:
