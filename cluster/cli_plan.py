@@ -36,6 +36,8 @@ def plan(
     quantization: Annotated[
         str, typer.Option(help="int8, int8_dynamic, int4, fp8 …; default: as it is stored.")
     ] = "auto",
+    adapters: Annotated[int, typer.Option(min=0, help="LoRA adapters loaded at once.")] = 0,
+    lora_rank: Annotated[int, typer.Option(min=1, help="The highest rank of one.")] = 16,
 ) -> None:
     """Say what a model needs on given GPUs: weights, KV cache, sequences, and speed at most.
 
@@ -49,6 +51,8 @@ def plan(
             dtype=dtype,
             quantization=quantization,
             context_tokens=context,
+            max_loaded_adapters=adapters,
+            max_lora_rank=lora_rank,
         )
     except ValueError as error:
         raise CommandError(str(error)) from error
@@ -82,6 +86,7 @@ def report(made: Any) -> list[Any]:
         "TP",
         "replicas",
         "weights/GPU",
+        "adapters/GPU",
         "KV/GPU",
         "KV tokens",
         f"sequences of {made.context_tokens:,}",
@@ -100,6 +105,7 @@ def report(made: Any) -> list[Any]:
             str(ranks.size),
             str(ranks.num_replicas),
             f"{ranks.weight_bytes / GIB:.1f} GiB",
+            f"{ranks.adapter_bytes / GIB:.2f} GiB",
             f"{ranks.kv_bytes / GIB:.1f} GiB",
             f"{ranks.capacity_tokens:,}",
             f"{ranks.num_sequences:,}",

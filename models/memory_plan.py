@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from models.adapters.targets import count_slot_numbers
 from models.checkpoint import SUPPORTED_DTYPES, DecoderConfig, read_decoder_config
 from models.gpus import GPU, read_gpus
 from models.parallel.sharding import Shards, sharding_problem
@@ -41,6 +42,7 @@ class RankPlan:
     size: int
     num_replicas: int
     weight_bytes: int = 0
+    adapter_bytes: int = 0  # of the slots
     kv_bytes: int = 0
     kv_bytes_per_token: int = 0
     capacity_tokens: int = 0
@@ -72,6 +74,8 @@ def make_plan(
     dtype: str = "auto",
     quantization: str = "auto",
     context_tokens: int | None = None,
+    max_loaded_adapters: int = 0,
+    max_lora_rank: int = 16,
 ) -> Plan:
     """
     Args:
@@ -80,6 +84,7 @@ def make_plan(
         dtype: "auto" is the checkpoint's own.
         quantization: one of `QUANTIZATION_NAMES`; "auto" is as the checkpoint is stored.
         context_tokens: of each sequence; None: 8192, or the model's limit where that is less.
+        max_loaded_adapters, max_lora_rank: as in the engine's configuration.
 
     Raises:
         ValueError: something given is unknown, or nothing fits; the message has both numbers.
@@ -100,7 +105,15 @@ def make_plan(
             f"({limit:,})"
         )
     ranks = tuple(
-        _plan_ranks(config, gpu, size=size, num_replicas=num_gpus // size, context=context)
+        _plan_ranks(
+            _Roofline(config, gpu, size),
+            num_replicas=num_gpus // size,
+            context=context,
+            adapter_numbers=max_loaded_adapters
+            * count_slot_numbers(Shards(config, size=size).config, max_lora_rank),
+        )
+        if (problem := sharding_problem(config, size)) is None
+        else RankPlan(size=size, num_replicas=num_gpus // size, problem=problem)
         for size in range(1, num_gpus + 1)
         if num_gpus % size == 0
     )
@@ -200,27 +213,32 @@ def _matrices(shards: Shards) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def _plan_ranks(
-    config: DecoderConfig, gpu: GPU, *, size: int, num_replicas: int, context: int
+    roofline: "_Roofline", *, num_replicas: int, context: int, adapter_numbers: int
 ) -> RankPlan:
-    problem = sharding_problem(config, size)
-    if problem is not None:
-        return RankPlan(size=size, num_replicas=num_replicas, problem=problem)
-    roofline = _Roofline(config, gpu, size)
+    size = roofline.size
     total_bytes = roofline.weight_bytes.total
-    budget = int(gpu.memory_bytes * UTILIZATION) - CONTEXT_BYTES
-    kv_bytes = budget - total_bytes
+    adapter_bytes = adapter_numbers * roofline.dtype_bytes
+    budget = int(roofline.gpu.memory_bytes * UTILIZATION) - CONTEXT_BYTES
+    kv_bytes = budget - total_bytes - adapter_bytes
     num_blocks = max(0, kv_bytes) // (roofline.kv_bytes_per_token * BLOCK_SIZE)
     num_sequences = num_blocks // -(-context // BLOCK_SIZE)
     if num_sequences == 0:
         return RankPlan(
             size=size,
             num_replicas=num_replicas,
-            problem=_too_little(total_bytes, budget, num_blocks * BLOCK_SIZE, context),
+            problem=_too_little(
+                total_bytes + adapter_bytes,
+                budget,
+                num_blocks * BLOCK_SIZE,
+                context,
+                what="weights and adapters" if adapter_bytes else "weights",
+            ),
         )
     return RankPlan(
         size=size,
         num_replicas=num_replicas,
         weight_bytes=total_bytes,
+        adapter_bytes=adapter_bytes,
         kv_bytes=kv_bytes,
         kv_bytes_per_token=roofline.kv_bytes_per_token,
         capacity_tokens=num_blocks * BLOCK_SIZE,
@@ -233,14 +251,16 @@ def _plan_ranks(
     )
 
 
-def _too_little(total_bytes: int, budget: int, capacity_tokens: int, context: int) -> str:
-    if total_bytes > budget:
+def _too_little(
+    num_bytes: int, budget: int, capacity_tokens: int, context: int, *, what: str
+) -> str:
+    if num_bytes > budget:
         return (
-            f"the weights take {total_bytes / GIB:.1f} GiB of each GPU, "
+            f"the {what} take {num_bytes / GIB:.1f} GiB of each GPU, "
             f"of whose memory {budget / GIB:.1f} GiB may be used"
         )
     return (
-        f"beside {total_bytes / GIB:.1f} GiB of weights there is room for the keys and values of "
+        f"beside {num_bytes / GIB:.1f} GiB of {what} there is room for the keys and values of "
         f"{capacity_tokens:,} tokens, less than one sequence of {context:,}"
     )
 
@@ -249,8 +269,8 @@ class _Roofline:
     """The formulas at the top of this file, for one tensor-parallel size."""
 
     def __init__(self, config: DecoderConfig, gpu: GPU, size: int) -> None:
-        self._gpu = gpu
-        self._size = size
+        self.gpu = gpu
+        self.size = size
         self._shards = Shards(config, size=size)
         self.counts = _count(self._shards)
         self.weight_bytes = weight_bytes(self._shards)
@@ -265,15 +285,15 @@ class _Roofline:
     @property
     def num_exchanges(self) -> int:
         """Of each step: the embedding, two a layer, the logits."""
-        return 0 if self._size == 1 else 2 * self._shards.config.num_layers + 2
+        return 0 if self.size == 1 else 2 * self._shards.config.num_layers + 2
 
     def exchanged_bytes(self, num_tokens: int, num_logits: int) -> int:
         """That reach rank 0 in a step of so many tokens, some of which want logits."""
-        others = self._size - 1
+        others = self.size - 1
         config = self._shards.config
         sums = (2 * config.num_layers + 1) * num_tokens * config.hidden_size * 2 * others
         logits = num_logits * self._shards.num_vocabulary_rows * others
-        return (sums // self._size + logits) * self.dtype_bytes
+        return (sums // self.size + logits) * self.dtype_bytes
 
     def decode_s(self, num_sequences: int, context: int) -> float:
         """A step that adds a token to each of so many sequences."""
@@ -308,9 +328,9 @@ class _Roofline:
 
     def _step_s(self, num_bytes: int, flops: int) -> float:
         slowdown = FLOAT32_SLOWDOWN if self.dtype_bytes == DTYPE_BYTES["float32"] else 1
-        return max(num_bytes / self._gpu.bytes_per_s, flops * slowdown / self._gpu.flops_per_s)
+        return max(num_bytes / self.gpu.bytes_per_s, flops * slowdown / self.gpu.flops_per_s)
 
     def _exchanges_s(self, num_tokens: int, num_logits: int) -> float:
-        gpu = self._gpu
+        gpu = self.gpu
         moving_s = self.exchanged_bytes(num_tokens, num_logits) / gpu.link_bytes_per_s
         return self.num_exchanges * gpu.link_latency_s + moving_s

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +35,23 @@ def random_prompts(count: int, length: int, vocab_size: int, seed: int) -> list[
     return [[rng.randrange(2, vocab_size) for _ in range(length)] for _ in range(count)]
 
 
-def run_engine(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> Run:
-    """Complete all prompts at once; each output has `max_tokens` tokens."""
+def run_engine(
+    engine: Engine,
+    prompts: list[list[int]],
+    params: SamplingParams,
+    adapters: Sequence[str] = ("",),
+) -> Run:
+    """Complete all prompts at once; each output has `max_tokens` tokens. The adapters are those of
+    the prompts in turn."""
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     for number, prompt in enumerate(prompts):
         engine.add_request(
-            Request(request_id=str(number), prompt_token_ids=prompt, sampling_params=params)
+            Request(
+                request_id=str(number),
+                prompt_token_ids=prompt,
+                sampling_params=params,
+                adapter=adapters[number % len(adapters)],
+            )
         )
     num_tokens = 0
     while engine.has_unfinished:

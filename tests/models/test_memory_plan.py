@@ -223,3 +223,14 @@ def test_a_70b_model_in_fp8_fits_one_h200_and_decodes_faster() -> None:
     assert quantized[1].weight_bytes < 0.52 * NUM_PARAMETERS * 2
     assert quantized[2].decode_tokens_per_s > 1.7 * floats[2].decode_tokens_per_s
     assert quantized[2].prompt_tokens_per_s > 1.7 * floats[2].prompt_tokens_per_s
+
+
+def test_slots_for_adapters_leave_less_room_for_keys_and_values() -> None:
+    (plain,) = [ranks for ranks in make_plan(LLAMA_70B, "h100:4").ranks if ranks.size == 4]
+    made = make_plan(LLAMA_70B, "h100:4", max_loaded_adapters=8, max_lora_rank=64)
+    (ranks,) = [ranks for ranks in made.ranks if ranks.size == 4]
+    width, ff_width, queries, keys = 8192, 28672 // 4, 8192 // 4, 1024 // 4
+    sums = (width + queries) + 2 * (width + keys) + (queries + width) + 3 * (width + ff_width)
+    assert ranks.adapter_bytes == 8 * 64 * 80 * sums * 2
+    assert ranks.kv_bytes == plain.kv_bytes - ranks.adapter_bytes
+    assert ranks.capacity_tokens < plain.capacity_tokens
