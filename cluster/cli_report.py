@@ -26,12 +26,16 @@ def config_summary(config: ShoalConfig) -> list[RenderableType]:
             model.source,
             model.dtype,
             model.device,
-            str(model.num_replicas),
+            _range(model.least_replicas, model.most_replicas),
             "the checkpoint's" if context is None else f"{context} tokens",
         )
     keys = f"the first one and {len(config.auth.api_keys)} of this file"
     api = f"API on {api_url(config)}, keys: {keys if config.auth.required else 'none'}"
     return [table, api, _retrieval_summary(config)]
+
+
+def _range(least: int, most: int) -> str:
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def _retrieval_summary(config: ShoalConfig) -> str:

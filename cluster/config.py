@@ -23,6 +23,7 @@ from pydantic import (
 from cluster.adapter_config import DEFAULT_LOADED_ADAPTERS, AdapterConfig
 from cluster.batch_config import BatchConfig
 from cluster.provider_config import DEFAULT_PROVIDERS, ProviderConfig, check_providers
+from cluster.scaling_config import ReplicaRange, check_replica_range
 from cluster.tenant_config import PLAIN_SCOPES, KeyScope, TenantsConfig
 
 DEMO_CHAT_MODEL = "shoal/demo-chat"
@@ -96,7 +97,7 @@ class ChatDefaults(Section):
     max_tokens: Annotated[int, Field(ge=1)] | None = None  # None: the rest of the context
 
 
-class ModelConfig(Section):
+class ModelConfig(ReplicaRange, Section):
     """One model and its pool of replicas."""
 
     name: Annotated[str, Field(min_length=1)]  # what clients send as `model`
@@ -107,7 +108,6 @@ class ModelConfig(Section):
         "auto", "none", "int8", "int8_dynamic", "int4", "int4_g32", "int4_g128", "fp8"
     ] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    num_replicas: Annotated[int, Field(ge=1)] = 1
     num_cpus: Annotated[float, Field(ge=0)] = 1.0  # reserved on Ray per replica, all ranks together
     num_gpus: Annotated[float, Field(ge=0)] = 0.0  # the same
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1  # ranks that share one replica's model
@@ -264,17 +264,6 @@ class RetrievalConfig(Section):
     def _range_is_in_order(self) -> Self:
         check_replica_range(self.min_replicas, self.max_replicas)
         return self
-
-
-def check_replica_range(min_replicas: int, max_replicas: int) -> None:
-    """
-    Raises:
-        ValueError: the range is empty.
-    """
-    if max_replicas < min_replicas:
-        raise ValueError(
-            f"max_replicas ({max_replicas}) must be at least min_replicas ({min_replicas})"
-        )
 
 
 class ApiKeyConfig(Section):

@@ -22,6 +22,7 @@ from deployments.rank_actors import rank_resources
 from deployments.retrieval_replica import RetrievalReplica
 from deployments.serve_private import ON_HEAD
 from deployments.task_worker import TaskWorker
+from deployments.work_policy import model_options
 
 APPLICATION_NAME = "shoal"
 INGRESS_NAME = "Ingress"
@@ -87,8 +88,8 @@ def _pool(model: ModelConfig, log_level: str) -> Application:
     deployment = serve.deployment(
         ModelReplica,
         name=deployment_name(model.name),
-        num_replicas=model.num_replicas,
         ray_actor_options=rank_resources(model),
+        **model_options(model, deployment_name(model.name)),
         **_placement(model),
         **_CARE,
     )

@@ -25,6 +25,7 @@ from deployments.request_progress import MAX_FRUITLESS_LOSSES, RequestProgress
 
 REPLICA_WAIT_S = 30.0  # how long a request waits for a replica that takes it
 MOVE_WAIT_S = 120.0  # the same of one that has begun, whose replica was lost
+MAX_HELD_REQUESTS = 2048
 UPKEEP_PERIOD_S = 1.0
 SILENCE_LIMIT_S = 15.0  # replicas report every second
 UNREACHABLE_PAUSE_S = 1.0  # before a replica is tried again
@@ -41,6 +42,17 @@ class _Running:
     stream: DeltaStream | None = None  # None while it has no replica
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldLimits:
+    """Requests for which there is no replica: how many wait here, and how long."""
+
+    max_requests: int = MAX_HELD_REQUESTS  # of those that have not begun
+    max_s: float = REPLICA_WAIT_S
+    move_s: float = MOVE_WAIT_S
+    may_sleep: bool = False  # it may be so by intention: a request that comes then wakes the pool
+    start_s: float = UNREACHABLE_PAUSE_S  # about how long a replica takes then
+
+
 class ChannelPool:
     """Streams requests through the replicas that a picker offers."""
 
@@ -52,21 +64,22 @@ class ChannelPool:
         secret: bytes,
         own_node_id: str,
         max_buffered_tokens: int,
-        replica_wait_s: float = REPLICA_WAIT_S,
-        move_wait_s: float = MOVE_WAIT_S,
+        hold: HoldLimits | None = None,
     ) -> None:
         self._picker = picker
         self._model_name = model_name
         self._secret = secret
         self._own_node_id = own_node_id
         self._max_buffered_tokens = max_buffered_tokens
-        self._replica_wait_s = replica_wait_s
-        self._move_wait_s = move_wait_s
+        self._hold = hold or HoldLimits()
+        self._num_held = 0
+        self._waking: asyncio.Task[None] | None = None
         self._connections: dict[str, ReplicaConnection] = {}
         self._running: dict[str, _Running] = {}  # by request
         self._connecting: dict[str, asyncio.Task[ReplicaConnection]] = {}
         self._unreachable_until_s: dict[str, float] = {}
         self._upkeep: asyncio.Task[None] | None = None
+        self._reconnecting: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Keep connections alive, and at least one of them open, from now on."""
@@ -74,16 +87,26 @@ class ChannelPool:
 
     async def stop(self) -> None:
         """Drop all connections; running streams end."""
-        if self._upkeep is not None:
-            self._upkeep.cancel()
-            await asyncio.gather(self._upkeep, return_exceptions=True)
+        background = [self._upkeep, self._reconnecting, self._waking]
+        running = [task for task in background if task is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         for task in tuple(self._connecting.values()):
             task.cancel()
         for connection in tuple(self._connections.values()):
             connection.give_up("the ingress stops")
 
     def is_ready(self) -> bool:
-        """A replica is connected and takes requests."""
+        """Requests are taken: a replica is connected, or will be started for them."""
+        return self._hold.may_sleep or self._is_connected()
+
+    @property
+    def num_held(self) -> int:
+        """Requests that wait here, because there is no replica."""
+        return self._num_held
+
+    def _is_connected(self) -> bool:
         return any(connection.is_usable for connection in self._connections.values())
 
     def stats(self) -> Mapping[str, ReplicaStats]:
@@ -95,7 +118,10 @@ class ChannelPool:
         }
 
     async def facts(self) -> ReplicaFacts:
-        """What the replicas say of the model; waits for the first of them."""
+        """What the replicas say of the model; waits for the first of them, and has it started where
+        the pool sleeps."""
+        if self._hold.may_sleep:
+            await self._picker.wake()
         return (await self._picker.pick()).facts
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
@@ -111,8 +137,7 @@ class ChannelPool:
         try:
             while not progress.is_finished:
                 try:
-                    wait_s = self._move_wait_s if progress.has_begun else self._replica_wait_s
-                    connection = await self._choose(wait_s, request.adapter)
+                    connection = await self._choose(request.adapter, has_begun=progress.has_begun)
                     if progress.is_finished:
                         return  # its reader ended it meanwhile
                     stream = running.stream = connection.open(
@@ -161,12 +186,13 @@ class ChannelPool:
         if running.stream is not None:
             running.stream.end(index)
 
-    async def _choose(self, wait_s: float, adapter: str) -> ReplicaConnection:
+    async def _choose(self, adapter: str, *, has_begun: bool) -> ReplicaConnection:
         """A usable connection: of two offers, the one with fewer streams of ours, or one that has
         the adapter."""
+        wait_s = self._hold.move_s if has_begun else self._hold.max_s
         try:
             async with asyncio.timeout(wait_s):
-                connection = await self._pick_usable()
+                connection = await self._first_offer(has_begun=has_begun)
                 if sum(other.is_usable for other in self._connections.values()) > 1:
                     other = await self._connection_to(await self._picker.pick())
                     # Awaiting may have cost us the first one.
@@ -179,10 +205,48 @@ class ChannelPool:
                         connection = prefer_loaded(adapter, connection, everyone)
                 return connection
         except TimeoutError as error:
+            raise self._waited_in_vain(wait_s) from error
+
+    async def _first_offer(self, *, has_begun: bool) -> ReplicaConnection:
+        """Waits for a replica where there is none; the request is held meanwhile.
+
+        Raises:
+            ServiceUnavailableError: too many wait already.
+        """
+        if self._is_connected():
+            return await self._pick_usable()
+        hold = self._hold
+        if not has_begun and self._num_held >= hold.max_requests:
             raise ServiceUnavailableError(
-                f"No replica of {self._model_name} took the request within {wait_s:g} s.",
-                retry_after_s=UNREACHABLE_PAUSE_S,
-            ) from error
+                f"{self._model_name} has no replica yet, and {self._num_held} requests wait for it,"
+                " the most that are held.",
+                retry_after_s=hold.start_s,
+            )
+        if hold.may_sleep and (self._waking is None or self._waking.done()):
+            self._waking = asyncio.create_task(self._wake(), name=f"wake {self._model_name}")
+        self._num_held += 1
+        try:
+            return await self._pick_usable()
+        finally:
+            self._num_held -= 1
+
+    def _waited_in_vain(self, wait_s: float) -> ServiceUnavailableError:
+        if self._hold.may_sleep:
+            return ServiceUnavailableError(
+                f"{self._model_name} was asleep and is starting; it was not ready within"
+                f" {wait_s:g} s.",
+                retry_after_s=self._hold.start_s,
+            )
+        return ServiceUnavailableError(
+            f"No replica of {self._model_name} took the request within {wait_s:g} s.",
+            retry_after_s=UNREACHABLE_PAUSE_S,
+        )
+
+    async def _wake(self) -> None:
+        try:
+            await self._picker.wake()
+        except ServiceUnavailableError as error:
+            logger.warning("%s cannot be woken: %s", self._model_name, error)
 
     async def _pick_usable(self) -> ReplicaConnection:
         num_failures = 0
@@ -239,13 +303,18 @@ class ChannelPool:
 
     async def _keep_up(self) -> None:
         while True:
+            # Also while there is no replica to be had: those that drain have streams of ours.
             self._look_after_connections()
-            if not self.is_ready():
-                try:
-                    await self._pick_usable()
-                except ServiceUnavailableError as error:
-                    logger.warning("no replica of %s: %s", self._model_name, error)
+            is_trying = self._reconnecting is not None and not self._reconnecting.done()
+            if not self._is_connected() and not is_trying:
+                self._reconnecting = asyncio.create_task(self._reconnect())
             await asyncio.sleep(UPKEEP_PERIOD_S)
+
+    async def _reconnect(self) -> None:
+        try:
+            await self._pick_usable()
+        except ServiceUnavailableError as error:
+            logger.warning("no replica of %s: %s", self._model_name, error)
 
     def _look_after_connections(self) -> None:
         now_s = asyncio.get_running_loop().time()

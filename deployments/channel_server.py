@@ -72,6 +72,7 @@ class ChannelServer:
         self._listeners: list[asyncio.Server] = []
         self._heartbeat: asyncio.Task[None] | None = None
         self._is_draining = False
+        self._requests_total = 0
         self._idle = asyncio.Event()
         self._idle.set()
         engine.add_step_listener(self._flush)
@@ -88,6 +89,11 @@ class ChannelServer:
         self._heartbeat = asyncio.create_task(self._beat(), name="channel-heartbeat")
         port: int = self._listeners[1].sockets[0].getsockname()[1]
         return port
+
+    @property
+    def requests_total(self) -> int:
+        """Requests that were taken since the start."""
+        return self._requests_total
 
     @property
     def num_streams(self) -> int:
@@ -143,6 +149,7 @@ class ChannelServer:
 
     def submit(self, request: Request, on_delta: OnDelta, *, outlet: Outlet, key: object) -> None:
         self._engine.submit(request, on_delta, outlet=outlet, key=key)
+        self._requests_total += 1
         self._idle.clear()
 
     def abort(self, stream: _ServerStream) -> None:

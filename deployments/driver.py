@@ -20,7 +20,7 @@ from ray.serve.schema import (
     LoggingConfig,
 )
 
-from cluster.config import ShoalConfig, shoal_home
+from cluster.config import ModelConfig, ShoalConfig, shoal_home
 from deployments.app import (
     APPLICATION_NAME,
     RETRIEVAL_NAME,
@@ -44,6 +44,7 @@ from deployments.startup_error import find_startup_message
 POLL_S = 0.25
 SAMPLE_S = 1.0  # between the two looks that give tokens per second
 CALL_TIMEOUT_S = 10.0
+WAKE_TIMEOUT_S = 600.0  # large models load for minutes
 MAX_PHASE_CHARS = 400
 
 
@@ -117,7 +118,7 @@ def _wait_for_outcome(config: ShoalConfig, *, deadline_s: float) -> Ready | Fail
                 told.add(text)
                 _say(Phase(text=text))
         if application.status.value == "RUNNING":
-            return Ready(facts=[_facts(model.name) for model in config.models])
+            return Ready(facts=[_facts(model) for model in config.models])
         if time.monotonic() > deadline_s:
             return Failed(message=_what_is_missing(config, application))
         time.sleep(POLL_S)
@@ -181,11 +182,11 @@ def _services(config: ShoalConfig) -> list[tuple[str, str]]:
     return [*embedders, ("retrieval", RETRIEVAL_NAME), ("task workers", TASK_WORKER_NAME)]
 
 
-def _facts(model_name: str) -> ReplicaFacts:
-    handle = serve.get_deployment_handle(deployment_name(model_name), APPLICATION_NAME)
-    return msgspec.convert(
-        handle.facts.remote().result(timeout_s=CALL_TIMEOUT_S), type=ReplicaFacts
-    )
+def _facts(model: ModelConfig) -> ReplicaFacts:
+    handle = serve.get_deployment_handle(deployment_name(model.name), APPLICATION_NAME)
+    # A model that may sleep may do so already; the call wakes it.
+    timeout_s = WAKE_TIMEOUT_S if model.may_sleep else CALL_TIMEOUT_S
+    return msgspec.convert(handle.facts.remote().result(timeout_s=timeout_s), type=ReplicaFacts)
 
 
 def _replica_stats(model_name: str) -> list[dict[str, float]]:

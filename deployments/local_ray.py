@@ -225,7 +225,7 @@ def needed_cpus(config: ShoalConfig) -> int:
 
     Ray's CPUs are places, not cores: a small machine may run more replicas than it has cores.
     """
-    reserved = sum(model.num_replicas * model.num_cpus for model in config.models)
+    reserved = sum(model.most_replicas * model.num_cpus for model in config.models)
     if config.embedders:
         searching = config.retrieval.max_replicas * config.retrieval.num_cpus
         embedding = sum(one.max_replicas * one.num_cpus for one in config.embedders)

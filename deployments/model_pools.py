@@ -9,7 +9,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.config import ModelConfig, ShoalConfig
 from cluster.model_source import resolve_text_source
-from deployments.channel_pool import ChannelPool
+from deployments.channel_pool import MOVE_WAIT_S, ChannelPool, HoldLimits
 from deployments.ingress.served_model import ServedModel, load_served_model
 from deployments.serve_private import ServeReplicaPicker
 from deployments.startup_error import StartupError
@@ -23,6 +23,7 @@ class ModelPools:
     ) -> None:
         """`handles`: the replicas of each model, by its name."""
         self._config = config
+        holds = {model.name: _hold_limits(model) for model in config.models}
         node_id = ray.get_runtime_context().get_node_id()
         self._pools = {
             name: ChannelPool(
@@ -31,6 +32,7 @@ class ModelPools:
                 secret=secret,
                 own_node_id=node_id,
                 max_buffered_tokens=config.http.max_buffered_tokens,
+                hold=holds[name],
             )
             for name, handle in handles.items()
         }
@@ -65,3 +67,16 @@ class ModelPools:
             )
         except ValueError as error:
             raise StartupError(f"{config.name}: {error}") from error
+
+
+def _hold_limits(model: ModelConfig) -> HoldLimits:
+    scaling = model.autoscaling
+    if not model.may_sleep:
+        return HoldLimits()
+    return HoldLimits(
+        max_requests=scaling.max_held_requests,
+        max_s=scaling.max_hold_s,
+        move_s=max(MOVE_WAIT_S, scaling.max_hold_s),
+        may_sleep=True,
+        start_s=scaling.expected_start_s,
+    )

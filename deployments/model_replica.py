@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ from cluster.model_source import resolve_model_source
 from deployments.channel_server import ChannelServer
 from deployments.channel_wire import ReplicaStats
 from deployments.cluster_secret import load_cluster_secret
+from deployments.prefill_speed import PrefillSpeed
 from deployments.process_logs import write_to_serve_log
 from deployments.rank_actors import ActorRanks
 from deployments.replica_endpoint import ReplicaEndpoint, ReplicaFacts
@@ -60,6 +62,7 @@ class ModelReplica:
             max_num_queued_tokens=config.engine.max_num_queued_tokens,
         )
         self._engine.start()
+        self._prefill_speed = PrefillSpeed()
         self._channel = ChannelServer(self._engine, secret=secret, read_stats=self._read_stats)
         # A short path: the name of a Unix socket has at most 107 bytes.
         run_folder = os.environ.get("SHOAL_RUN_FOLDER")  # set where `shoal up` runs the cluster
@@ -87,13 +90,17 @@ class ModelReplica:
         return metadata
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """The load that Serve cannot see, because streams do not pass through it."""
+        """The load that Serve cannot see, because streams do not pass through it: what
+        `work_policy` decides by."""
         stats = self._read_stats()
         return {
+            "requests_total": float(self._channel.requests_total),
             "num_requests_running": float(stats.num_requests_running),
             "num_requests_waiting": float(stats.num_requests_waiting),
             "num_waiting_prefill_tokens": float(stats.num_waiting_prefill_tokens),
-            "kv_cache_usage": stats.kv_cache_usage,
+            "num_free_blocks": float(stats.num_free_blocks),
+            "num_blocks": float(stats.num_blocks),
+            "prefill_tokens_per_s": self._prefill_speed.update(stats, time.monotonic()),
         }
 
     def check_health(self) -> None:

@@ -176,6 +176,11 @@ class PoolScaler:
             reason = f"{reason}; more were needed in the last {self.downscale_delay_s:.0f} s"
         return Decision(num_replicas=kept, reason=reason)
 
+    def note_start(self, took_s: float) -> None:
+        """A replica came so long after it was wanted. `decide` notices by itself, where it is asked
+        meanwhile."""
+        self._start_s += _START_MEMORY * (min(took_s, _LONGEST_START_S) - self._start_s)
+
     def _peak(self, now_s: float, wanted: int) -> int:
         return self._wanted.add(now_s, wanted, keep_s=self.downscale_delay_s)
 
@@ -189,8 +194,8 @@ class PoolScaler:
             self._measure_stay(elapsed_s, load)
         if load.num_requests > 0 or load.num_arrived > 0:
             self._idle_since_s = None
-        elif self._idle_since_s is None or not load.num_replicas:
-            self._idle_since_s = now_s  # a replica that still loads is not idle
+        elif self._idle_since_s is None or not (load.num_replicas and self._last_load.num_replicas):
+            self._idle_since_s = now_s  # a replica that loads, or has just come, is not idle
         self._last_s, self._last_load = now_s, load
 
     def _time_starts(self, now_s: float, num_running: int, num_target: int) -> None:
@@ -198,8 +203,7 @@ class PoolScaler:
         num_awaited = max(0, num_target - num_running)
         num_came = num_running - self._last_load.num_replicas
         for _ in range(min(max(num_came, 0), len(self._awaited))):
-            took_s = min(now_s - self._awaited.popleft(), _LONGEST_START_S)
-            self._start_s += _START_MEMORY * (took_s - self._start_s)
+            self.note_start(now_s - self._awaited.popleft())
         while len(self._awaited) > num_awaited:
             self._awaited.pop()
         while len(self._awaited) < num_awaited:

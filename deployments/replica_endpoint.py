@@ -42,3 +42,11 @@ class ReplicaPicker(Protocol):
             ServiceUnavailableError: the pool has failed and will have no replica.
         """
         ...
+
+    async def wake(self) -> None:
+        """Have a replica started where there is none; returns when there is one.
+
+        Raises:
+            ServiceUnavailableError: as `pick`.
+        """
+        ...

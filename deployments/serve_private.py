@@ -41,11 +41,25 @@ class ServeReplicaPicker:
                 async with self._handle.choose_replica(_reserve=False) as selection:
                     return msgspec.convert(selection.replica_metadata, ReplicaEndpoint)
             except DeploymentUnavailableError as error:
-                raise ServiceUnavailableError(
-                    f"The replicas of {self._model_name} cannot be started."
-                ) from error
+                raise self._is_unavailable() from error
             except (RayActorError, RayServeException):
                 await asyncio.sleep(_CRASH_PAUSE_S)  # the controller is being replaced
+
+    async def wake(self) -> None:
+        """See `ReplicaPicker`. Serve starts a first replica for a call that waits in a handle; a
+        pick does not count as one."""
+        while True:
+            try:
+                await self._handle.facts.remote()
+            except DeploymentUnavailableError as error:
+                raise self._is_unavailable() from error
+            except (RayActorError, RayServeException):
+                await asyncio.sleep(_CRASH_PAUSE_S)
+            else:
+                return
+
+    def _is_unavailable(self) -> ServiceUnavailableError:
+        return ServiceUnavailableError(f"The replicas of {self._model_name} cannot be started.")
 
 
 def keep_replica_server_off_other_interfaces(node_ip: str) -> None:

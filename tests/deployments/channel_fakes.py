@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cluster.errors import ServingError
 from cluster.types import FinishReason, Request, SamplingParams, TokenDelta
-from deployments.channel_pool import ChannelPool
+from deployments.channel_pool import ChannelPool, HoldLimits
 from deployments.channel_server import ChannelServer
 from deployments.channel_wire import ReplicaStats
 from deployments.replica_endpoint import ReplicaEndpoint, ReplicaFacts
@@ -124,6 +124,7 @@ class FakePicker:
     def __init__(self, *endpoints: ReplicaEndpoint) -> None:
         self.endpoints: list[ReplicaEndpoint] = []
         self.num_picks = 0
+        self.num_wakes = 0
         self._some = asyncio.Event()
         for endpoint in endpoints:
             self.offer(endpoint)
@@ -131,6 +132,15 @@ class FakePicker:
     def offer(self, endpoint: ReplicaEndpoint) -> None:
         self.endpoints.append(endpoint)
         self._some.set()
+
+    def withdraw(self) -> None:
+        """Offer nothing any more."""
+        self.endpoints.clear()
+        self._some.clear()
+
+    async def wake(self) -> None:
+        self.num_wakes += 1
+        await self._some.wait()
 
     async def pick(self) -> ReplicaEndpoint:
         self.num_picks += 1
@@ -189,8 +199,7 @@ async def pool(
     picker: FakePicker,
     *,
     max_buffered_tokens: int = 1000,
-    replica_wait_s: float = 5.0,
-    move_wait_s: float = 5.0,
+    hold: HoldLimits | None = None,
 ) -> AsyncIterator[ChannelPool]:
     """A pool whose upkeep runs."""
     channel_pool = ChannelPool(
@@ -199,8 +208,7 @@ async def pool(
         secret=SECRET,
         own_node_id="node",
         max_buffered_tokens=max_buffered_tokens,
-        replica_wait_s=replica_wait_s,
-        move_wait_s=move_wait_s,
+        hold=hold or HoldLimits(max_s=5.0, move_s=5.0),
     )
     channel_pool.start()
     try:

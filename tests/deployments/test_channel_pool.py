@@ -13,6 +13,9 @@ from cluster.errors import (
     TooManyRequestsError,
 )
 from cluster.types import FinishReason, TokenDelta
+from deployments import channel_pool as channel_pool_module
+from deployments.channel_client import ReplicaConnection
+from deployments.channel_pool import HoldLimits
 from deployments.channel_wire import ReplicaStats
 from deployments.request_progress import MAX_FRUITLESS_LOSSES
 from tests.deployments.channel_fakes import FakePicker, Replica, pool, replica, request
@@ -178,7 +181,7 @@ async def test_a_reader_that_stays_behind_loses_its_stream_and_nobody_elses() ->
 async def test_without_another_replica_a_stream_waits_so_long_and_no_longer() -> None:
     async with (
         replica() as only,
-        pool(FakePicker(only.endpoint), move_wait_s=0.2) as channel_pool,
+        pool(FakePicker(only.endpoint), hold=HoldLimits(move_s=0.2)) as channel_pool,
     ):
         stream = channel_pool.generate(request(max_tokens=None))
         first = asyncio.ensure_future(anext(stream))
@@ -293,7 +296,7 @@ async def test_a_request_without_a_token_moves_silently_to_another_replica() -> 
 async def test_a_replica_that_cannot_be_reached_is_not_used_and_the_request_waits() -> None:
     async with replica("gone") as gone:
         endpoint = gone.endpoint
-    async with pool(FakePicker(endpoint), replica_wait_s=0.2) as channel_pool:
+    async with pool(FakePicker(endpoint), hold=HoldLimits(max_s=0.2)) as channel_pool:
         with pytest.raises(ServiceUnavailableError, match=r"within 0\.2 s") as caught:
             await anext(channel_pool.generate(request()))
         assert caught.value.retry_after_s is not None
@@ -311,6 +314,76 @@ async def test_with_no_replica_at_all_a_request_waits_for_the_first() -> None:
             only.engine.step()
         assert len(token_ids(await answer)) == 3
         assert channel_pool.is_ready()
+
+
+ASLEEP = HoldLimits(max_requests=2, max_s=5.0, may_sleep=True, start_s=12.0)
+
+
+async def test_a_pool_that_sleeps_is_ready_and_is_woken_once_by_the_requests_that_wait() -> None:
+    picker = FakePicker()
+    async with replica() as only, pool(picker, hold=ASLEEP) as channel_pool:
+        assert channel_pool.is_ready()
+        assert picker.num_wakes == 0, "the upkeep wakes nobody"
+        names = ("first", "second")
+        answers = [
+            asyncio.create_task(collect(channel_pool.generate(request(name)))) for name in names
+        ]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert (channel_pool.num_held, picker.num_wakes) == (2, 1)
+        picker.offer(only.endpoint)
+        await only.engine.until_num_running(2)
+        for _ in range(3):
+            only.engine.step()
+        assert [token_ids(deltas) for deltas in await asyncio.gather(*answers)] == [
+            [101, 102, 103]
+        ] * 2
+        assert channel_pool.num_held == 0
+
+
+async def test_no_more_requests_are_held_than_allowed() -> None:
+    async with pool(FakePicker(), hold=ASLEEP) as channel_pool:
+        held = [asyncio.create_task(collect(channel_pool.generate(request(name)))) for name in "ab"]
+        await asyncio.sleep(0)
+        with pytest.raises(ServiceUnavailableError, match="2 requests wait for it") as caught:
+            await anext(channel_pool.generate(request("c")))
+        assert caught.value.retry_after_s == 12
+        held[0].cancel()
+        await asyncio.gather(held[0], return_exceptions=True)
+        assert channel_pool.num_held == 1, "who leaves makes room"
+        held[1].cancel()
+        await asyncio.gather(held[1], return_exceptions=True)
+
+
+async def test_a_request_that_is_held_too_long_is_told_that_the_model_starts() -> None:
+    hold = HoldLimits(max_s=0.05, may_sleep=True, start_s=12.0)
+    async with pool(FakePicker(), hold=hold) as channel_pool:
+        with pytest.raises(ServiceUnavailableError, match=r"asleep and is starting") as caught:
+            await anext(channel_pool.generate(request()))
+        assert caught.value.retry_after_s == 12
+
+
+async def test_a_draining_replica_hears_of_its_ingress_while_there_is_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    picker = FakePicker()
+    pings: asyncio.Queue[None] = asyncio.Queue()
+    monkeypatch.setattr(channel_pool_module, "UPKEEP_PERIOD_S", 0.001)
+    async with replica("a") as old, pool(picker) as channel_pool:
+        picker.offer(old.endpoint)
+        running = asyncio.create_task(collect(channel_pool.generate(request())))
+        await old.engine.until_num_running(1)
+        picker.withdraw()
+        drained = asyncio.create_task(old.server.drain())
+        while channel_pool.is_ready():  # noqa: ASYNC110 - readiness is asked for, not told
+            await asyncio.sleep(0.001)
+        monkeypatch.setattr(ReplicaConnection, "ping", lambda _: pings.put_nowait(None))
+        for _ in range(3):
+            await pings.get()
+        for _ in range(3):
+            old.engine.step()
+        assert len(token_ids(await running)) == 3
+        await drained
 
 
 async def test_a_draining_replica_finishes_its_streams_and_gets_no_new_ones() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from deployments import channel_wire as wire
+from deployments.channel_pool import HoldLimits
 from deployments.cluster_secret import new_nonce
 from tests.deployments.channel_fakes import SECRET, FakePicker, Replica, pool, replica, request
 
@@ -87,7 +88,7 @@ async def test_a_pool_does_not_talk_to_a_server_without_the_secret(
 ) -> None:
     async with (
         replica(secret=b"x" * 32) as only,
-        pool(FakePicker(only.endpoint), replica_wait_s=0.2) as channel_pool,
+        pool(FakePicker(only.endpoint), hold=HoldLimits(max_s=0.2)) as channel_pool,
     ):
         with pytest.raises(Exception, match="No replica"):
             await anext(channel_pool.generate(request()))

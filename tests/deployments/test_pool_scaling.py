@@ -161,6 +161,16 @@ def test_a_replica_that_still_loads_is_not_idle() -> None:
     pool = Pool(settings=sleeping().settings, num_replicas=0)
     pool.target = 1
     assert {pool.tell(pool.load()) for _ in range(200)} == {1}
+    pool.num_replicas = 1
+    assert [pool.tell(pool.load()) for _ in range(40)] == [1] * 30 + [0] * 10
+
+
+def test_time_in_which_nobody_asked_does_not_count_as_idle() -> None:
+    pool = sleeping(num_replicas=0)
+    pool.tell(pool.load())
+    pool.now_s += 1000  # Serve starts a first replica by itself
+    pool.target = pool.num_replicas = 1
+    assert pool.tell(pool.load()) == 1
 
 
 def test_a_scaler_that_begins_in_the_middle_keeps_what_is_there() -> None:
