@@ -92,8 +92,8 @@ class ChannelPool:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        for task in tuple(self._connecting.values()):
-            task.cancel()
+        for connecting in tuple(self._connecting.values()):
+            connecting.cancel()
         for connection in tuple(self._connections.values()):
             connection.give_up("the ingress stops")
 

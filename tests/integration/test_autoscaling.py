@@ -10,10 +10,11 @@ import pytest
 from tests.integration.cluster_probe import client_of, processes_titled, wait_for
 from tests.integration.conftest import Cluster, running_cluster
 
-pytestmark = pytest.mark.cluster
+# Starts replicas three times, one after the other.
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 REPLICA = "ServeReplica:shoal:ModelReplica"
-SCALE_TIMEOUT_S = 90.0
+SCALE_TIMEOUT_S = 180.0
 NUM_TOKENS = 300  # at 20 ms each
 
 
@@ -65,7 +66,7 @@ async def num_streamed(client: openai.AsyncOpenAI) -> int:
 async def burst(cluster: Cluster, *, num_streams: int) -> list[int]:
     """Streams that begin one after the other, until there are two replicas and after."""
     async with openai.AsyncOpenAI(
-        base_url=f"{cluster.url}/v1", api_key=cluster.api_key, max_retries=0, timeout=120
+        base_url=f"{cluster.url}/v1", api_key=cluster.api_key, max_retries=0, timeout=300
     ) as client:
         streams = []
         for _ in range(num_streams):
