@@ -103,10 +103,26 @@ def status_report(status: dict[str, Any]) -> list[RenderableType]:
     named = [(pool["model_name"], pool["message"]) for pool in status["pools"]]
     named += [(service["name"], service["message"]) for service in status["services"]]
     messages = [f"{name}: {message}" for name, message in named if message]
+    decided = [(pool["model_name"], pool["decision"]) for pool in status["pools"]]
+    decided += [(service["name"], service["decision"]) for service in status["services"]]
+    messages += [f"{name}: {decision}" for name, decision in decided if decision]
+    messages += _nodes(status["nodes"])
     first = f"{status['status'].lower()} at {status['url']}"
     if status["num_processes"]:  # of this machine; those of a Ray cluster are not counted
         first += f", {status['num_processes']} processes"
     return [first, table, *messages]
+
+
+def _nodes(nodes: list[dict[str, Any]]) -> list[str]:
+    """Nothing for one host, which is known already."""
+    if len(nodes) < 2:
+        return []
+    lines = []
+    for node in nodes:
+        gpus = f", {node['gpus']:g} GPUs" if node["gpus"] else ""
+        is_lost = "" if node["is_alive"] else ", lost"
+        lines.append(f"node {node['address']}: {node['cpus']:g} CPUs{gpus}{is_lost}")
+    return lines
 
 
 def _replicas(deployment: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from ray.serve import Application
 
 from cluster.config import EmbedderConfig, ModelConfig, ShoalConfig, StorageConfig
 from deployments.autoscaling_policy import embedder_options, retrieval_options
+from deployments.cluster_view import ClusterView, PoolKind
 from deployments.embedder_replica import EmbedderReplica
 from deployments.ingress_deployment import Ingress
 from deployments.local_ray import TASK_WORKER_CPUS
@@ -65,7 +66,19 @@ def build_application(config: ShoalConfig) -> Application:
         # A rollout starts the new ones first: the port is never without a listener.
         max_surge_percent=100,
     )
-    return ingress.bind(config, pools, embedders, retrieval, task_worker)
+    return ingress.bind(config, pools, embedders, retrieval, task_worker, cluster_view(config))
+
+
+def cluster_view(config: ShoalConfig) -> ClusterView:
+    """A look at everything of this configuration."""
+    deployments: list[tuple[str, PoolKind, str]] = [
+        *((model.name, "model", deployment_name(model.name)) for model in config.models),
+        *((one.name, "embedder", embedder_deployment_name(one.name)) for one in config.embedders),
+        ("retrieval", "retrieval", RETRIEVAL_NAME),
+        ("task workers", "task_worker", TASK_WORKER_NAME),
+        ("ingress", "ingress", INGRESS_NAME),
+    ]
+    return ClusterView(APPLICATION_NAME, deployments)
 
 
 def deployment_name(model_name: str) -> str:

@@ -26,11 +26,14 @@ from deployments.app import (
     RETRIEVAL_NAME,
     TASK_WORKER_NAME,
     build_application,
+    cluster_view,
     deployment_name,
     embedder_deployment_name,
 )
+from deployments.decision_board import read_decision
 from deployments.launch_events import (
     Failed,
+    NodeStatus,
     Phase,
     PoolStatus,
     Ready,
@@ -81,10 +84,11 @@ def report(config: ShoalConfig) -> None:
         for model in config.models
     ]
     services = [
-        _service_status(application.deployments[deployed_as], name)
+        _service_status(application.deployments[deployed_as], name, deployed_as)
         for name, deployed_as in _services(config)
     ]
-    _say(Report(status=str(application.status.value), pools=pools, services=services))
+    status = str(application.status.value)
+    _say(Report(status=status, pools=pools, services=services, nodes=_nodes(config)))
 
 
 def main() -> None:
@@ -219,15 +223,32 @@ def _pool_status(
         kv_cache_usage=max((replica["kv_cache_usage"] for replica in now), default=0.0),
         # A replica that was replaced meanwhile starts at zero again.
         tokens_per_s=max(num_tokens, 0.0) / elapsed_s,
+        decision=_decision(deployment_name(model_name)),
     )
 
 
-def _service_status(deployment: DeploymentStatusOverview, name: str) -> ServiceStatus:
+def _decision(deployed_as: str) -> str:
+    """What the autoscaler decided last, and why."""
+    posted = read_decision(deployed_as)
+    return "" if posted is None else f"{posted.num_replicas} wanted: {posted.reason}"
+
+
+def _nodes(config: ShoalConfig) -> list[NodeStatus]:
+    return [
+        NodeStatus(address=node.address, is_alive=node.is_alive, cpus=node.cpus, gpus=node.gpus)
+        for node in cluster_view(config).read().nodes
+    ]
+
+
+def _service_status(
+    deployment: DeploymentStatusOverview, name: str, deployed_as: str
+) -> ServiceStatus:
     return ServiceStatus(
         name=name,
         status=str(deployment.status.value),
         message=find_startup_message(deployment.message) or deployment.message,
         replica_states=_replica_states(deployment),
+        decision=_decision(deployed_as),
     )
 
 

@@ -19,6 +19,7 @@ from cluster.secret_keys import SecretKeys
 from cluster.task_queue.queue import TaskQueue
 from cluster.telemetry import Telemetry
 from deployments.cluster_secret import load_cluster_secret
+from deployments.cluster_view import ClusterView
 from deployments.embedder_handle import ServeEmbedder
 from deployments.http_listener import HTTPListener, bind_shared
 from deployments.ingress.app import build_asgi_app
@@ -40,6 +41,7 @@ class Ingress:
         embedders: dict[str, DeploymentHandle],
         retrieval: DeploymentHandle | None,
         task_worker: DeploymentHandle | None,
+        cluster: ClusterView,
     ) -> None:
         """Wait for a replica of every model, then listen.
 
@@ -47,6 +49,7 @@ class Ingress:
             models, embedders: by the model's name.
             retrieval, task_worker: None without embedders. Task workers are called by nobody: they
                 take their work from Redis, and are here to be deployed.
+            cluster: for who asks what runs.
 
         Raises:
             StartupError: in one readable message, why this process cannot serve.
@@ -81,6 +84,7 @@ class Ingress:
                 retrieval=self._services,
                 secrets=self._secrets,
                 batches=self._batches,
+                read_cluster=cluster.read,
             )
         except ValueError as error:
             raise StartupError(str(error)) from error

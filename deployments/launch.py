@@ -24,6 +24,7 @@ from deployments.http_listener import check_port_is_free
 from deployments.launch_events import (
     Event,
     Failed,
+    NodeStatus,
     PoolStatus,
     Ready,
     ServiceStatus,
@@ -67,6 +68,7 @@ class ClusterStatus:
     status: str = ""  # Serve's word for the application: RUNNING, DEPLOYING, UNHEALTHY, …
     pools: tuple[PoolStatus, ...] = ()
     services: tuple[ServiceStatus, ...] = ()
+    nodes: tuple[NodeStatus, ...] = ()
     num_processes: int = 0
 
 
@@ -133,6 +135,7 @@ def status(config: ShoalConfig) -> ClusterStatus:
         status=event.status,
         pools=tuple(event.pools),
         services=tuple(event.services),
+        nodes=tuple(event.nodes),
         num_processes=local_ray.num_processes(state),
     )
 

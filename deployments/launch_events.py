@@ -34,6 +34,7 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     num_requests_waiting: int
     kv_cache_usage: float  # of the fullest replica, 0 … 1
     tokens_per_s: float  # generated, all replicas
+    decision: str = ""  # of the autoscaler, for a person; "" where the number is fixed
 
 
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +44,16 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     status: str  # Serve's word
     message: str
     replica_states: dict[str, int]
+    decision: str = ""
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A host."""
+
+    address: str
+    is_alive: bool
+    cpus: float  # places on Ray
+    gpus: float
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):
@@ -51,6 +62,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):
     status: str  # Serve's word: RUNNING, DEPLOYING, UNHEALTHY, …
     pools: list[PoolStatus]
     services: list[ServiceStatus] = []
+    nodes: list[NodeStatus] = []
 
 
 Event = Phase | Ready | Failed | Report

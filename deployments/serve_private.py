@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import ray.serve._private.replica as serve_replica
+import ray.serve.context as serve_context
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
@@ -60,6 +61,14 @@ class ServeReplicaPicker:
 
     def _is_unavailable(self) -> ServiceUnavailableError:
         return ServiceUnavailableError(f"The replicas of {self._model_name} cannot be started.")
+
+
+def serve_details() -> dict[str, Any]:
+    """Every application, deployment and replica as the controller sees them, as plain values; the
+    public `serve.status` has no replicas. Blocks for some milliseconds."""
+    client = serve_context._get_global_client()
+    details: dict[str, Any] = client.get_serve_details()
+    return details
 
 
 def keep_replica_server_off_other_interfaces(node_ip: str) -> None:

@@ -25,6 +25,7 @@ from deployments.ingress.batch_routes import batch_endpoints
 from deployments.ingress.bucket_routes import bucket_endpoints
 from deployments.ingress.chat_generation import ChatGenerations
 from deployments.ingress.chat_routes import ChatCompletions
+from deployments.ingress.cluster_routes import Cluster, ReadCluster
 from deployments.ingress.completion_routes import Completions
 from deployments.ingress.deadline import Deadline
 from deployments.ingress.embedding_routes import EmbeddingModels, OpenAIEmbeddings
@@ -65,7 +66,7 @@ from deployments.ingress.tokenize_routes import Detokenize, Tokenize
 from deployments.ingress.usage_routes import usage_endpoints
 
 
-def build_asgi_app(
+def build_asgi_app(  # noqa: PLR0913 - all that it serves, part by part
     config: ShoalConfig,
     models: Mapping[str, ServedModel],
     tenants: TenantServices,
@@ -74,9 +75,11 @@ def build_asgi_app(
     retrieval: RetrievalServices | None = None,
     secrets: IntegrationSecrets | None = None,
     batches: BatchServices | None = None,
+    read_cluster: ReadCluster | None = None,
 ) -> ASGIApp:
     """The whole HTTP side. `models` has every model of the configuration, by name; `retrieval` is
-    None where the configuration has no embedders, `secrets` where there is no Redis.
+    None where the configuration has no embedders, `secrets` where there is no Redis,
+    `read_cluster` where there is no cluster.
 
     Raises:
         ValueError: a file of a provider cannot be used.
@@ -102,6 +105,7 @@ def build_asgi_app(
         **_batch_endpoints(batches, config),
         **tenant_endpoints(tenants, max_body_bytes=limit),
         **usage_endpoints(tenants.usage),
+        operations.CLUSTER: Cluster(directory, read_cluster),
     }
     routes = routes_of(endpoints)
     document = OpenAPIDocument(is_key_required=tenants.keys.required)

@@ -28,6 +28,11 @@ class ModelPool(Protocol):
         """At least one replica takes requests now."""
         ...
 
+    @property
+    def num_held(self) -> int:
+        """Requests that wait, because there is no replica."""
+        ...
+
     def stats(self) -> Mapping[str, ReplicaLoad]:
         """The newest load report of each replica, by replica id."""
         ...

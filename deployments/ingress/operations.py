@@ -3,6 +3,7 @@
 The app's routes and the OpenAPI document are both made of this table.
 """
 
+from cluster.admin_schema.cluster import ClusterObject
 from cluster.anthropic_schema.message import MessageObject, TokenCount
 from cluster.anthropic_schema.request import CountTokensRequest, MessageRequest
 from cluster.openai_schema.batches import (
@@ -205,6 +206,15 @@ READY = Operation(
     answer=Status,
     errors=(503,),
     is_open=True,
+)
+CLUSTER = Operation(
+    name="cluster",
+    summary="Nodes, pools, replicas, and what the autoscaler decided",
+    method="GET",
+    paths=("/v1/cluster",),
+    scopes=(KeyScope.ADMIN,),
+    answer=ClusterObject,
+    errors=(404, 500, 503),
 )
 METRICS = Operation(
     name="metrics",
@@ -486,6 +496,7 @@ OPERATIONS = (
     ONE_MODEL,
     HEALTH,
     READY,
+    CLUSTER,
     METRICS,
 )
 OPENAPI_PATH = "/openapi.json"

@@ -59,6 +59,7 @@ class FakeLaunch:
             "num_requests_waiting": 5,
             "kv_cache_usage": 0.25,
             "tokens_per_s": 41.26,
+            "decision": "3 wanted: 12 waiting",
         }
         return {
             "is_running": True,
@@ -72,7 +73,12 @@ class FakeLaunch:
                     "status": "UPDATING",
                     "message": "",
                     "replica_states": {"STARTING": 1},
+                    "decision": "",
                 }
+            ],
+            "nodes": [
+                {"address": "10.0.0.1", "is_alive": True, "cpus": 4.0, "gpus": 0.0},
+                {"address": "10.0.0.2", "is_alive": False, "cpus": 8.0, "gpus": 2.0},
             ],
         }
 
@@ -223,9 +229,12 @@ def test_status_shows_every_pool_and_service(launch, capsys) -> None:
     assert run("status") == 0
     out = capsys.readouterr().out
     assert "running at http://127.0.0.1:8000, 9 processes" in out
-    *_, pool, service = (line.split() for line in out.splitlines())
+    *_, pool, service, decision, here, there = (line.split() for line in out.splitlines())
     assert pool == ["tiny", "healthy", "2", "(+", "1", "starting)", "3", "5", "25%", "41.3"]
     assert service == ["retrieval", "updating", "0", "(+", "1", "starting)"]
+    assert " ".join(decision) == "tiny: 3 wanted: 12 waiting"
+    assert " ".join(here) == "node 10.0.0.1: 4 CPUs"
+    assert " ".join(there) == "node 10.0.0.2: 8 CPUs, 2 GPUs, lost"
 
 
 def test_status_for_a_program_is_json(launch, capsys) -> None:

@@ -123,3 +123,41 @@ def test_adapters_that_could_not_be_used_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         with_model(**{"adapters": [ADAPTER], **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "least", "most"),
+    [
+        ({}, 1, 1),
+        ({"num_replicas": 3}, 3, 3),
+        ({"max_replicas": 4}, 1, 4),
+        ({"min_replicas": 0}, 0, 1),
+        ({"min_replicas": 2}, 2, 2),
+        ({"min_replicas": 0, "max_replicas": 5}, 0, 5),
+    ],
+)
+def test_replicas_are_a_number_or_a_range(
+    settings: dict[str, object], least: int, most: int
+) -> None:
+    config = with_model(**settings)
+    (model,) = config.models
+    assert (model.least_replicas, model.most_replicas) == (least, most)
+    assert model.may_sleep == (least == 0)
+    assert ShoalConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_replicas": 2, "max_replicas": 3}, r"fixed number and max_replicas \(3\) a range"),
+        ({"min_replicas": 4, "max_replicas": 3}, r"\(3\) must be at least min_replicas \(4\)"),
+        ({"max_replicas": 0}, r"greater than or equal to 1"),
+        ({"autoscaling": {"max_hold_s": 5}}, r"autoscaling is about a range"),
+        ({"max_replicas": 2, "autoscaling": {"no": 5}}, r"autoscaling\.no"),
+    ],
+)
+def test_contradictions_about_replicas_are_refused(
+    settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        with_model(**settings)

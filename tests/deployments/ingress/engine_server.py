@@ -70,6 +70,10 @@ class EnginePool:
     def is_ready(self) -> bool:
         return True
 
+    @property
+    def num_held(self) -> int:
+        return 0
+
     def stats(self) -> Mapping[str, ReplicaLoad]:
         return {}
 

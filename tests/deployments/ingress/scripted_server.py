@@ -20,6 +20,7 @@ from cluster.config import ShoalConfig, parse_config
 from cluster.telemetry import ReplicaLoad, Telemetry
 from cluster.types import FinishReason, Request, TokenDelta, TokenLogprobs
 from deployments.ingress.app import build_asgi_app
+from deployments.ingress.cluster_routes import ReadCluster
 from deployments.ingress.served_model import ServedModel, load_served_model
 from deployments.ingress.services import RetrievalServices, TenantServices
 from models.tokenizer import Tokenizer
@@ -77,8 +78,17 @@ class ScriptedPool:
     def is_ready(self) -> bool:
         return self.ready
 
+    @property
+    def num_held(self) -> int:
+        return 4
+
     def stats(self) -> Mapping[str, ReplicaLoad]:
-        load = SimpleNamespace(num_requests_running=2, num_requests_waiting=3, kv_cache_usage=0.25)
+        load = SimpleNamespace(
+            num_requests_running=2,
+            num_requests_waiting=3,
+            num_waiting_prefill_tokens=40,
+            kv_cache_usage=0.25,
+        )
         return {"replica-a": load}
 
 
@@ -185,6 +195,7 @@ async def serving(
     retrieval: RetrievalServices | None = None,
     tenants: TenantServices | None = None,
     context: int = CONTEXT,
+    read_cluster: ReadCluster | None = None,
 ) -> AsyncIterator[Server]:
     pool = ScriptedPool(lambda request: iter(deltas(request, [])))
     model: ServedModel = load_served_model(
@@ -192,7 +203,14 @@ async def serving(
     )
     telemetry = Telemetry()
     tenants = tenants or TenantServices.of(config, keys=keys)
-    app = build_asgi_app(config, {model.name: model}, tenants, telemetry, retrieval=retrieval)
+    app = build_asgi_app(
+        config,
+        {model.name: model},
+        tenants,
+        telemetry,
+        retrieval=retrieval,
+        read_cluster=read_cluster,
+    )
     async with listening(app) as port:
         started = Server(port=port, pool=pool, tokenizer=model.tokenizer, telemetry=telemetry)
         started.says("ok")
