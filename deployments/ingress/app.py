@@ -25,6 +25,7 @@ from deployments.ingress.batch_routes import batch_endpoints
 from deployments.ingress.bucket_routes import bucket_endpoints
 from deployments.ingress.chat_generation import ChatGenerations
 from deployments.ingress.chat_routes import ChatCompletions
+from deployments.ingress.cluster_operations import CLUSTER
 from deployments.ingress.cluster_routes import Cluster, ReadCluster
 from deployments.ingress.completion_routes import Completions
 from deployments.ingress.deadline import Deadline
@@ -105,7 +106,7 @@ def build_asgi_app(  # noqa: PLR0913 - all that it serves, part by part
         **_batch_endpoints(batches, config),
         **tenant_endpoints(tenants, max_body_bytes=limit),
         **usage_endpoints(tenants.usage),
-        operations.CLUSTER: Cluster(directory, read_cluster),
+        CLUSTER: Cluster(directory, read_cluster),
     }
     routes = routes_of(endpoints)
     document = OpenAPIDocument(is_key_required=tenants.keys.required)

@@ -3,7 +3,6 @@
 The app's routes and the OpenAPI document are both made of this table.
 """
 
-from cluster.admin_schema.cluster import ClusterObject
 from cluster.anthropic_schema.message import MessageObject, TokenCount
 from cluster.anthropic_schema.request import CountTokensRequest, MessageRequest
 from cluster.openai_schema.batches import (
@@ -58,6 +57,7 @@ from cluster.telnyx_schema.tasks import (
 )
 from cluster.tenant_config import KeyScope
 from deployments.ingress import deadline
+from deployments.ingress.cluster_operations import CLUSTER
 from deployments.ingress.operation import (
     ANTHROPIC_PREFIXES,
     BODY_ERRORS,
@@ -206,15 +206,6 @@ READY = Operation(
     answer=Status,
     errors=(503,),
     is_open=True,
-)
-CLUSTER = Operation(
-    name="cluster",
-    summary="Nodes, pools, replicas, and what the autoscaler decided",
-    method="GET",
-    paths=("/v1/cluster",),
-    scopes=(KeyScope.ADMIN,),
-    answer=ClusterObject,
-    errors=(404, 500, 503),
 )
 METRICS = Operation(
     name="metrics",
