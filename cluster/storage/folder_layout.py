@@ -68,6 +68,16 @@ class FolderLayout:
             return []
         return sorted(folders, key=lambda bucket: bucket.name)
 
+    def stored_bytes(self, tenant: str) -> int:
+        """Of all files of a tenant, parts of multipart uploads among them; links are none."""
+        num_bytes, staged = 0, str(self.staged_folder(tenant))
+        for folder, folders, names in os.walk(self.root / tenant):
+            folders[:] = [name for name in folders if os.path.join(folder, name) != staged]
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # deleted at this moment
+                    num_bytes += os.lstat(os.path.join(folder, name)).st_size
+        return num_bytes
+
     def has_bucket(self, ref: BucketRef) -> bool:
         path = self.root / ref.tenant / ref.name
         return bucket_problem(ref.name) is None and path.is_dir() and not path.is_symlink()

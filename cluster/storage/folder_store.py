@@ -202,6 +202,10 @@ class FolderStore:
         """
         await self.run(lambda: self.layout.delete_object(ref, key))
 
+    async def stored_bytes(self, tenant: str) -> int:
+        """Of all that a tenant has, parts of multipart uploads among it."""
+        return await self.run(lambda: self.layout.stored_bytes(tenant))
+
     def url(self, ref: BucketRef, key: str) -> str:
         """Where it can be had."""
         return f"{self._base_url}/{ref.name}/{quote(key)}"

@@ -20,6 +20,7 @@ from cluster.telemetry import Telemetry
 from cluster.tenant_config import KeyScope
 from cluster.tenants.key_directory import KeyDirectory
 from cluster.tenants.records import ApiKey
+from cluster.tenants.storage_quota import StorageQuota
 from deployments.ingress import operations
 from deployments.ingress.batch_routes import batch_endpoints
 from deployments.ingress.bucket_routes import bucket_endpoints
@@ -61,7 +62,12 @@ from deployments.ingress.request_body import linger
 from deployments.ingress.response_routes import Responses
 from deployments.ingress.s3.face import S3Face
 from deployments.ingress.served_model import ModelDirectory, ServedModel
-from deployments.ingress.services import BatchServices, RetrievalServices, TenantServices
+from deployments.ingress.services import (
+    BatchServices,
+    RetrievalServices,
+    TenantServices,
+    storage_quota,
+)
 from deployments.ingress.tenant_routes import tenant_endpoints
 from deployments.ingress.tokenize_routes import Detokenize, Tokenize
 from deployments.ingress.usage_routes import usage_endpoints
@@ -96,6 +102,7 @@ def build_asgi_app(  # noqa: PLR0913 - all that it serves, part by part
     providers = Providers(config.providers, is_served=directory.has)
     external = ExternalChat(providers, secrets, grounding, telemetry)
     limit = config.http.max_body_bytes
+    quota = storage_quota(tenants, retrieval, batches)
     endpoints: dict[Operation, ASGIApp] = {
         **_endpoints(directory, prompts, telemetry, generations, limit=limit),
         **_retrieval_endpoints(retrieval, directory, telemetry, limit=limit),
@@ -103,7 +110,7 @@ def build_asgi_app(  # noqa: PLR0913 - all that it serves, part by part
         operations.CHAT: ChatCompletions(generations, max_body_bytes=limit, external=external),
         operations.MODELS: Models(directory, external=providers.cards),
         operations.ONE_MODEL: OneModel(directory, external=providers.cards),
-        **_batch_endpoints(batches, config),
+        **_batch_endpoints(batches, config, quota),
         **tenant_endpoints(tenants, max_body_bytes=limit),
         **usage_endpoints(tenants.usage),
         CLUSTER: Cluster(directory, read_cluster),
@@ -132,6 +139,7 @@ def build_asgi_app(  # noqa: PLR0913 - all that it serves, part by part
                 tenants.keys,
                 on_change=retrieval.tasks.request_sync,
                 max_object_bytes=config.storage.max_upload_bytes,
+                quota=quota,
             ),
         )
     return ErrorBoundary(app, telemetry)
@@ -195,14 +203,14 @@ def _endpoints(
 
 
 def _batch_endpoints(
-    batches: BatchServices | None, config: ShoalConfig
+    batches: BatchServices | None, config: ShoalConfig, quota: StorageQuota
 ) -> dict[Operation, ASGIApp]:
     """What serves files and batches."""
     if batches is None:
         both = (*operations.FILE_OPERATIONS, *operations.BATCH_OPERATIONS)
         return dict.fromkeys(both, NoRedis())
     return {
-        **file_endpoints(batches.files, batch_retention_s=config.batches.retention_s),
+        **file_endpoints(batches.files, batch_retention_s=config.batches.retention_s, quota=quota),
         **batch_endpoints(batches.tasks, max_body_bytes=config.http.max_body_bytes),
     }
 

@@ -23,6 +23,7 @@ from cluster.openai_schema.files import (
 )
 from cluster.openai_schema.values import shown
 from cluster.storage.stored_object import OpenObject
+from cluster.tenants.storage_quota import StorageQuota
 from deployments.ingress import operations
 from deployments.ingress.errors import send_json
 from deployments.ingress.exchange import SCOPE_KEY, Exchange
@@ -40,15 +41,22 @@ _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 _FIELDS = ("file", "purpose", _ANCHOR, _SECONDS)
 
 
-def file_endpoints(files: FileStore, *, batch_retention_s: float) -> dict[Operation, ASGIApp]:
-    """What serves the operations about files. `batch_retention_s`: of files for batches, where the
-    client does not say."""
+def file_endpoints(
+    files: FileStore, *, batch_retention_s: float, quota: StorageQuota | None = None
+) -> dict[Operation, ASGIApp]:
+    """What serves the operations about files.
+
+    Args:
+        batch_retention_s: of files for batches, where the client does not say.
+        quota: of tenants; None: they have none.
+    """
+    quota = StorageQuota.unlimited() if quota is None else quota
     return {
-        operations.UPLOAD_FILE: UploadFile(files, batch_retention_s=batch_retention_s),
+        operations.UPLOAD_FILE: UploadFile(files, quota, batch_retention_s=batch_retention_s),
         operations.FILES: ListFiles(files),
         operations.FILE_CONTENT: FileContent(files),
         operations.ONE_FILE: OneFile(files),
-        operations.DELETE_FILE: DeleteFile(files),
+        operations.DELETE_FILE: DeleteFile(files, quota),
     }
 
 
@@ -66,8 +74,9 @@ class _Form:
 class UploadFile:
     """`POST /files`, an ASGI app. The file goes to the storage as it comes."""
 
-    def __init__(self, files: FileStore, *, batch_retention_s: float) -> None:
+    def __init__(self, files: FileStore, quota: StorageQuota, *, batch_retention_s: float) -> None:
         self._files = files
+        self._quota = quota
         self._batch_retention_s = batch_retention_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,6 +92,7 @@ class UploadFile:
         except BaseException:  # also when the client leaves: half an upload is none
             if form.written is not None:
                 await self._files.discard(exchange.tenant, form.written)
+                await self._quota.note_deleted(exchange.tenant)
             raise
         stored = await self._files.add(
             exchange.tenant,
@@ -98,7 +108,9 @@ class UploadFile:
             if part.filename is None or form.written is not None:
                 raise _problem("file", "must be one file, with a name")
             form.filename = part.filename[:_MAX_FILENAME_CHARS]
-            form.written = await self._files.write(tenant, part.content)
+            async with self._quota.upload(tenant, num_bytes=None) as upload:
+                form.written = await self._files.write(tenant, upload.counted(part.content))
+                upload.stored()
         elif part.name == "purpose":
             form.purpose = await part.text()
             self._check_purpose(form.purpose)
@@ -172,14 +184,16 @@ class OneFile:
 class DeleteFile:
     """`DELETE /files/{file_id}`, an ASGI app."""
 
-    def __init__(self, files: FileStore) -> None:
+    def __init__(self, files: FileStore, quota: StorageQuota) -> None:
         self._files = files
+        self._quota = quota
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope[SCOPE_KEY]
         exchange.route = FILE_ROUTE
         file_id = _file_id(scope)
         await self._files.delete(exchange.tenant, file_id)
+        await self._quota.note_deleted(exchange.tenant)
         await send_json(send, FileDeleted(id=file_id).model_dump_json().encode())
 
 

@@ -13,8 +13,10 @@ from cluster.file_store import FileStore
 from cluster.object_store import ObjectStore
 from cluster.redis_client import RedisClient
 from cluster.retrieval import Embedder, Retriever
+from cluster.storage.folder_store import FolderStore
 from cluster.tenants.key_directory import KeyDirectory
 from cluster.tenants.limiter import TenantLimiter
+from cluster.tenants.storage_quota import StorageQuota
 from cluster.tenants.tenant_store import TenantStore
 from cluster.tenants.usage import UsageRecorder, UsageStore
 from deployments.ingress.metering import Metering
@@ -47,6 +49,7 @@ class TenantServices:
     metering: Metering
     store: TenantStore | None = None  # None: there is no Redis
     usage: UsageStore | None = None  # the same
+    redis: RedisClient | None = None  # the same
 
     @classmethod
     def of(
@@ -71,4 +74,23 @@ class TenantServices:
             metering=Metering(directory, limiter, recorder),
             store=store,
             usage=UsageStore(redis),
+            redis=redis,
         )
+
+
+def storage_quota(
+    tenants: TenantServices, retrieval: RetrievalServices | None, batches: BatchServices | None
+) -> StorageQuota:
+    """Of buckets in our folder and of files; buckets at an S3 endpoint are not ours to count."""
+
+    async def measure(tenant: str) -> int:
+        num_bytes = 0 if batches is None else await batches.files.total_bytes(tenant)
+        if retrieval is not None and isinstance(retrieval.objects, FolderStore):
+            num_bytes += await retrieval.objects.stored_bytes(tenant)
+        return num_bytes
+
+    return StorageQuota(
+        tenants.redis,
+        limit_of=lambda tenant: tenants.keys.limits(tenant).stored_bytes,
+        measure=measure,
+    )

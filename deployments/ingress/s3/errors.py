@@ -18,6 +18,7 @@ from cluster.storage.errors import (
     StorageFullError,
     UploadNotFoundError,
 )
+from cluster.tenants.storage_quota import StorageLimitError
 from deployments.ingress.errors import as_serving_error
 
 STATUS_OF = {
@@ -46,6 +47,7 @@ STATUS_OF = {
     "NoSuchUpload": 404,
     "NotImplemented": 501,
     "PreconditionFailed": 412,
+    "QuotaExceeded": 403,  # as Ceph has it: S3 has no limits of a tenant
     "RequestTimeout": 400,
     "ServiceUnavailable": 503,
     "StorageFull": 507,  # ours: S3 has no end
@@ -63,6 +65,7 @@ _CODE_OF: dict[type[ServingError], str] = {
     InvalidPartError: "InvalidPart",
     InvalidPartOrderError: "InvalidPartOrder",
     StorageFullError: "StorageFull",
+    StorageLimitError: "QuotaExceeded",
 }
 
 

@@ -13,6 +13,7 @@ from cluster.object_store import S3_FACE_PATH
 from cluster.storage.folder_store import FolderStore
 from cluster.storage.folder_uploads import FolderUploads
 from cluster.tenants.key_directory import KeyDirectory
+from cluster.tenants.storage_quota import StorageQuota
 from cluster.types import BucketRef
 from deployments.ingress.errors import ClientLeftError
 from deployments.ingress.exchange import SCOPE_KEY
@@ -70,16 +71,19 @@ class S3Face:
         *,
         on_change: ChangeListener,
         max_object_bytes: int = DEFAULT_MAX_OBJECT_BYTES,
+        quota: StorageQuota | None = None,
         prefix: str = S3_FACE_PATH,
     ) -> None:
         """
         Args:
             on_change: is called after each put and delete; its errors are logged, not answered.
+            quota: of tenants; None: they have none.
             prefix: the path of the face, without a trailing slash.
         """
         self._keys = keys
         self._prefix = prefix
         self._on_change = on_change
+        self._quota = StorageQuota.unlimited() if quota is None else quota
         self._routes = self._operations(store, max_object_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,6 +106,8 @@ class S3Face:
             if exchange is not None:
                 exchange.key = key
             route = find_route(self._routes, request)
+            if request.method == "DELETE" or "delete" in request.query:
+                await self._quota.note_deleted(request.tenant)
             await route.handler(request, watched_send)
         except ClientLeftError:
             raise  # nobody is there; the boundary counts it
@@ -119,9 +125,12 @@ class S3Face:
 
     def _operations(self, store: FolderStore, max_object_bytes: int) -> Routes:
         buckets = BucketOperations(store, self._changed)
-        objects = ObjectOperations(store, self._changed, max_object_bytes=max_object_bytes)
+        quota = self._quota
+        objects = ObjectOperations(
+            store, self._changed, max_object_bytes=max_object_bytes, quota=quota
+        )
         uploads = UploadOperations(
-            FolderUploads(store), self._changed, max_object_bytes=max_object_bytes
+            FolderUploads(store), self._changed, max_object_bytes=max_object_bytes, quota=quota
         )
         return {
             (Level.SERVICE, "GET", ""): Route(handler=buckets.list_buckets),

@@ -9,6 +9,7 @@ from cluster.storage.errors import ObjectNotFoundError
 from cluster.storage.folder_store import FolderStore
 from cluster.storage.names import check_file_key
 from cluster.storage.stored_object import ObjectInfo, OpenObject
+from cluster.tenants.storage_quota import StorageQuota
 from cluster.types import BucketRef
 from deployments.ingress.responses import unless_client_leaves
 from deployments.ingress.s3.answers import (
@@ -39,9 +40,15 @@ class ObjectOperations:
     """See the module."""
 
     def __init__(
-        self, store: FolderStore, changed: ChangeListener, *, max_object_bytes: int
+        self,
+        store: FolderStore,
+        changed: ChangeListener,
+        *,
+        max_object_bytes: int,
+        quota: StorageQuota,
     ) -> None:
         self._store = store
+        self._quota = quota
         self._changed = changed
         self._max_object_bytes = max_object_bytes
 
@@ -51,13 +58,16 @@ class ObjectOperations:
             await self._copy(request, send)
             return
         payload = Payload(request, max_bytes=self._max_object_bytes)
-        info = await self._store.put(
-            request.ref,
-            request.key,
-            payload,
-            headers=kept_headers(request.headers),
-            is_new=_is_to_be_new(request),
-        )
+        async with self._quota.upload(request.tenant, num_bytes=payload.num_expected) as upload:
+            num_replaced = await self._num_bytes(request) if upload.is_limited else 0
+            info = await self._store.put(
+                request.ref,
+                request.key,
+                upload.counted(payload),
+                headers=kept_headers(request.headers),
+                is_new=_is_to_be_new(request),
+            )
+            upload.stored(num_replaced=num_replaced)
         await self._changed(request.ref)
         headers = {"etag": f'"{info.etag}"', **payload.verified}
         await send_answer(send, request, Answer(headers=headers))
@@ -101,18 +111,30 @@ class ObjectOperations:
             await self._changed(request.ref)
         await send_answer(send, request, Answer(status=204))
 
+    async def _num_bytes(self, request: S3Request) -> int:
+        """Of the object that is there now; 0: there is none."""
+        try:
+            _check_key(request)
+            return (await self._store.head(request.ref, request.key)).num_bytes
+        except ObjectNotFoundError:
+            return 0
+
     async def _copy(self, request: S3Request, send: Send) -> None:
         source, key = _copy_source(request)
         directive = request.headers.get("x-amz-metadata-directive", "COPY")
         async with self._store.open(source, key) as found:
             is_copied = directive == "COPY"
-            info = await self._store.put(
-                request.ref,
-                request.key,
-                found.chunks(),
-                headers=found.info.headers if is_copied else kept_headers(request.headers),
-                is_new=_is_to_be_new(request),
-            )
+            num_bytes = found.info.num_bytes
+            async with self._quota.upload(request.tenant, num_bytes=num_bytes) as upload:
+                num_replaced = await self._num_bytes(request) if upload.is_limited else 0
+                info = await self._store.put(
+                    request.ref,
+                    request.key,
+                    upload.counted(found.chunks()),
+                    headers=found.info.headers if is_copied else kept_headers(request.headers),
+                    is_new=_is_to_be_new(request),
+                )
+                upload.stored(num_replaced=num_replaced)
         await self._changed(request.ref)
         facts = [("LastModified", xml_time(info.modified_at)), ("ETag", f'"{info.etag}"')]
         await send_answer(send, request, xml_answer("CopyObjectResult", facts))

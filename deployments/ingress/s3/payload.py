@@ -75,8 +75,9 @@ class Payload:
             token.strip() for token in headers.get("content-encoding", "").split(",")
         ]
         length = headers.get("x-amz-decoded-content-length" if is_chunked else "content-length")
-        self._num_expected = _length(length)
-        self._check_size(self._num_expected or 0)
+        #: As the client says; None: it does not.
+        self.num_expected = _length(length)
+        self._check_size(self.num_expected or 0)
         body = read_body(request.receive)
         self._chunked = ChunkedBody(body) if is_chunked else None
         self._body = body
@@ -92,9 +93,9 @@ class Payload:
             for claim in self._claims:
                 claim.digest.update(data)
             yield data
-        if self._num_expected is not None and num_bytes != self._num_expected:
+        if self.num_expected is not None and num_bytes != self.num_expected:
             raise S3Error(
-                "IncompleteBody", f"The body has {num_bytes} bytes, not {self._num_expected}."
+                "IncompleteBody", f"The body has {num_bytes} bytes, not {self.num_expected}."
             )
         for claim in self._claims:
             self._check(claim)

@@ -4,6 +4,7 @@ from starlette.types import Send
 
 from cluster.storage.folder_uploads import MAX_PARTS, FolderUploads, UploadRef
 from cluster.storage.xml_document import children, tag_of, text_of
+from cluster.tenants.storage_quota import StorageQuota
 from deployments.ingress.s3.answers import XML, Answer, send_answer, xml_answer, xml_time
 from deployments.ingress.s3.buckets import MAX_DOCUMENT_BYTES, parse_document
 from deployments.ingress.s3.errors import S3Error, not_implemented
@@ -21,9 +22,15 @@ class UploadOperations:
     """See the module."""
 
     def __init__(
-        self, uploads: FolderUploads, changed: ChangeListener, *, max_object_bytes: int
+        self,
+        uploads: FolderUploads,
+        changed: ChangeListener,
+        *,
+        max_object_bytes: int,
+        quota: StorageQuota,
     ) -> None:
         self._uploads = uploads
+        self._quota = quota
         self._changed = changed
         self._max_object_bytes = max_object_bytes
 
@@ -40,7 +47,10 @@ class UploadOperations:
         check_headers(request.headers)
         number = _part_number(request.query.get("partNumber", ""))
         payload = Payload(request, max_bytes=self._max_object_bytes)
-        part = await self._uploads.put_part(_upload_ref(request), number, payload)
+        async with self._quota.upload(request.tenant, num_bytes=payload.num_expected) as upload:
+            content = upload.counted(payload)
+            part = await self._uploads.put_part(_upload_ref(request), number, content)
+            upload.stored()
         headers = {"etag": f'"{part.etag}"', **payload.verified}
         await send_answer(send, request, Answer(headers=headers))
 
