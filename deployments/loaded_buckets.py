@@ -70,6 +70,7 @@ class BucketStats(msgspec.Struct, frozen=True, kw_only=True):
 class _Progress:
     num_chunks: int = 0
     of: int = 0
+    num_bytes: int = 0  # that the index will take, as far as that is known
 
 
 class LoadedBuckets:
@@ -83,7 +84,8 @@ class LoadedBuckets:
         self._writer = IndexWriter(store, self._executor)
         self._loaded: OrderedDict[BucketRef, LoadedBucket] = OrderedDict()  # oldest use first
         self._loading: dict[BucketRef, asyncio.Task[LoadedBucket]] = {}
-        self._progress: dict[BucketRef, _Progress] = {}
+        self._progress: dict[BucketRef, _Progress] = {}  # of loads under way, oldest first
+        self._load_ended = asyncio.Condition()
         self._load_places = asyncio.Semaphore(_MAX_LOADS_AT_ONCE)
         self._too_large: dict[BucketRef, tuple[int, ServiceUnavailableError]] = {}  # by version
         self._tasks: set[asyncio.Task[None]] = set()
@@ -218,11 +220,14 @@ class LoadedBuckets:
                     loaded = await self._try_load(ref, progress)
                     if loaded is not None:
                         self._loaded[ref] = loaded
+                        progress.num_bytes = 0  # counted there from now on
                         self._make_room(loaded)
                         self._keep_up(loaded)
                         return loaded
             finally:
                 del self._progress[ref]
+                async with self._load_ended:
+                    self._load_ended.notify_all()
         raise ServiceUnavailableError(
             f"The bucket {ref.name!r} changes faster than it can be loaded.",
             retry_after_s=_RETRY_LOADING_AFTER_S,
@@ -234,7 +239,9 @@ class LoadedBuckets:
         snapshot = await self._store.snapshot(ref)
         progress.num_chunks, progress.of = 0, _num_chunks(snapshot)
         width = meta.embedder.width
-        self._check_size(ref, snapshot.version, progress.of * width * _BYTES_PER_NUMBER)
+        progress.num_bytes = progress.of * width * _BYTES_PER_NUMBER  # at least
+        self._check_size(ref, snapshot.version, progress.num_bytes)
+        await self._wait_for_other_loads(ref)
         index = BucketIndex(
             width,
             max_exact_chunks=self._config.max_exact_chunks,
@@ -244,8 +251,9 @@ class LoadedBuckets:
 
         def check(num_chunks: int) -> None:
             progress.num_chunks = num_chunks
+            progress.num_bytes = max(progress.num_bytes, index.num_bytes)
             self._check_size(ref, snapshot.version, index.num_bytes)
-            self._evict(room_for=index.num_bytes)
+            self._evict()
 
         try:
             await self._writer.change(
@@ -305,12 +313,26 @@ class LoadedBuckets:
             raise
         self._evict()
 
-    def _evict(self, *, room_for: int = 0) -> None:
-        """Drop the least recently used until the others fit, and so many bytes besides."""
-        while self._loaded and self.num_bytes + room_for > self._config.index_memory_bytes:
+    def _evict(self) -> None:
+        """Drop the least recently used until the others, and what is being loaded, fit."""
+        while self._loaded and self._num_bytes_with_loads > self._config.index_memory_bytes:
             oldest = next(iter(self._loaded.values()))
             logger.info("bucket %r is dropped from memory for others", oldest.ref.name)
             self._drop(oldest)
+
+    @property
+    def _num_bytes_with_loads(self) -> int:
+        return self.num_bytes + sum(load.num_bytes for load in self._progress.values())
+
+    async def _wait_for_other_loads(self, ref: BucketRef) -> None:
+        """Until this load and those that began earlier fit into memory together; the oldest one
+        never waits."""
+        async with self._load_ended:
+            await self._load_ended.wait_for(lambda: self._fits_among_loads(ref))
+
+    def _fits_among_loads(self, ref: BucketRef) -> bool:
+        num_bytes = sum(load.num_bytes for load in self._progress.values())
+        return next(iter(self._progress)) == ref or num_bytes <= self._config.index_memory_bytes
 
     def _drop(self, loaded: LoadedBucket) -> None:
         if self._loaded.get(loaded.ref) is loaded:

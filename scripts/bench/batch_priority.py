@@ -4,19 +4,19 @@
     python -m scripts.bench.batch_priority --shape tiny --rate 4 --seconds 60
 
 One engine, three runs by turns: online requests alone (Poisson arrivals), the batch alone, both.
-The batch always has 256 requests in the engine. Time to first token is from the arrival; a
+The batch always has 256 requests under way. Time to first token is from the arrival; a
 request's tokens/s count from its first token. The batch's share is of the idle capacity: what it
 does alone, times the part of the time in which online requests alone leave the engine idle.
 """
 
 import argparse
+import asyncio
 import random
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cluster.types import PRIORITY_BATCH, PRIORITY_ONLINE, Request, SamplingParams
-from models.engine.engine import Engine
+from models.engine.async_engine import AsyncEngine
 from scripts.bench.checkpoints import SHAPES, checkpoint
 from scripts.bench.engine_load import make_engine, random_prompts
 from scripts.bench.report import environment, table
@@ -31,8 +31,21 @@ class Seen:
     first_s: list[float] = field(default_factory=list)  # from a request's arrival
     rates: list[float] = field(default_factory=list)  # tokens/s of a request
     num_batch_tokens: int = 0
-    busy_s: float = 0.0
+    busy_s: float = 0.0  # with at least one online request
     elapsed_s: float = 0.0
+    num_open: int = 0
+    opened_s: float = 0.0
+
+    def begin(self) -> None:
+        """An online request has arrived."""
+        if self.num_open == 0:
+            self.opened_s = time.perf_counter()
+        self.num_open += 1
+
+    def end(self) -> None:
+        self.num_open -= 1
+        if self.num_open == 0:
+            self.busy_s += time.perf_counter() - self.opened_s
 
     def first_ms(self, share: float) -> float:
         ordered = sorted(self.first_s)
@@ -50,80 +63,78 @@ class Seen:
 class Load:
     """Requests of both kinds into one engine, in real time."""
 
-    def __init__(self, engine: Engine, options: argparse.Namespace) -> None:
+    def __init__(self, engine: AsyncEngine, options: argparse.Namespace) -> None:
         self._engine = engine
         self._options = options
         self._vocab_size = SHAPES[options.shape]["vocab_size"]
         self._num_made = 0
-        self._arrived: dict[str, float] = {}
-        self._first: dict[str, float] = {}
-        self._num_tokens: dict[str, int] = {}
-        self._num_batch = 0
 
-    def run(self, *, is_online: bool, is_batch: bool, seed: int) -> Seen:
+    async def run(self, *, is_online: bool, is_batch: bool, seed: int) -> Seen:
         seen = Seen()
-        started_s = time.perf_counter()
-        end_s = started_s + self._options.seconds
-        arrivals = self._arrivals(started_s, end_s, seed) if is_online else iter(())
-        next_s = next(arrivals, None)
-        while time.perf_counter() < end_s or self._arrived:
-            while next_s is not None and next_s <= time.perf_counter():
-                self._arrived[self._add(PRIORITY_ONLINE)] = next_s
-                next_s = next(arrivals, None)
-            is_over = time.perf_counter() >= end_s
-            while is_batch and not is_over and self._num_batch < NUM_BATCH:
-                self._add(PRIORITY_BATCH)
-                self._num_batch += 1
-            if self._engine.has_unfinished:
-                self._step(seen, is_counted=not is_over)
-            elif next_s is not None:
-                time.sleep(max(0.0, next_s - time.perf_counter()))
-            elif not is_over:
-                time.sleep(end_s - time.perf_counter())
+        end_s = time.perf_counter() + self._options.seconds
+        lines = [asyncio.create_task(self._lines(seen, end_s)) for _ in range(NUM_BATCH * is_batch)]
+        if is_online:
+            await self._online(seen, end_s, seed)
+        await asyncio.sleep(max(0.0, end_s - time.perf_counter()))
         seen.elapsed_s = self._options.seconds
-        while self._engine.has_unfinished:
-            self._step(Seen(), is_counted=False)
+        for line in lines:
+            line.cancel()
+        await asyncio.gather(*lines, return_exceptions=True)
         return seen
 
-    def _arrivals(self, start_s: float, end_s: float, seed: int) -> Iterator[float]:
+    async def _online(self, seen: Seen, end_s: float, seed: int) -> None:
+        """Poisson arrivals until the end; waits for the answers."""
         rng = random.Random(seed)
-        at_s = start_s
+        at_s, tasks = time.perf_counter(), []
         while (at_s := at_s + rng.expovariate(self._options.rate)) < end_s:
-            yield at_s
+            await asyncio.sleep(max(0.0, at_s - time.perf_counter()))
+            tasks.append(asyncio.create_task(self._ask(seen, at_s)))
+        await asyncio.gather(*tasks)
 
-    def _add(self, priority: int) -> str:
+    async def _ask(self, seen: Seen, arrived_s: float) -> None:
+        first_s, num_tokens = 0.0, 0
+        seen.begin()
+        async for delta in self._engine.generate(self._request(PRIORITY_ONLINE)):
+            num_tokens += len(delta.token_ids)
+            first_s = first_s or time.perf_counter()
+        seen.end()
+        seen.first_s.append(first_s - arrived_s)
+        seen.rates.append((num_tokens - 1) / (time.perf_counter() - first_s))
+
+    async def _lines(self, seen: Seen, end_s: float) -> None:
+        """One line of a batch after the other."""
+        while True:
+            async for delta in self._engine.generate(self._request(PRIORITY_BATCH)):
+                if time.perf_counter() < end_s:
+                    seen.num_batch_tokens += len(delta.token_ids)
+
+    def _request(self, priority: int) -> Request:
         self._num_made += 1
-        name = f"{'online' if priority == PRIORITY_ONLINE else 'batch'}-{self._num_made}"
         (prompt,) = random_prompts(1, self._options.prompt_len, self._vocab_size, self._num_made)
-        params = SamplingParams(
-            max_tokens=self._options.output_len, temperature=0.0, ignore_eos=True
+        return Request(
+            request_id=str(self._num_made),
+            prompt_token_ids=prompt,
+            sampling_params=SamplingParams(
+                max_tokens=self._options.output_len, temperature=0.0, ignore_eos=True
+            ),
+            priority=priority,
         )
-        self._engine.add_request(
-            Request(
-                request_id=name, prompt_token_ids=prompt, sampling_params=params, priority=priority
-            )
-        )
-        return name
 
-    def _step(self, seen: Seen, *, is_counted: bool) -> None:
-        before_s = time.perf_counter()
-        deltas = self._engine.step()
-        now_s = time.perf_counter()
-        seen.busy_s += now_s - before_s
-        for delta in deltas:
-            name = delta.request_id
-            if name not in self._arrived:
-                seen.num_batch_tokens += len(delta.token_ids) if is_counted else 0
-                self._num_batch -= delta.finish_reason is not None
-                continue
-            self._num_tokens[name] = self._num_tokens.get(name, 0) + len(delta.token_ids)
-            if name not in self._first:
-                self._first[name] = now_s
-                seen.first_s.append(now_s - self._arrived[name])
-            if delta.finish_reason is not None:
-                num_more = self._num_tokens.pop(name) - 1
-                seen.rates.append(num_more / (now_s - self._first.pop(name)))
-                del self._arrived[name]
+
+async def measure(options: argparse.Namespace) -> dict[str, Seen]:
+    """The three runs, by name."""
+    engine = AsyncEngine(make_engine(checkpoint(options.shape, options.dtype)))
+    engine.start()
+    load = Load(engine, options)
+    try:
+        await load.run(is_online=True, is_batch=False, seed=0)  # warms up
+        return {
+            "online": await load.run(is_online=True, is_batch=False, seed=1),
+            "batch": await load.run(is_online=False, is_batch=True, seed=1),
+            "both": await load.run(is_online=True, is_batch=True, seed=1),
+        }
+    finally:
+        await engine.stop()
 
 
 def main() -> None:
@@ -139,11 +150,8 @@ def main() -> None:
     options = parser.parse_args()
     print(environment(("torch",)))
     print(f"{options.shape} shape, {options.dtype}, {options.rate:g} online requests per second\n")
-    load = Load(make_engine(checkpoint(options.shape, options.dtype)), options)
-    load.run(is_online=True, is_batch=False, seed=0)  # warms up
-    alone = load.run(is_online=True, is_batch=False, seed=1)
-    batch = load.run(is_online=False, is_batch=True, seed=1)
-    both = load.run(is_online=True, is_batch=True, seed=1)
+    runs = asyncio.run(measure(options))
+    alone, batch, both = runs["online"], runs["batch"], runs["both"]
     idle_share = max(0.0, 1.0 - alone.busy_s / alone.elapsed_s)
     rows: list[list[object]] = [
         ["online alone", alone.first_ms(0.5), alone.first_ms(0.99), alone.rate, ""],

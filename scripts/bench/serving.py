@@ -10,24 +10,20 @@ end of the step that made a token to its arrival at the client; see `scripts.ben
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import psutil
-import yaml
 
 from scripts.bench.report import Figure, environment, table
+from scripts.bench.running_cluster import API_KEY, running_cluster
 
 PACKAGES = ("ray", "uvicorn", "starlette", "uvloop", "msgspec", "orjson")
-API_KEY = "shoal-benchmark-key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +49,8 @@ def shoal_cluster(arguments: argparse.Namespace) -> Iterator[Side]:
             }
         ]
     }
-    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as home:
-        path = Path(home) / "shoal.yaml"
-        path.write_text(yaml.safe_dump(config))
-        environ = {
-            **os.environ,
-            "SHOAL_HOME": home,
-            "SHOAL_PORT": str(arguments.port),
-            "SHOAL_API_KEY": API_KEY,
-        }
-        shoal = [sys.executable, "-c", "from cluster.cli import main; main()"]
-        subprocess.run([*shoal, "up", "--config", str(path)], env=environ, check=True)
-        try:
-            yield Side("Shoal", f"http://127.0.0.1:{arguments.port}", _replica_pids(home))
-        finally:
-            subprocess.run([*shoal, "down"], env=environ, check=True)
+    with running_cluster(config, port=arguments.port) as cluster:
+        yield Side("Shoal", cluster.url, _replica_pids(str(cluster.home)))
 
 
 @contextmanager

@@ -244,6 +244,21 @@ async def test_the_least_recently_used_buckets_go_when_memory_is_short(
         assert {one.bucket for one in found} == {"one", "two", "three"}
 
 
+async def test_loads_that_do_not_fit_together_wait_for_each_other(
+    redis_config: RedisConfig,
+) -> None:
+    refs = [BucketRef("default", name) for name in ("one", "two", "three")]
+    async with rig(redis_config) as r:
+        for ref in refs:
+            await r.put(bucket=ref, a=[f"word{n} of {ref.name}" for n in range(200)])
+        await r.texts("word1", buckets=refs[:1])
+        needed = r.service.stats().num_bytes
+    async with rig(redis_config, index_memory_bytes=int(needed * 1.2)) as r:
+        found = await r.search("word1", buckets=refs, count=20)
+        assert {one.bucket for one in found} == {"one", "two", "three"}
+        assert r.service.stats().num_bytes <= needed * 1.2
+
+
 async def test_a_bucket_larger_than_all_memory_is_refused_with_both_numbers(
     redis_config: RedisConfig,
 ) -> None:

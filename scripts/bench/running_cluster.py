@@ -1,0 +1,42 @@
+"""A cluster of a benchmark's own: own SHOAL_HOME, own port, own key; stopped when it is done."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+API_KEY = "shoal-benchmark-key"
+
+
+@dataclass(frozen=True, slots=True)
+class RunningCluster:
+    """Where it answers, and where it keeps its files."""
+
+    url: str
+    home: Path
+
+
+@contextmanager
+def running_cluster(
+    config: Mapping[str, object], *, port: int, redis_url: str | None = None
+) -> Iterator[RunningCluster]:
+    """`shoal up` with a configuration, `shoal down` at the end. Without a Redis it has its own."""
+    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as home:
+        path = Path(home) / "shoal.yaml"
+        path.write_text(yaml.safe_dump(dict(config)))
+        environ = {**os.environ, "SHOAL_HOME": home, "SHOAL_PORT": str(port)}
+        environ["SHOAL_API_KEY"] = API_KEY
+        if redis_url is not None:
+            environ["SHOAL_REDIS_URL"] = redis_url
+        shoal = [sys.executable, "-c", "from cluster.cli import main; main()"]
+        subprocess.run([*shoal, "up", "--config", str(path)], env=environ, check=True)
+        try:
+            yield RunningCluster(f"http://127.0.0.1:{port}", Path(home))
+        finally:
+            subprocess.run([*shoal, "down"], env=environ, check=True)
