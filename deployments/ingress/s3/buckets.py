@@ -20,6 +20,7 @@ from deployments.ingress.s3.stored_headers import check_headers
 MAX_DOCUMENT_BYTES = 2**20
 MAX_DELETES = 1000
 REGION = "us-east-1"  # the one whose name S3 leaves out
+_MAX_INLINE_BYTES = 16 * 1024  # of a document that is parsed on the event loop
 
 
 class BucketOperations:
@@ -45,7 +46,7 @@ class BucketOperations:
             raise S3Error("NotImplemented", "Object lock is not implemented here.")
         document = await read_document(request, max_bytes=MAX_DOCUMENT_BYTES)
         if document:
-            parse_document(document)  # a region; there is only one
+            await parse_document(document)  # a region; there is only one
         await self._store.create_bucket(request.ref)
         await send_answer(send, request, Answer(headers={"location": f"/{request.bucket}"}))
 
@@ -80,7 +81,7 @@ class BucketOperations:
 
     async def delete_objects(self, request: S3Request, send: Send) -> None:
         document = await read_document(request, max_bytes=MAX_DOCUMENT_BYTES)
-        root = parse_document(document)
+        root = await parse_document(document)
         keys = [text_of(item, "Key") or "" for item in children(root, "Object")]
         if tag_of(root) != "Delete" or not 0 < len(keys) <= MAX_DELETES:
             raise S3Error(
@@ -107,12 +108,15 @@ class BucketOperations:
             raise BucketNotFoundError.of(request.ref)
 
 
-def parse_document(document: bytes) -> Element:
-    """
+async def parse_document(document: bytes) -> Element:
+    """Beside the event loop where it is long.
+
     Raises:
         S3Error: MalformedXML.
     """
     try:
-        return parse_xml(document)
+        if len(document) <= _MAX_INLINE_BYTES:
+            return parse_xml(document)
+        return await asyncio.to_thread(parse_xml, document)
     except XMLError as error:
         raise S3Error("MalformedXML", f"The body is {error}.") from None

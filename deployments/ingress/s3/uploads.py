@@ -58,7 +58,7 @@ class UploadOperations:
         if "if-match" in request.headers or "if-none-match" in request.headers:
             raise not_implemented("A condition on completing an upload")
         document = await read_document(request, max_bytes=MAX_DOCUMENT_BYTES)
-        chosen = _chosen_parts(document)
+        chosen = await _chosen_parts(document)
         info = await self._uploads.complete(
             _upload_ref(request), chosen, max_bytes=self._max_object_bytes
         )
@@ -152,8 +152,8 @@ def _part_number(text: str) -> int:
     return number
 
 
-def _chosen_parts(document: bytes) -> list[tuple[int, str]]:
-    root = parse_document(document)
+async def _chosen_parts(document: bytes) -> list[tuple[int, str]]:
+    root = await parse_document(document)
     parts = list(children(root, "Part"))
     if tag_of(root) != "CompleteMultipartUpload" or not parts or len(parts) > MAX_PARTS:
         raise S3Error("MalformedXML", "A CompleteMultipartUpload with its parts is expected.")
