@@ -56,6 +56,8 @@ class EngineConfig(Section):
     block_size: Annotated[int, Field(ge=1, le=256)] = 16  # tokens in a KV block
     # Of each tensor-parallel rank; None: from free memory.
     kv_cache_memory_bytes: Annotated[int, Field(gt=0)] | None = None
+    # fp8 (e4m3): half the memory of bfloat16; on a CPU it is computed by torch's own operations.
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     max_num_seqs: Annotated[int, Field(ge=1)] = 256
     # Tokens in one step, decoding and prompts together; None: 2048 on a GPU, 512 on a CPU.

@@ -1,5 +1,7 @@
 """Which computation of attention serves a KV cache, where no Triton runs."""
 
+import torch
+
 from models.attention.backend import AttentionBackend
 from models.attention.cpu import CPUAttention
 from models.attention.native import native_attention
@@ -9,9 +11,12 @@ from models.engine.kv_cache import KVCache
 
 
 def choose_attention(
-    kv_cache: KVCache, shape: DecoderShape, *, is_deterministic: bool
+    kv_cache: KVCache, shape: DecoderShape, *, dtype: torch.dtype, is_deterministic: bool
 ) -> AttentionBackend:
     """The CPU kernels where they serve, else torch's own operations.
+
+    Args:
+        dtype: of queries, keys and values; the cache's may be another.
 
     Raises:
         ValueError: equal bits are asked for, which torch's operations do not promise.
@@ -25,4 +30,4 @@ def choose_attention(
             f"block_size {kv_cache.block_size} and {heads // shape.num_kv_heads} heads to a key "
             "head; supported: multiples of 16 up to 128, and at most 12"
         )
-    return native or CPUAttention(kv_cache, num_heads=heads, layer_windows=windows)
+    return native or CPUAttention(kv_cache, num_heads=heads, layer_windows=windows, dtype=dtype)

@@ -18,6 +18,9 @@ from models.attention.backend import begun_blocks
 from models.engine.kv_cache import KVCache
 from models.engine.step_inputs import StepInputs
 
+FLOAT8 = torch.float8_e4m3fn
+MAX_FLOAT8 = 448.0  # beyond it, float8_e4m3fn has no number
+
 # Keys and values gathered at once for decoding, so that long contexts do not double the memory.
 MAX_GATHER_BYTES = 128 * 2**20
 # Groups of sequences up to this many blocks are not split further: padding costs less than a call.
@@ -68,16 +71,22 @@ class CPUAttention:
     """Satisfies `AttentionBackend`."""
 
     def __init__(
-        self, kv_cache: KVCache, *, num_heads: int, layer_windows: Sequence[int | None]
+        self,
+        kv_cache: KVCache,
+        *,
+        num_heads: int,
+        layer_windows: Sequence[int | None],
+        dtype: torch.dtype | None = None,
     ) -> None:
+        """`dtype`: of queries, keys and values, where the cache's is float8; None: the cache's."""
         self.kv_cache = kv_cache
         self.layer_windows = tuple(layer_windows)
         tensor = kv_cache.tensor_YB2KSD
         self._num_kv_heads, self._head_dim = tensor.shape[3], tensor.shape[5]
         self._group_size = num_heads // self._num_kv_heads
         self._block_size = kv_cache.block_size
-        self._dtype, self._device = tensor.dtype, tensor.device
-        bytes_per_block = tensor[0, 0].numel() * tensor.element_size()
+        self._dtype, self._device = dtype or tensor.dtype, tensor.device
+        bytes_per_block = tensor[0, 0].numel() * self._dtype.itemsize
         self._max_gather_blocks = max(1, MAX_GATHER_BYTES // bytes_per_block)
 
     def prepare(self, inputs: StepInputs) -> "CPUStepAttention":
@@ -241,9 +250,13 @@ class CPUStepAttention:
         head_dim = q_THD.shape[-1]
         num_kv_heads = k_TKD.shape[1]
         num_tokens = len(self._key_rows) // num_kv_heads
-        slots = cache_B2KSD.view(-1, head_dim)
-        slots.index_copy_(0, self._key_rows, k_TKD[:num_tokens].reshape(-1, head_dim))
-        slots.index_copy_(0, self._value_rows, v_TKD[:num_tokens].reshape(-1, head_dim))
+        if cache_B2KSD.dtype is FLOAT8:
+            # What a step computes and what it finds in the cache are the same numbers.
+            k_TKD, v_TKD = (x.clamp(-MAX_FLOAT8, MAX_FLOAT8).to(FLOAT8) for x in (k_TKD, v_TKD))
+        slots = _as_bytes(cache_B2KSD).view(-1, head_dim)
+        for rows, x_TKD in ((self._key_rows, k_TKD), (self._value_rows, v_TKD)):
+            slots.index_copy_(0, rows, _as_bytes(x_TKD[:num_tokens].reshape(-1, head_dim)))
+        k_TKD, v_TKD = k_TKD.to(q_THD.dtype), v_TKD.to(q_THD.dtype)
 
         plan = self._plans[self._layer_windows[layer_index]]
         q_TKGD = q_THD.view(len(q_THD), num_kv_heads, -1, head_dim)
@@ -263,7 +276,7 @@ def _attend_decode(
     group: _DecodeGroup, q_TKGD: torch.Tensor, block_rows: torch.Tensor, out_TKGD: torch.Tensor
 ) -> None:
     num_kv_heads, head_dim = q_TKGD.shape[1], q_TKGD.shape[3]
-    gathered = block_rows.index_select(0, group.cache_rows)
+    gathered = _gather(block_rows, group.cache_rows, q_TKGD.dtype)
     k_BKLD, v_BKLD = gathered.view(group.num_sequences, 2, num_kv_heads, -1, head_dim).unbind(1)
     if group.query_rows_B is None:
         q_BKGD = q_TKGD[: group.num_sequences]
@@ -281,7 +294,7 @@ def _attend_cached(
     span: _CachedSpan, q_TKGD: torch.Tensor, block_rows: torch.Tensor, out_TKGD: torch.Tensor
 ) -> None:
     num_kv_heads, group_size, head_dim = q_TKGD.shape[1:]
-    gathered = block_rows.index_select(0, span.cache_rows)
+    gathered = _gather(block_rows, span.cache_rows, q_TKGD.dtype)
     kv_2KLD = gathered.view(2, num_kv_heads, -1, head_dim)[:, :, : span.num_keys]
     k_KGLD, v_KGLD = kv_2KLD[:, :, None].expand(-1, -1, group_size, -1, -1).unbind(0)
     rows = slice(span.first_row, span.first_row + span.num_queries)
@@ -305,6 +318,16 @@ def _attend_fresh(
     v_KGQD = v_TKD[rows].transpose(0, 1)[:, None].expand(-1, group_size, -1, -1)
     out_KGQD = F.scaled_dot_product_attention(q_KGQD, k_KGQD, v_KGQD, is_causal=True)
     out_TKGD[rows] = out_KGQD.permute(2, 0, 1, 3)
+
+
+def _as_bytes(x: torch.Tensor) -> torch.Tensor:
+    """float8 numbers as bytes, which every operation knows; others as they are."""
+    return x.view(torch.uint8) if x.dtype is FLOAT8 else x
+
+
+def _gather(block_rows: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    gathered = _as_bytes(block_rows).index_select(0, rows)
+    return gathered.view(block_rows.dtype).to(dtype)
 
 
 def _first_key(context_len: int, window: int | None, block_size: int) -> int:

@@ -37,6 +37,8 @@ def check_deterministic(
         problem = f"tensor_parallel_size {num_ranks}; supported: at most {MAX_RANKS}"
     elif engine_config.max_loaded_adapters:
         problem = "adapters; supported: max_loaded_adapters 0"
+    elif engine_config.kv_cache_dtype != "auto":
+        problem = f"kv_cache_dtype {engine_config.kv_cache_dtype}; supported: auto"
     elif config.quantization is not None and config.quantization.layers.weights == "fp8":
         problem = "fp8 weights; supported: floats, int8 and int4"
     elif native_operations(config, dtype=dtype, device=device.type) is None:

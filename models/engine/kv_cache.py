@@ -61,6 +61,11 @@ def context_limit(config: DecoderShape, engine_config: EngineConfig) -> int:
     return limit
 
 
+def kv_cache_dtype(engine_config: EngineConfig, dtype: torch.dtype) -> torch.dtype:
+    """Of a cache for keys and values that are computed in `dtype`."""
+    return torch.float8_e4m3fn if engine_config.kv_cache_dtype == "fp8" else dtype
+
+
 def plan_kv_cache(
     config: DecoderShape, engine_config: EngineConfig, *, dtype: torch.dtype, memory_bytes: int
 ) -> KVCachePlan:
@@ -170,9 +175,14 @@ class KVCache:
             return
         device = self.tensor_YB2KSD.device
         sources, destinations = upload(np.array(copies), device).unbind(1)
-        self.tensor_YB2KSD[:, destinations] = self.tensor_YB2KSD[:, sources]
+        bytes_ = self._bytes()
+        bytes_[:, destinations] = bytes_[:, sources]
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         """Set whole blocks to zero in all layers."""
         if blocks:
-            self.tensor_YB2KSD[:, torch.tensor(blocks, device=self.tensor_YB2KSD.device)] = 0
+            self._bytes()[:, torch.tensor(blocks, device=self.tensor_YB2KSD.device)] = 0
+
+    def _bytes(self) -> torch.Tensor:
+        """The same memory; not every operation knows float8."""
+        return self.tensor_YB2KSD.view(torch.uint8)

@@ -39,6 +39,7 @@ from models.engine.kv_cache import (
     KVCache,
     KVCachePlan,
     context_limit,
+    kv_cache_dtype,
     kv_cache_memory_bytes,
     plan_kv_cache,
 )
@@ -162,21 +163,25 @@ class ModelRunner:
             )
             shape = shape_of_rank = decoder.shape
         memory_bytes = kv_cache_memory_bytes(engine_config, self._device, num_ranks=group.size)
+        cache_dtype = kv_cache_dtype(engine_config, self._dtype)
         self._plan = plan_kv_cache(
             shape_of_rank,
             engine_config,
-            dtype=self._dtype,
+            dtype=cache_dtype,
             memory_bytes=group.minimum(memory_bytes, timeout_s=LOADING_TIMEOUT_S),
         )
         self._kv_cache = KVCache.allocate(
-            self._plan, shape_of_rank, dtype=self._dtype, device=self._device
+            self._plan, shape_of_rank, dtype=cache_dtype, device=self._device
         )
         self._gpu_steps: GPUSteps | None = None
         if runs_triton(self._device):
             self._gpu_steps = self._make_gpu_steps(shape_of_rank, engine_config, group)
         else:
             self._attention = choose_attention(
-                self._kv_cache, shape_of_rank, is_deterministic=engine_config.deterministic
+                self._kv_cache,
+                shape_of_rank,
+                dtype=self._dtype,
+                is_deterministic=engine_config.deterministic,
             )
         self._sampler = Sampler()
         self._interrupt = StepInterrupt()

@@ -38,9 +38,11 @@ class StepDriver:
         dtype: str = "auto",
         quantization: str = "auto",
         deterministic: bool = False,
+        engine_config: EngineConfig | None = None,
         seed: int = 0,
     ) -> None:
-        config = EngineConfig(
+        """`engine_config`: instead of `block_size` and `deterministic`."""
+        config = engine_config or EngineConfig(
             block_size=block_size,
             kv_cache_memory_bytes=32 * 2**20,
             max_num_seqs=32,

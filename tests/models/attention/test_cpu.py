@@ -6,10 +6,13 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from cluster.config import EngineConfig
 from models.attention import cpu
 from models.attention.cpu import CPUAttention
 from models.engine.kv_cache import KVCache
 from models.engine.step_inputs import StepInputs
+from tests.models.conftest import MakeCheckpoint
+from tests.models.step_driver import StepDriver, random_tokens, reference_logprobs
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 6, 2, 8
 
@@ -165,3 +168,21 @@ def test_a_sequence_full_of_nans_does_not_reach_its_neighbours_or_the_next_owner
     poisoned = case.attend()
     assert bool(poisoned[1].isnan().all())
     torch.testing.assert_close(poisoned[[0, *range(2, 9)]], healthy[[0, *range(2, 9)]])
+
+
+@pytest.mark.parametrize("window", [None, 8])
+def test_a_float8_cache_is_near_and_the_same_however_steps_are_cut(
+    make_checkpoint: MakeCheckpoint, window: int | None
+) -> None:
+    folder = make_checkpoint("mistral", sliding_window=window)
+    tokens = random_tokens(50)
+    config = EngineConfig(block_size=4, kv_cache_memory_bytes=2**22, kv_cache_dtype="fp8")
+    driver = StepDriver(folder, engine_config=config)
+    whole, cut = driver.add(tokens), driver.add(tokens)
+    driver.finish(whole, 50)
+    driver.finish(cut, 7, 1, 20, 1)
+    logprobs = torch.stack(whole.logprobs)
+    torch.testing.assert_close(torch.stack(cut.logprobs), logprobs, atol=2e-3, rtol=0)
+    expected = reference_logprobs(folder, tokens)
+    divergence = (expected.exp() * (expected - logprobs)).sum(-1)
+    assert 0 < divergence.mean() < 0.02

@@ -1,7 +1,10 @@
 """Models quantized while they are loaded, against the same numbers as a checkpoint of floats."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,58 @@ def test_what_is_stored_quantized_is_not_quantized_again(
         choose_quantization("int8", stored)
     with pytest.raises(CheckpointError, match="no place in the model for"):
         StepDriver(folder)
+
+
+MEASURE = """
+import sys, threading
+from dataclasses import replace
+from pathlib import Path
+import torch
+from models.checkpoint import read_decoder_config
+from models.decoder import Decoder
+from models.native.library import native_library
+from models.quantization.scheme import MADE_HERE
+from models.weights import load_weights
+
+def private_bytes():
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) * 1024
+
+def sample():
+    while not ended.wait(0.001):
+        samples.append(private_bytes())
+
+samples, ended = [], threading.Event()
+torch.set_num_threads(1)
+torch.ones(8).uniform_()  # what torch allocates once
+native_library()
+folder = Path(sys.argv[1])
+config = replace(read_decoder_config(folder), quantization=MADE_HERE["int8"])
+before = private_bytes()
+sampling = threading.Thread(target=sample)
+sampling.start()
+decoder = Decoder(config, num_positions=16, dtype=torch.bfloat16, device="cpu")
+load_weights(decoder, folder)
+ended.set()
+sampling.join()
+print(len(samples), max(samples) - before)
+"""
+
+
+def test_the_whole_model_is_never_there_as_floats(make_checkpoint: MakeCheckpoint) -> None:
+    """86 MB in float32, whose largest matrix has 4 MB."""
+    folder = make_checkpoint(
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=64,
+    )
+    command = [sys.executable, "-c", MEASURE, str(folder)]
+    # What is freed goes back at once, and is not kept for the next matrix.
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**17)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    num_samples, peak_bytes = map(int, done.stdout.split())
+    assert num_samples > 20
+    assert peak_bytes < (folder / SINGLE_FILE).stat().st_size / 4 + 5 * 4 * 2**20
