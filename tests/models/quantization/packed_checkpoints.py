@@ -47,7 +47,9 @@ class PackedCheckpoint:
     floats: Tensors = field(default_factory=dict)  # by the names of modules
 
 
-def write_checkpoint(folder: Path, section: dict[str, Any], pack: Packer) -> PackedCheckpoint:
+def write_checkpoint(
+    folder: Path, section: dict[str, Any] | None, pack: Packer
+) -> PackedCheckpoint:
     """Two files, so that a matrix's tensors are not all in one."""
     generator = torch.Generator().manual_seed(5)
     made = PackedCheckpoint(folder)

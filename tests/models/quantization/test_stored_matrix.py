@@ -1,5 +1,6 @@
 """Checkpoints that are stored quantized mean the floats that their formats' definitions give."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from models.checkpoint import CheckpointError, read_decoder_config
 from models.decoder import Decoder
 from models.parallel.group import TPGroup
+from models.quantization.scheme import choose_quantization
 from models.weights import load_weights
 from tests.models.quantization.packed_checkpoints import (
     Packer,
@@ -71,10 +73,12 @@ VARIANTS: dict[str, tuple[dict[str, Any], Packer]] = {
 }
 
 
-def load(folder: Path, rank: int = 0, size: int = 1) -> Decoder:
+def load(folder: Path, rank: int = 0, size: int = 1, *, quantization: str = "auto") -> Decoder:
     group = TPGroup()  # of ranks that exchange nothing
     group.rank, group.size = rank, size
     config = read_decoder_config(folder)
+    chosen = choose_quantization(quantization, config.quantization)
+    config = replace(config, quantization=chosen)
     model = Decoder(config, num_positions=16, dtype=torch.float32, device="cpu", group=group)
     load_weights(model, folder)
     return model
@@ -107,6 +111,23 @@ def test_a_stored_format_means_its_floats_on_every_rank(
     tolerance = {"int8 dynamic": 0.02, "fp8 dynamic": 0.08}.get(name, 1e-5)
     for rank in range(size):
         check_products(load(tmp_path, rank, size), made.floats, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("int8", 0.02), ("int8_dynamic", 0.03), ("int4_g32", 0.2), ("fp8", 0.1)]
+)
+def test_ranks_quantize_their_parts_of_floats(tmp_path: Path, name: str, tolerance: float) -> None:
+    def floats(
+        num_outputs: int, num_inputs: int, generator: torch.Generator
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        weight_OI = torch.randn(num_outputs, num_inputs, generator=generator)
+        return {"weight": weight_OI}, weight_OI
+
+    made = write_checkpoint(tmp_path, None, floats)
+    for rank in range(2):
+        model = load(tmp_path, rank, 2, quantization=name)
+        assert all(fused.slots for fused in model.layers[0].linears)
+        check_products(model, made.floats, tolerance)
 
 
 def test_modules_that_are_left_out_are_floats(tmp_path: Path) -> None:
