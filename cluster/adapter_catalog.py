@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from cluster.config import ConfigError, ModelConfig
-from cluster.model_source import resolve_adapter_source
+from cluster.model_source import is_hub_id, resolve_adapter_source
 
 CONFIG_FILE = "adapter_config.json"
 # How long a listing of the folder is believed. A name that is not in it is looked for at once.
@@ -41,7 +41,7 @@ class AdapterCatalog:
     def hub_id(self, name: str) -> str | None:
         """Where it comes from, if that is a model hub and not a folder of ours."""
         source = self._sources.get(name)
-        return None if source is None or Path(source).expanduser().is_dir() else source
+        return source if source is not None and is_hub_id(source) else None
 
     def find(self, name: str) -> Path:
         """An adapter's folder on this machine; one of a hub is downloaded, once. May take long.

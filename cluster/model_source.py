@@ -41,13 +41,18 @@ def resolve_embedder_source(source: str) -> Path:
     return _EMBEDDER_FOLDER if source == DEMO_SOURCE else _resolve(source)
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether a source means a model hub: it looks like that, and there is no such folder here."""
+    return _HUB_ID.fullmatch(source) is not None and not Path(source).expanduser().is_dir()
+
+
 def resolve_adapter_source(source: str) -> Path:
     """As `resolve_model_source`, for LoRA adapters, of which none ships inside.
 
     Raises:
         ConfigError: as there; clients may read the message.
     """
-    if not Path(source).expanduser().is_dir() and not _HUB_ID.fullmatch(source):
+    if not Path(source).expanduser().is_dir() and not is_hub_id(source):
         raise ConfigError("its folder is not on this machine")
     return _resolve(source)
 

@@ -19,7 +19,8 @@ def check_model(config: ModelConfig) -> None:
     Raises:
         ValueError: the source is not there, its config.json is wrong, its tokenizer is missing or
             broken, a file of weights is missing or truncated (the message names the file), or the
-            checkpoint is stored quantized and another quantization is asked for.
+            checkpoint is stored quantized and another quantization is asked for; or the folder of
+            adapters is missing.
             Whether transformers knows an architecture that is not ours is found out by the engine.
     """
     folder = resolve_model_source(config.source)
@@ -27,6 +28,9 @@ def check_model(config: ModelConfig) -> None:
         stored = read_decoder_config(folder).quantization
         choose_quantization(config.quantization, stored)
     Tokenizer.from_folder(folder)
+    # What adapters are like is found out when they are asked for; a folder is there from the start.
+    if config.adapter_folder and not Path(config.adapter_folder).expanduser().is_dir():
+        raise ValueError(f"adapter_folder: {config.adapter_folder} is no folder")
     if config.engine.synthetic_step_ms is None:
         _check_weights(folder)
 

@@ -75,6 +75,7 @@ def test_names_never_leave_the_folder(name: str, catalog: AdapterCatalog) -> Non
 def test_only_a_hub_is_told_to_clients(catalog: AdapterCatalog, tmp_path: Path) -> None:
     assert catalog.hub_id("org/hub") == "org/hub-adapter"
     assert catalog.hub_id("writer") is None
+    assert catalog.hub_id("lost") is None
     assert catalog.find("writer") == tmp_path / "elsewhere"
     with pytest.raises(ConfigError, match=r"^its folder is not on this machine$"):
         catalog.find("lost")

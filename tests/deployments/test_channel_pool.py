@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import pytest
+from msgspec.structs import replace
 
 from cluster.errors import (
     ClientTooSlowError,
@@ -433,6 +434,30 @@ async def test_the_load_reports_of_the_replicas_arrive() -> None:
         assert replica_id == "a"
         assert stats.num_requests_waiting == 7
         assert stats.kv_cache_usage == 0.25
+
+
+async def test_requests_with_an_adapter_follow_each_other_to_one_replica() -> None:
+    picker = FakePicker()
+    async with replica("a") as a, replica("b") as b, pool(picker) as channel_pool:
+        picker.offer(a.endpoint)
+        picker.offer(b.endpoint)
+        both = [asyncio.create_task(collect(channel_pool.generate(request(n)))) for n in "xy"]
+        await a.engine.until_num_running(1)
+        await b.engine.until_num_running(1)
+        with_adapter = [
+            asyncio.create_task(
+                collect(channel_pool.generate(replace(request(f"sql-{n}"), adapter="sql")))
+            )
+            for n in range(6)
+        ]
+        while sum(len(each.engine.running) for each in (a, b)) < 8:  # noqa: ASYNC110 - of two engines
+            await asyncio.sleep(0.01)
+        names = [{r.adapter for r in each.engine.submitted} for each in (a, b)]
+        assert sorted(map(len, names)) == [1, 2]
+        for _ in range(3):
+            a.engine.step()
+            b.engine.step()
+        await asyncio.gather(*both, *with_adapter)
 
 
 async def answered(stream: AsyncIterator[TokenDelta], only: Replica) -> None:

@@ -80,3 +80,10 @@ def test_other_architectures_are_left_to_the_engine_but_must_be_named(checkpoint
 def test_a_source_that_is_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="neither an existing folder"):
         check_model(ModelConfig(name="m", source="/no/such/folder"))
+
+
+def test_a_folder_of_adapters_must_be_there(checkpoint: Path, tmp_path: Path) -> None:
+    source = str(checkpoint)
+    check_model(ModelConfig(name="m", source=source, adapter_folder=str(tmp_path)))
+    with pytest.raises(ValueError, match="adapter_folder: /no/such/folder is no folder"):
+        check_model(ModelConfig(name="m", source=source, adapter_folder="/no/such/folder"))
