@@ -26,9 +26,13 @@ class FolderWalk:
         self.after = after
 
     def __iter__(self) -> Iterator[tuple[str, Path]]:
-        if not can_begin_key(self._prefix.decode("utf-8", "surrogatepass")):
+        prefix = self._prefix.decode("utf-8", "surrogatepass")
+        if not can_begin_key(prefix):
             return
-        start = self._prefix.rpartition(b"/")[0]
+        folders = prefix.rpartition("/")[0]
+        if folders and key_problem(folders) is not None:
+            return  # no key begins so, and the path might lead out of here
+        start = folders.encode()
         if start and not self._is_plain_folder(start):
             return
         yield from self._below(start + b"/" if start else b"")

@@ -1,6 +1,9 @@
+import os
 import tempfile
 from pathlib import Path
+from unittest import mock
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,6 +40,16 @@ def test_a_walk_is_the_sorted_keys_with_a_prefix_behind_a_point(
             key for key in keys if key.startswith(prefix) and key.encode() > start
         ]
         assert all(path == folder / key for key, path in walk)
+
+
+@pytest.mark.parametrize("prefix", ["//", "///", "//etc/", "../", "a/../../", "./", "/etc/"])
+def test_no_prefix_leads_out_of_the_folder(tmp_path: Path, prefix: str) -> None:
+    write(tmp_path, ["a/1"])
+    (tmp_path / "inner").mkdir()
+    with mock.patch("os.scandir", wraps=os.scandir) as scanned:
+        assert list(FolderWalk(tmp_path / "inner", prefix=prefix)) == []
+    for call in scanned.call_args_list:
+        assert os.path.realpath(os.fsdecode(call.args[0])).startswith(str(tmp_path / "inner"))
 
 
 def test_a_point_that_is_moved_on_skips_what_is_before_it(tmp_path: Path) -> None:
