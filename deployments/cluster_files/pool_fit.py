@@ -139,7 +139,9 @@ def _pieces(config: ShoalConfig, *, is_most: bool) -> list[Piece]:
     pieces = [ingress] * config.http.num_ingress_replicas
     for model in config.models:
         parts = 1 if model.rank_placement == "strict_pack" else model.tensor_parallel_size
-        pieces += [_model_piece(model)] * parts * model.num_replicas
+        # One at least: a model that may sleep is started when it is deployed.
+        num_replicas = model.most_replicas if is_most else max(1, model.least_replicas)
+        pieces += [_model_piece(model)] * parts * num_replicas
     for one in config.embedders:
         replica = Piece(owner=f"embedders.{one.name}", cpus=one.num_cpus, gpus=one.num_gpus)
         pieces += [replica] * (one.max_replicas if is_most else one.min_replicas)

@@ -54,6 +54,15 @@ def test_what_cannot_grow_to_its_most_is_noted() -> None:
     assert fit.notes == ["with every pool at its most, there is no place for all of: embedders.e"]
 
 
+def test_a_models_range_counts_from_its_first_replica_to_its_last() -> None:
+    config = served({"num_cpus": 2, "min_replicas": 0, "max_replicas": 3})
+    assert check_fit(config, [HEAD, workers(2, 0, 3)]).notes == []
+    fit = check_fit(config, [HEAD, workers(2, 0, 1)])
+    assert fit.problems == []
+    assert "models.m0" in fit.notes[0]
+    assert check_fit(config, [HEAD, workers(1, 0, 3)]).problems, "it is started once"
+
+
 def model(**fields: Any) -> ModelConfig:
     return ModelConfig(name="m", **fields)
 
