@@ -66,3 +66,10 @@ def test_a_model_is_on_the_page_before_its_first_request() -> None:
     found = samples(telemetry)
     assert found["shoal:prompt_tokens_total", (("model_name", "m"),)] == 5
     assert found["shoal:generation_tokens_total", (("model_name", "m"),)] == 0
+
+
+def test_requests_without_their_limits_are_counted() -> None:
+    telemetry = Telemetry()
+    assert b"shoal:unlimited_requests_total 0.0" in telemetry.exposition()
+    telemetry.watch_unlimited(lambda: 3)
+    assert b"shoal:unlimited_requests_total 3.0" in telemetry.exposition()

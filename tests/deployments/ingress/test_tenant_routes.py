@@ -1,18 +1,21 @@
 """The admin API on a real Redis: tenants and keys, and what keys then open."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from cluster.config import RedisConfig
 from cluster.redis_client import connect
 from cluster.tenants import key_directory
 from deployments.ingress.services import TenantServices
-from tests.deployments.ingress.scripted_server import Server, configuration, serving
+from tests.deployments.ingress.scripted_server import MODEL, Server, configuration, serving
+from tests.redis_server import RedisServer
 
 TENANTS = "/v1/admin/tenants"
 
@@ -128,3 +131,29 @@ async def test_a_key_expires(server: Server) -> None:
         await until_closed(server, made["key"])
         (listed,) = (await admin.get(f"{TENANTS}/default/keys")).json()["data"]
     assert listed["is_expired"]
+
+
+async def test_a_keys_text_is_in_no_log_metric_and_value(
+    server: Server, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with server.http() as admin:
+        made = await post(admin, f"{TENANTS}/default/keys", name="app", scopes=["inference"])
+        wrong = made["key"][:-4] + "AAAA"
+        async with server.openai(key=made["key"]) as client:
+            messages: Any = [{"role": "user", "content": "hi"}]
+            await client.chat.completions.create(model=MODEL, messages=messages)
+            with pytest.raises(openai.PermissionDeniedError) as refused:
+                await client.get("/admin/tenants", cast_to=object)
+        assert not await opens(server, wrong)
+        metrics = (await admin.get("/metrics")).text
+    secret = made["key"].rsplit("-", 1)[1][:-4]
+    readers = {b"string": "GET", b"hash": "HGETALL", b"set": "SMEMBERS"}
+    with redis_server.connect() as redis:
+        stored = [
+            repr((key, redis.execute_command(readers[redis.type(key)], key)))
+            for key in redis.scan_iter()
+        ]
+    assert any(made["id"] in text for text in stored)
+    for text in (*stored, metrics, caplog.text, str(refused.value)):
+        assert secret not in text
