@@ -89,9 +89,9 @@ def read_text(runner: ModelRunner, pieces: list[list[int]]) -> Reading:
     return Reading(torch.stack(rows), torch.tensor(targets))
 
 
-def compare_accuracy() -> None:
+def compare_accuracy(num_pieces: int) -> None:
     folder = resolve_model_source(DEMO_SOURCE)
-    pieces = pieces_of_text(Tokenizer.from_folder(folder))
+    pieces = pieces_of_text(Tokenizer.from_folder(folder))[:num_pieces]
     config = EngineConfig(max_model_len=1024, kv_cache_memory_bytes=2**27)
 
     def read(dtype: str, quantization: str) -> Reading:
@@ -180,6 +180,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--part", choices=("accuracy", "speed", "both"), default="both")
+    parser.add_argument("--pieces", type=int, default=16, help="of the text, for the accuracy")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="135m")
     parser.add_argument(
         "--batches", type=lambda text: [int(part) for part in text.split(",")], default=[1, 32]
@@ -190,7 +191,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print(environment(PACKAGES))
     if arguments.part != "speed":
-        compare_accuracy()
+        compare_accuracy(arguments.pieces)
     if arguments.part != "accuracy":
         compare_speed(arguments)
 
