@@ -4,8 +4,8 @@ The script generates synthetic dialogues, trains a byte-level BPE tokenizer on t
 of four million parameters, writes a Hugging Face checkpoint and judges it on held-out dialogues
 (their names, numbers, words and functions never occur in training) and on questions written by
 hand. It resumes from the training state in --state if there is one, or goes on from the weights and
-the tokenizer of --start-from, and can be stopped at any time: the checkpoint folder always holds
-the best model so far.
+the tokenizer of --start-from, and can be stopped at any time: the checkpoint folder holds what
+was learned so far.
 
 Examples:
   python scripts/train_demo_model.py                        # more than an hour on a core
@@ -146,7 +146,7 @@ def start(arguments: argparse.Namespace, config: TrainingConfig) -> Trainer:
 
 
 def run_training(arguments: argparse.Namespace) -> None:
-    """Train, probing and keeping the best model every few minutes."""
+    """Train, probing and writing the checkpoint every few minutes."""
     config = TrainingConfig(
         seed=arguments.seed,
         steps=arguments.steps,
@@ -159,7 +159,6 @@ def run_training(arguments: argparse.Namespace) -> None:
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary")
     probes = held_out_dialogues(PROBES_PER_SUITE, seed=config.seed + 77)
     bar = tqdm(total=100, bar_format="{l_bar}{bar}| {elapsed}{postfix}", mininterval=5.0)
-    best = -1
     smooth = 0.0
 
     def on_step(loss: float) -> None:
@@ -170,14 +169,11 @@ def run_training(arguments: argparse.Namespace) -> None:
         bar.set_postfix_str(f"step {trainer.step} loss {smooth:.3f} {speed:.0f} tok/s")
 
     def on_pause() -> None:
-        nonlocal best
         counts = {name: count_exact(model, tokenizer, suite) for name, suite in probes.items()}
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         bar.write(f"step {trainer.step} loss {smooth:.3f} of {PROBES_PER_SUITE}: {listed}")
         trainer.save(arguments.state / STATE_NAME)
-        if sum(counts.values()) >= best:
-            best = sum(counts.values())
-            write_checkpoint(model, tokenizer, arguments.output, getattr(torch, arguments.dtype))
+        write_checkpoint(model, tokenizer, arguments.output, getattr(torch, arguments.dtype))
 
     train(trainer, on_step=on_step, on_pause=on_pause, pause_s=arguments.pause_s)
     bar.close()

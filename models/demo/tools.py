@@ -43,7 +43,10 @@ class Exchange:
 
 
 _ARTICLES = ("the ", "a ", "my ", "our ", "")
-_ASKING_VERBS = ("get", "find", "check", "fetch", "show", "read", "query", "lookup", "calculate")
+_MADE_UP_VERBS = 0.12
+_ASKING_VERBS = word_list(
+    "get get get find find check fetch show read query lookup calculate list search retrieve"
+)
 _ASKING_NOUNS = word_list(
     """
     weather forecast temperature price stock_price balance status schedule traffic distance
@@ -71,7 +74,10 @@ _RESULT_KEYS = word_list(
 def _function_words(words: Words) -> tuple[str, str, bool]:
     """A verb, a noun (with `_` between words) and whether the function only looks something up."""
     asks = words.chance(0.5)
-    verb = words.pick(_ASKING_VERBS if asks else VERBS)
+    # Both splits have the few verbs of look-ups; made-up ones teach that a name is copied.
+    verb = words.choice(_ASKING_VERBS) if asks else words.pick(VERBS)
+    if words.chance(_MADE_UP_VERBS):
+        verb = words.pseudo()
     roll = words.rng.random()
     if roll < 0.4:
         noun = words.pick(_ASKING_NOUNS if asks else _DOING_NOUNS)
