@@ -13,7 +13,7 @@ import httpx
 from scripts.namespace_lab.cluster_files import CHAT_MODEL, EMBED_MODEL
 from scripts.namespace_lab.hosts import Host, LabError
 
-JOIN_TIMEOUT_S = 300.0
+JOIN_TIMEOUT_S = 600.0
 LEAVE_TIMEOUT_S = 600.0
 CONNECT_TIMEOUT_S = 90.0
 NUM_CLIENTS = 12
