@@ -47,7 +47,7 @@ class Progress:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/ray_up_namespaces")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--times", type=int, default=2)
+    parser.add_argument("--times", type=positive, default=2)
     parser.add_argument("--keep-logs", action="store_true")
     options = parser.parse_args()
     progress = Progress()
@@ -70,6 +70,17 @@ def main() -> None:
     progress.say(f"all of it worked, {options.times} times from clean")
     if not options.keep_logs:
         shutil.rmtree(options.folder, ignore_errors=True)
+
+
+def positive(text: str) -> int:
+    """
+    Raises:
+        ValueError: it is no number above 0.
+    """
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def one_round(
