@@ -10,15 +10,15 @@ from typing import Self
 
 import httpx
 
-from scripts.namespace_lab.cluster_files import CHAT_MODEL, EMBED_MODEL
+from scripts.namespace_lab.cluster_files import CHAT_MODEL
 from scripts.namespace_lab.hosts import Host, LabError
 
 JOIN_TIMEOUT_S = 600.0
 LEAVE_TIMEOUT_S = 600.0
 CONNECT_TIMEOUT_S = 90.0
-NUM_CLIENTS = 12
-NUM_PASSAGES = 48  # in a request
+NUM_CLIENTS = 8
 SSH_PORT = 22
+REPLICA = "ray::ServeReplica:shoal:ModelReplica"
 PROBE_TIMEOUT_S = 0.5
 
 Say = Callable[[str], None]
@@ -67,11 +67,6 @@ class Api:
         if not content:
             raise LabError(f"an empty answer: {answer}")
         return content
-
-    def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One vector a text."""
-        answer = self._post("/embeddings", {"model": EMBED_MODEL, "input": list(texts)})
-        return [item["embedding"] for item in answer["data"]]
 
     def _post(self, path: str, body: object) -> dict:
         answer = self._client.post(path, json=body)
@@ -137,7 +132,7 @@ def check_worker_joins_and_leaves(api: Api, workers: Sequence[Host], say: Say) -
     joined = [host.name for host in workers if _runs_ray(host)]
     if joined:
         raise LabError(f"before any load there are workers: {joined}")
-    say("a burst of texts to embed, with no worker host …")
+    say(f"{NUM_CLIENTS} conversations at once, with no worker host …")
     with Burst(api) as burst:
         started_s = time.monotonic()
         worker = _wait_for_one(
@@ -159,12 +154,11 @@ def check_worker_joins_and_leaves(api: Api, workers: Sequence[Host], say: Say) -
         [worker], lambda host: not _runs_ray(host), LEAVE_TIMEOUT_S, "the host does not leave"
     )
     say(f"{worker.name} left {time.monotonic() - started_s:.1f} s after the burst")
-    api.embed(["still there"])
-    api.chat("Hello!")
+    api.chat("Still there?")
 
 
 class Burst:
-    """Clients that embed passages, one request after the other, until the block ends."""
+    """Clients that chat, one request after the other, until the block ends."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
@@ -193,17 +187,9 @@ class Burst:
             raise LabError(f"a request of the burst failed: {self._failure}")
 
     def _work(self) -> None:
-        number = 0
         while not self._is_over.is_set() and self._failure is None:
-            number += 1
-            texts = [
-                f"passage {number} {i} " + "about hosts that come " * 20
-                for i in range(NUM_PASSAGES)
-            ]
             try:
-                vectors = self._api.embed(texts)
-                if len(vectors) != len(texts):
-                    raise LabError(f"{len(vectors)} vectors for {len(texts)} texts")
+                self._api.chat("Hello! What can you do?")
             except (LabError, httpx.HTTPError) as error:
                 self._failure = error
                 return
@@ -244,10 +230,8 @@ def _runs_ray(host: Host) -> bool:
 
 
 def _serves(host: Host) -> bool:
-    return any("ray::ServeReplica:shoal:EmbedderReplica" in line for line in host.processes())
+    return any(REPLICA in line for line in host.processes())
 
 
 def _replica_cpu_s(host: Host) -> float:
-    return sum(
-        cpu_s for line, cpu_s in host.cpu_seconds() if "ray::ServeReplica:shoal:Embedder" in line
-    )
+    return sum(cpu_s for line, cpu_s in host.cpu_seconds() if REPLICA in line)

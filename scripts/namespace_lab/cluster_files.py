@@ -14,23 +14,23 @@ from scripts.namespace_lab.hosts import ROOT, Host, Lab
 
 SHIPPED = ROOT / "ray_config" / "hosts" / "cluster.yaml"
 API_PORT = 8000
-EMBED_MODEL = "shoal/demo-embed"
 CHAT_MODEL = "shoal/demo-chat"
 
-# On the head's two places there is room for one embedder: a second one needs another host.
+# On the head's two places there is room for one replica: a second one needs another host. Four
+# conversations at once want it, and five seconds without them do not any more.
 SERVED = {
-    "models": [{"name": CHAT_MODEL, "source": "demo", "num_cpus": 0.5}],
-    "embedders": [
+    "models": [
         {
-            "name": EMBED_MODEL,
+            "name": CHAT_MODEL,
             "source": "demo",
-            "num_cpus": 1,
-            "num_threads": 1,
+            "num_cpus": 1.5,
             "min_replicas": 1,
             "max_replicas": 2,
+            "autoscaling": {"target_num_seqs": 2, "downscale_delay_s": 5},
+            "engine": {"num_threads": 1},
         }
     ],
-    "retrieval": {"num_cpus": 0.2},
+    "embedders": [],
     "http": {"host": "0.0.0.0", "port": API_PORT},
 }
 
@@ -49,7 +49,7 @@ def write_cluster_files(lab: Lab, head: Host, workers: Sequence[Host]) -> Path:
     cluster["auth"] = {"ssh_user": "root", "ssh_private_key": str(folder / "id")}
     types = cluster["available_node_types"]
     types["head"]["resources"] = {"CPU": 2}
-    types["cpu"] |= {"resources": {"CPU": 1}, "max_workers": len(workers)}
+    types["cpu"] |= {"resources": {"CPU": 2}, "max_workers": len(workers)}
     cluster["available_node_types"] = {"head": types["head"], "cpu": types["cpu"]}
     cluster["max_workers"] = len(workers)
     cluster["idle_timeout_minutes"] = 0.25

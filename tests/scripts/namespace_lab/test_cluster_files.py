@@ -35,8 +35,8 @@ def test_all_but_addresses_sizes_and_patience_is_as_it_ships(written: Path) -> N
     assert "--cluster 10.88.0.2,10.88.0.3,10.88.0.4 --open 8000" in made["setup_commands"][1]
 
 
-def test_one_embedder_fills_the_head_and_a_second_one_needs_a_worker(written: Path) -> None:
+def test_one_replica_fills_the_head_and_a_second_one_needs_a_worker(written: Path) -> None:
     made = yaml.safe_load(written.read_text())
     assert made["available_node_types"]["head"]["resources"] == {"CPU": 2}
-    assert made["available_node_types"]["cpu"]["resources"] == {"CPU": 1}
+    assert made["available_node_types"]["cpu"]["resources"] == {"CPU": 2}
     assert made["available_node_types"]["cpu"].get("min_workers", 0) == 0
