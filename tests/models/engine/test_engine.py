@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from cluster.config import EngineConfig
-from cluster.types import Request, SamplingParams, TokenDelta
+from cluster.types import PRIORITY_BATCH, BeamParams, Request, SamplingParams, TokenDelta
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
 from tests.models.conftest import MakeCheckpoint
@@ -179,3 +180,39 @@ def test_a_cache_that_cannot_hold_one_sequence_is_refused_with_both_numbers(
 ) -> None:
     with pytest.raises(ValueError, match=r"8 blocks of 16 tokens cannot hold.*\(256\)"):
         make_engine(make_checkpoint("llama"), kv_cache_memory_bytes=8 * 8192)
+
+
+def test_steps_that_are_given_up_change_no_token(make_checkpoint: MakeCheckpoint) -> None:
+    """Batch sequences, with n > 1 and beams: every other step is computed twice."""
+    folder = make_checkpoint("llama")
+    prompts = prompts_of_mixed_lengths()[6:12]
+    requests = [
+        *greedy(prompts),
+        Request(
+            request_id="forks",
+            prompt_token_ids=prompts[0],
+            sampling_params=SamplingParams(n=3, seed=4, max_tokens=12, ignore_eos=True),
+        ),
+        Request(
+            request_id="beams",
+            prompt_token_ids=prompts[1],
+            sampling_params=SamplingParams(n=2, max_tokens=8, beam=BeamParams(width=3)),
+        ),
+    ]
+    requests = [msgspec.structs.replace(one, priority=PRIORITY_BATCH) for one in requests]
+    expected = run(make_engine(folder, max_num_batched_tokens=64), requests)
+    engine = make_engine(folder, max_num_batched_tokens=64)
+    for request in requests:
+        engine.add_request(request)
+    got: dict[tuple[str, int], list[int]] = {}
+    num_steps = 0
+    while engine.has_unfinished:
+        num_steps += 1
+        if num_steps % 2:
+            engine.interrupt()
+            assert not engine.step()
+            engine.check()
+        for delta in engine.step():
+            got.setdefault((delta.request_id, delta.index), []).extend(delta.token_ids)
+        engine.check()
+    assert got == {key: tokens(deltas) for key, deltas in expected.items()}
