@@ -18,11 +18,14 @@ from moto.server import ThreadedMotoServer
 from cluster.batch_config import BatchConfig
 from cluster.errors import ServiceUnavailableError
 from cluster.redis_client import RedisClient
-from cluster.tenants.limits import OwnLimits
+from cluster.tenant_config import KeyScope
+from cluster.tenants.limits import OwnLimits, TenantLimits
+from cluster.tenants.records import ApiKey
 from cluster.tenants.tenant_store import TenantStore
 from cluster.tenants.usage import UsageCounts, UsageStore
 from tests.deployments.batch_process import ANSWERED_KEY
 from tests.deployments.batch_rig import (
+    CHAT_URL,
     OTHER_KEY,
     BatchServer,
     EchoPool,
@@ -368,4 +371,10 @@ async def test_lines_may_use_what_the_key_and_its_tenant_may(
             (line,) = await server.lines_of(batch.error_file_id)
             # Its key is for buckets; there is only nothing that searches them here.
             assert line["response"]["status_code"] != 403
+            narrow = ApiKey(
+                key_id="k", name="", tenant="default", scopes=frozenset({KeyScope.INFERENCE})
+            )
+            body = json.dumps(chat_line("a", "hello", tools=tools)["body"]).encode()
+            answer = await calls.call(narrow, CHAT_URL, body, limits=TenantLimits())
+            assert answer.status == 403
     assert not pool.requests
