@@ -103,6 +103,8 @@ class ModelConfig(ReplicaRange, Section):
     """One model and its pool of replicas."""
 
     name: Annotated[str, Field(min_length=1)]  # what clients send as `model`
+    # Other names that clients may send. Answers, and the list of models, have its own one.
+    aliases: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     source: Annotated[str, Field(min_length=1)]  # a folder, or "demo" for the model shipped inside
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     # Of the matrices; "auto": as the checkpoint is stored, the others are made of float weights.
@@ -149,6 +151,11 @@ class ModelConfig(ReplicaRange, Section):
         if self.engine.synthetic_step_ms is not None:
             raise ValueError("engine.synthetic_step_ms computes no model, so nothing with adapters")
         return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that clients may call it, its own name first."""
+        return (self.name, *self.aliases)
 
     @model_validator(mode="after")
     def _each_rank_has_its_part(self) -> Self:
@@ -320,7 +327,7 @@ class ShoalConfig(Section):
 
     @model_validator(mode="after")
     def _names_are_consistent(self) -> Self:
-        names = [model.name for model in self.models]
+        names = [name for model in self.models for name in model.names]
         everything = [*names, *(embedder.name for embedder in self.embedders)]
         everything += [adapter.name for model in self.models for adapter in model.adapters]
         doubled = sorted({name for name in everything if everything.count(name) > 1})
@@ -342,7 +349,9 @@ class ShoalConfig(Section):
 
     @property
     def default_model_name(self) -> str:
-        return self.default_model or self.models[0].name
+        """Its own name, where `default_model` is an alias."""
+        wanted = self.default_model or self.models[0].name
+        return next(model.name for model in self.models if wanted in model.names)
 
 
 def load_config(path: Path) -> ShoalConfig:

@@ -108,7 +108,7 @@ class _ServedNames:
     """Whether an endpoint has a model of a name; None is its default one."""
 
     def __init__(self, config: ShoalConfig) -> None:
-        chats = [model.name for model in config.models]
+        chats = [name for model in config.models for name in model.names]
         embedders = [embedder.name for embedder in config.embedders]
         self._chats, self._default_chat = chats, config.default_model_name
         self._names: dict[str, Collection[str]] = {

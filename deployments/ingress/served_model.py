@@ -98,6 +98,9 @@ class ModelDirectory:
 
     def __init__(self, models: Mapping[str, ServedModel], *, default_name: str) -> None:
         self._models = dict(models)
+        self._by_any_name = {
+            name: model for model in models.values() for name in model.config.names
+        }
         self._default_name = default_name
         self._catalogs = [
             (model, AdapterCatalog(model.config))
@@ -106,21 +109,21 @@ class ModelDirectory:
         ]
 
     def find(self, name: str | None, limits: TenantLimits | None = None) -> ServedModel:
-        """The model that a request names; None is the default one.
+        """The model that a request names, by its own name or an alias; None is the default one.
 
         Raises:
             NotFoundError: there is no such model, or not for who has these limits.
         """
         wanted = self._default_name if name is None else name
-        model = self._models.get(wanted) or self._with_adapter(wanted)
-        if model is None or not allowed_names([wanted], limits):
+        model = self._by_any_name.get(wanted) or self._with_adapter(wanted)
+        if model is None or not allowed_names([model.name], limits):
             names = [*sorted(self._models), *(adapter.name for adapter in self.adapters())]
             raise unknown_model(wanted, allowed_names(names, limits))
         return model
 
     def has(self, name: str) -> bool:
         """Whether `find` finds it."""
-        return name in self._models or self._with_adapter(name) is not None
+        return name in self._by_any_name or self._with_adapter(name) is not None
 
     def all(self) -> tuple[ServedModel, ...]:
         """The models without adapters: what has replicas."""

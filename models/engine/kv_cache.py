@@ -5,6 +5,8 @@ Knows blocks as numbers 0 … num_blocks - 1; which sequence owns one is `BlockM
 Shapes: Y = layers, B = blocks, K = key/value heads, S = slots of a block, D = head width.
 """
 
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -130,6 +132,14 @@ def kv_cache_memory_bytes(
     return budget
 
 
+def _zeros_on_demand(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros whose memory the kernel gives, page by page, when it is written to: writing 4 GiB of
+    them took longer than everything else in a replica's start.
+    """
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype).view(*shape)
+
+
 class KVCache:
     """Keys and values of every layer: one tensor [Y, B, 2, K, S, D], allocated once.
 
@@ -155,6 +165,8 @@ class KVCache:
             plan.block_size,
             config.head_dim,
         )
+        if device.type == "cpu":
+            return cls(_zeros_on_demand(shape, dtype))
         return cls(torch.zeros(shape, dtype=dtype, device=device))
 
     @property

@@ -161,3 +161,15 @@ def test_contradictions_about_replicas_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         with_model(**settings)
+
+
+def test_a_model_may_have_aliases_and_the_default_may_be_one() -> None:
+    config = parse_config({"models": [{**MODELS[0], "aliases": ["mini"]}], "default_model": "mini"})
+    assert config.models[0].names == ("chat", "mini")
+    assert config.default_model_name == "chat"
+
+
+def test_an_alias_that_is_another_models_name_is_refused() -> None:
+    models = [{**MODELS[0], "aliases": ["other"]}, {"name": "other", "source": "unused"}]
+    with pytest.raises(ConfigError, match="the name 'other' is used twice"):
+        parse_config({"models": models})

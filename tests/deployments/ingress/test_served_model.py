@@ -96,3 +96,10 @@ def test_adapters_are_models_beside_their_base(checkpoint: Path, tmp_path: Path)
     assert not directory.has("org/name:other")
     with pytest.raises(NotFoundError, match=r"there is: org/name, writer, org/name:sql$"):
         directory.find("org/name:other")
+
+
+def test_an_alias_leads_to_its_model(checkpoint: Path) -> None:
+    model = load(checkpoint, aliases=("mini", "small"))
+    directory = ModelDirectory({model.name: model}, default_name=model.name)
+    assert directory.find("mini") is directory.find("small") is model
+    assert [one.name for one in directory.all()] == ["org/name"]

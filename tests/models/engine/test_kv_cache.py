@@ -122,3 +122,12 @@ def test_cleared_blocks_are_zero_in_every_layer_and_others_untouched() -> None:
     cache.clear_blocks([1])
     assert bool((cache.tensor_YB2KSD[:, 1] == 0).all())
     assert bool(cache.tensor_YB2KSD[:, [0, 2]].isnan().all())
+
+
+def test_memory_for_a_large_cache_is_zero_and_taken_only_when_it_is_written() -> None:
+    before_bytes = psutil.Process().memory_info().rss
+    cache = cache_of(2**18)
+    size_bytes = cache.tensor_YB2KSD.numel() * 4
+    assert not cache.tensor_YB2KSD[:, -1].any()
+    cache.tensor_YB2KSD[0, 0] = 1
+    assert psutil.Process().memory_info().rss - before_bytes < size_bytes / 4
