@@ -230,7 +230,8 @@ def _runs_ray(host: Host) -> bool:
 
 
 def _serves(host: Host) -> bool:
-    return any(REPLICA in line for line in host.processes())
+    """Ray writes into a process's title what it runs: here, anything but its constructor."""
+    return any(REPLICA in line and ".initialize" not in line for line in host.processes())
 
 
 def _replica_cpu_s(host: Host) -> float:
