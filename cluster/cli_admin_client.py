@@ -1,37 +1,25 @@
 """The admin API over HTTP as `shoal tenant`, `shoal key` and `shoal usage` use it."""
 
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 import httpx
 import orjson
 
 from cluster.cli_chat import refusal
+from cluster.cli_connection import APIConnection
 from cluster.cli_error import CommandError
-from cluster.cli_target import api_url, deployed_or_found_config, open_connection, read_api_key
+from cluster.cli_target import api_url, deployed_or_found_config, read_api_key
 
 TENANTS_PATH = "/v1/admin/tenants"
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0)  # seconds
 
 
-class AdminClient:
+class AdminClient(APIConnection):
     """Connections to one cluster; a context manager. Every method may raise CommandError."""
 
     def __init__(self, base_url: str, *, api_key: str | None) -> None:
-        self._base_url = base_url
-        self._http = open_connection(base_url, api_key=api_key, timeout=_TIMEOUT)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._http.close()
+        super().__init__(base_url, api_key=api_key, timeout=_TIMEOUT)
 
     def create_tenant(self, name: str, limits: dict[str, object]) -> dict[str, Any]:
         return self._ask("POST", TENANTS_PATH, json={"name": name, "limits": limits})

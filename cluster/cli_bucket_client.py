@@ -4,8 +4,7 @@ import mimetypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 from xml.etree.ElementTree import Element
 
@@ -13,8 +12,8 @@ import httpx
 import orjson
 
 from cluster.cli_chat import refusal
+from cluster.cli_connection import APIConnection
 from cluster.cli_error import CommandError
-from cluster.cli_target import open_connection
 from cluster.object_store import S3_FACE_PATH
 from cluster.storage.xml_document import XMLError, children, parse_xml, tag_of, text_of
 
@@ -63,26 +62,14 @@ class RemoteFile:
     error_reason: str
 
 
-class BucketClient:
+class BucketClient(APIConnection):
     """Connections to one cluster; a context manager. Its methods may be called from threads.
 
     Every method may raise BucketError.
     """
 
     def __init__(self, base_url: str, *, api_key: str | None) -> None:
-        self._base_url = base_url
-        self._http = open_connection(base_url, api_key=api_key, timeout=_TIMEOUT)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._http.close()
+        super().__init__(base_url, api_key=api_key, timeout=_TIMEOUT)
 
     def buckets(self) -> list[RemoteBucket]:
         root = self._document("/")

@@ -8,16 +8,15 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 import orjson
 import typer
 from rich.console import Console
 
+from cluster.cli_connection import APIConnection
 from cluster.cli_error import CommandError
-from cluster.cli_target import open_connection
 
 Message = dict[str, str]
 Events = Generator[dict[str, Any], None, None]
@@ -67,23 +66,11 @@ class ChatOptions:
         return [{"type": "retrieval", "retrieval": {"bucket_ids": list(self.buckets)}}]
 
 
-class ChatClient:
+class ChatClient(APIConnection):
     """One connection to the API; a context manager."""
 
     def __init__(self, base_url: str, *, api_key: str | None) -> None:
-        self._base_url = base_url
-        self._http = open_connection(base_url, api_key=api_key, timeout=_TIMEOUT)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._http.close()
+        super().__init__(base_url, api_key=api_key, timeout=_TIMEOUT)
 
     def events(self, body: dict[str, object]) -> Events:
         """The events of one streamed chat completion. Closing the generator ends the request.

@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import httpx
 import orjson
 
 from cluster.api_keys import KEY_FILE_NAME
@@ -71,10 +70,3 @@ def read_api_key() -> str | None:
         return api_key_file().read_text(encoding="utf-8").strip() or None
     except FileNotFoundError:
         return None
-
-
-def open_connection(base_url: str, *, api_key: str | None, timeout: httpx.Timeout) -> httpx.Client:
-    """A client of a cluster's API, with its key. The caller closes it."""
-    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-    # trust_env: a proxy set for the web must not receive what is meant for this machine.
-    return httpx.Client(base_url=base_url, headers=headers, timeout=timeout, trust_env=False)
