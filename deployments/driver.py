@@ -76,7 +76,7 @@ def report(config: ShoalConfig) -> None:
     if application is None:
         _say(Failed(message="nothing is deployed on the running cluster"))
         return
-    before = {model.name: _replica_stats(model.name) for model in config.models}
+    before = {model.name: _replica_stats(application, model.name) for model in config.models}
     started_s = time.monotonic()
     time.sleep(SAMPLE_S)
     pools = [
@@ -193,8 +193,12 @@ def _facts(model: ModelConfig) -> ReplicaFacts:
     return msgspec.convert(handle.facts.remote().result(timeout_s=timeout_s), type=ReplicaFacts)
 
 
-def _replica_stats(model_name: str) -> list[dict[str, float]]:
-    """One entry per running replica; none when the pool has failed."""
+def _replica_stats(
+    application: ApplicationStatusOverview, model_name: str
+) -> list[dict[str, float]]:
+    """One entry per running replica; none when the pool has failed or sleeps."""
+    if not _replica_states(application.deployments[deployment_name(model_name)]).get("RUNNING"):
+        return []
     handle = serve.get_deployment_handle(deployment_name(model_name), APPLICATION_NAME)
     try:
         stats: list[dict[str, float]] = handle.broadcast("stats").results(timeout_s=CALL_TIMEOUT_S)
@@ -209,7 +213,7 @@ def _pool_status(
     before: list[dict[str, float]],
     started_s: float,
 ) -> PoolStatus:
-    now = _replica_stats(model_name)
+    now = _replica_stats(application, model_name)
     elapsed_s = time.monotonic() - started_s
     deployment = application.deployments[deployment_name(model_name)]
     num_tokens = _total(now, "generation_tokens_total") - _total(before, "generation_tokens_total")
