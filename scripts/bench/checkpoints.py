@@ -1,8 +1,11 @@
 """Random-weight checkpoints of known shapes, made once and kept: speed does not depend on values.
 
 The tokenizer is a real byte-level BPE of the shape's size, trained on the Python library's sources.
+
+    python -m scripts.bench.checkpoints 135m bfloat16     # makes it where needed, prints its folder
 """
 
+import argparse
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +21,8 @@ from transformers import (
 
 from cluster.config import shoal_home
 
+DTYPES = ("bfloat16", "float16", "float32")
+LONG_CONTEXT = 131_072
 MAX_VOCABULARY = 49_152
 MAX_FILES = 3_000
 CHAT_TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
@@ -30,6 +35,15 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
         "intermediate_size": 1024,
+        "head_dim": 32,
+    },
+    "demo": {
+        "vocab_size": 2048,
+        "hidden_size": 256,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "intermediate_size": 704,
         "head_dim": 32,
     },
     "135m": {
@@ -51,6 +65,27 @@ SHAPES: dict[str, dict[str, int]] = {
         "head_dim": 64,
     },
 }
+#: Those of Llama 3.1, whose head is not its embedding; random weights are made on the GPU.
+GPU_SHAPES: dict[str, dict[str, int]] = {
+    "8b": {
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "head_dim": 128,
+    },
+    "70b": {
+        "vocab_size": 128256,
+        "hidden_size": 8192,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "intermediate_size": 28672,
+        "head_dim": 128,
+    },
+}
 
 
 def checkpoint(shape: str, dtype: str) -> Path:
@@ -59,23 +94,37 @@ def checkpoint(shape: str, dtype: str) -> Path:
     if (folder / "tokenizer.json").exists():
         return folder
     print(f"making {folder} …", flush=True)
-    config = LlamaConfig(
-        max_position_embeddings=4096,
-        rms_norm_eps=1e-5,
-        rope_theta=10000.0,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=1,
-        attention_bias=False,
-        mlp_bias=False,
-        **SHAPES[shape],
-    )
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(_config(shape, max_positions=4096))
     model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=1)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     train_tokenizer(min(SHAPES[shape]["vocab_size"], MAX_VOCABULARY)).save_pretrained(folder)
     return folder
+
+
+def shape_folder(shape: str, dtype: str) -> Path:
+    """A folder with a shape's config.json alone, for `LONG_CONTEXT` positions: whoever reads it
+    makes the weights up."""
+    config = _config(shape, max_positions=LONG_CONTEXT)
+    config.architectures = ["LlamaForCausalLM"]
+    config.dtype = dtype
+    folder = shoal_home() / "bench" / f"{shape}-{dtype}-shape"
+    config.save_pretrained(folder)
+    return folder
+
+
+def _config(shape: str, *, max_positions: int) -> LlamaConfig:
+    return LlamaConfig(
+        max_position_embeddings=max_positions,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        tie_word_embeddings=shape in SHAPES,
+        bos_token_id=0,
+        eos_token_id=1,
+        attention_bias=False,
+        mlp_bias=False,
+        **{**SHAPES, **GPU_SHAPES}[shape],
+    )
 
 
 def train_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
@@ -102,3 +151,17 @@ def _corpus() -> Iterator[str]:
     library = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.rglob("*.py"))[:MAX_FILES]:
         yield path.read_text(encoding="utf-8", errors="ignore")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shape", choices=tuple(SHAPES))
+    parser.add_argument("dtype", choices=DTYPES)
+    arguments = parser.parse_args()
+    print(checkpoint(arguments.shape, arguments.dtype))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,15 +1,24 @@
-"""A load for the offline engine: requests that come together, all outputs of one length."""
+"""Loads for the offline engine: requests that come together, and a prompt that comes among others.
+
+All outputs have the length that they were asked for (end-of-sequence is ignored), and every token's
+time is kept.
+"""
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from cluster.config import EngineConfig
 from cluster.types import Request, SamplingParams
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
+from scripts.bench.report import median, quantile
+
+#: Tokens of each short stream that are timed before a long prompt comes.
+TOKENS_BEFORE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +28,39 @@ class Run:
     num_tokens: int
     elapsed_s: float
     cpu_s: float  # of the whole process: tells more than the clock on a machine that others share
+    token_times_s: Mapping[str, Sequence[float]]  # by request id, since all requests came
 
     @property
     def tokens_per_s(self) -> float:
         return self.num_tokens / self.elapsed_s
+
+    @property
+    def first_token_ms(self) -> float:
+        """The median request's."""
+        return 1000 * median([times[0] for times in self.token_times_s.values()])
+
+    @property
+    def gap_ms(self) -> float:
+        """p99 of the times between two tokens of one request; 0 where each has one token."""
+        return 1000 * quantile(gaps(self.token_times_s), 0.99)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What short streams see of a long prompt that comes among them. p99 in milliseconds."""
+
+    gap_before_ms: float
+    gap_during_ms: float  # until the long prompt has its first token
+    admitted_s: float  # from its coming to its first token
+
+    @property
+    def slowdown(self) -> float:
+        return self.gap_during_ms / self.gap_before_ms
+
+
+def gaps(times_s: Mapping[str, Sequence[float]]) -> list[float]:
+    """Seconds between the tokens of each request, all together."""
+    return [after - before for times in times_s.values() for before, after in pairwise(times)]
 
 
 def make_engine(folder: Path) -> Engine:
@@ -43,20 +81,76 @@ def run_engine(
 ) -> Run:
     """Complete all prompts at once; each output has `max_tokens` tokens. The adapters are those of
     the prompts in turn."""
-    start_s, start_cpu_s = time.perf_counter(), time.process_time()
-    for number, prompt in enumerate(prompts):
-        engine.add_request(
-            Request(
-                request_id=str(number),
-                prompt_token_ids=prompt,
-                sampling_params=params,
-                adapter=adapters[number % len(adapters)],
-            )
+    requests = [
+        Request(
+            request_id=str(number),
+            prompt_token_ids=prompt,
+            sampling_params=params,
+            adapter=adapters[number % len(adapters)],
         )
-    num_tokens = 0
+        for number, prompt in enumerate(prompts)
+    ]
+    return run_requests(engine, requests)
+
+
+def run_requests(engine: Engine, requests: Sequence[Request]) -> Run:
+    """Complete all of them at once; each has `max_tokens` tokens to come."""
+    clock = _TokenClock(engine)
+    start_cpu_s = time.process_time()
+    for request in requests:
+        engine.add_request(request)
     while engine.has_unfinished:
-        num_tokens += sum(len(delta.token_ids) for delta in engine.step())
-    elapsed_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
-    assert params.max_tokens is not None
-    assert num_tokens == len(prompts) * params.max_tokens, "an output ended before its length"
-    return Run(num_tokens, elapsed_s, cpu_s)
+        clock.step()
+    elapsed_s, cpu_s = clock.now_s(), time.process_time() - start_cpu_s
+    num_tokens = sum(map(len, clock.times_s.values()))
+    num_wanted = sum(request.sampling_params.max_tokens or 0 for request in requests)
+    assert num_tokens == num_wanted, "an output ended before its length"
+    return Run(num_tokens, elapsed_s, cpu_s, clock.times_s)
+
+
+def run_admission(engine: Engine, shorts: Sequence[Request], late: Request) -> Admission:
+    """The short streams go on until the late request, which comes once all of them have had
+    `TOKENS_BEFORE` tokens beside each other, has its first token; then all are ended."""
+    clock = _TokenClock(engine)
+    ids = {request.request_id for request in shorts}
+    for request in shorts:
+        engine.add_request(request)
+    while set(clock.times_s) != ids:
+        clock.step()
+    start_s = clock.now_s()
+    for _ in range(TOKENS_BEFORE):
+        clock.step()
+    come_s = clock.now_s()
+    engine.add_request(late)
+    while late.request_id not in clock.times_s:
+        clock.step()
+    admitted_s = clock.times_s[late.request_id][0] - come_s
+    for request_id in (*ids, late.request_id):
+        engine.abort_request(request_id)
+    before, during = {}, {}
+    for request_id in ids:
+        times = clock.times_s[request_id]
+        assert times[-1] > come_s, "a short stream ended before the long prompt was read"
+        before[request_id] = [at for at in times if start_s <= at <= come_s]
+        during[request_id] = [before[request_id][-1], *(at for at in times if at > come_s)]
+    return Admission(
+        1000 * quantile(gaps(before), 0.99), 1000 * quantile(gaps(during), 0.99), admitted_s
+    )
+
+
+class _TokenClock:
+    """Steps an engine and notes when each request's tokens came."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._start_s = time.perf_counter()
+        self.times_s: dict[str, list[float]] = {}
+
+    def now_s(self) -> float:
+        return time.perf_counter() - self._start_s
+
+    def step(self) -> None:
+        deltas = self._engine.step()
+        now_s = self.now_s()
+        for delta in deltas:
+            self.times_s.setdefault(delta.request_id, []).extend([now_s] * len(delta.token_ids))
