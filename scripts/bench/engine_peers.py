@@ -160,8 +160,9 @@ class VLLMPeer:
                 self._child.end()  # which ends the thread's reading too
                 raise
         if not line:
+            said = self._child.last_words()
             self._child.end()
-            raise RuntimeError(f"vLLM's process ended: {self._child.last_words()}")
+            raise RuntimeError(f"vLLM's process ended: {said}")
         found: dict[str, Any] = json.loads(line)
         return found
 

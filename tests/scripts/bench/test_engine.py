@@ -32,6 +32,7 @@ def tables(text: str) -> dict[str, list[list[str]]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_quick_run_measures_every_load_and_draws_them(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
