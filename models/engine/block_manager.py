@@ -6,7 +6,7 @@ prefix takes it back by its hash. Free blocks are reused in this order: those wi
 the least recently freed.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
 
@@ -45,12 +45,26 @@ class BlockManager:
 
         None, and nothing changed, when the blocks do not suffice.
         """
-        num_fresh = self._num_blocks_for(num_tokens) - len(cached_blocks)
-        num_taken_back = sum(self._ref_counts[block] == 0 for block in cached_blocks)
-        if num_fresh + num_taken_back > len(self._free):
+        if self.num_lacking(cached_blocks, num_tokens) > 0:
             return None
         self.share(cached_blocks)
+        num_fresh = self._num_blocks_for(num_tokens) - len(cached_blocks)
         return cached_blocks + [self._take() for _ in range(num_fresh)]
+
+    def num_lacking(self, cached_blocks: list[int], num_tokens: int) -> int:
+        """How many more free blocks `try_admit` would need; none where it is not positive."""
+        num_taken_back = sum(self._ref_counts[block] == 0 for block in cached_blocks)
+        num_fresh = self._num_blocks_for(num_tokens) - len(cached_blocks)
+        return num_fresh + num_taken_back - len(self._free)
+
+    def count_released(self, block_table: list[int], released: Counter[int]) -> int:
+        """How many blocks would become free if this table gave up its references after those that
+        `released` counts, to which they are added."""
+        num_freed = 0
+        for block in block_table:
+            released[block] += 1
+            num_freed += released[block] == self._ref_counts[block]
+        return num_freed
 
     def try_extend(
         self, block_table: list[int], num_computed_tokens: int, num_tokens: int

@@ -9,7 +9,8 @@ online ones get a small share of the step's time (`batch_share`).
 
 Sequences that run out of blocks are preempted by recompute: they lose their blocks and wait again
 at the place their arrival gives them. A tenant that waits while others run more than their fair
-share of sequences takes the places of their latest ones.
+share of sequences takes the places of their latest ones. Who is next and finds too little room is
+waited for: nobody of its priority or below starts before it.
 """
 
 import itertools
@@ -68,9 +69,10 @@ class Scheduler:
         self._prefixes = PrefixCache(blocks, is_enabled=limits.enable_prefix_caching)
         self._adapters = adapters
         self._batch_share = BatchShare(limits.max_batch_slowdown)
-        # The most important priority that lost blocks in this step: it and those below it may
-        # not admit, or the victim would come straight back.
-        self._preempted_priority: int | None = None
+        # The most important priority that lacks room in this step: it lost blocks, or the next of
+        # its tenants found too little. Nobody of it or below is admitted: a victim would come
+        # straight back, and what becomes free bit by bit would never be enough for a large one.
+        self._full_priority: int | None = None
 
     @property
     def num_running(self) -> int:
@@ -140,8 +142,16 @@ class Scheduler:
 
     def schedule(self) -> Batch:
         """Choose the next step. Blocks are taken here; nothing else about a sequence changes."""
+        batch = self._choose()
+        # Where beams that wait for their groups have all the room, those they wait for need it.
+        while not batch and self._park_idle():
+            batch = self._choose()
+        self._charge(batch)
+        return batch
+
+    def _choose(self) -> Batch:
         batch = Batch(max_num_tokens=self._limits.max_num_batched_tokens)
-        self._preempted_priority = None
+        self._full_priority = None
         self._adapters.begin_step(self._table.running)
         if self._table.shares.is_contended:
             self._make_room_for_the_unserved()
@@ -151,7 +161,6 @@ class Scheduler:
                 self._limit_to_batch_share(batch)
             self._continue_singles(batch, running.get(priority, []))
             self._serve_tenants(batch, priority, running.get(priority, []))
-        self._charge(batch)
         return batch
 
     def update(self, batch: Batch, outputs: StepOutputs, *, seconds: float) -> list[TokenDelta]:
@@ -175,12 +184,15 @@ class Scheduler:
         ones of tenants that run more than theirs."""
         table = self._table
         for priority in table.waiting.priorities():
-            peers = [seq for seq in table.running if seq.priority == priority]
+            if table.running and table.running[-1].priority > priority:
+                continue  # a less important one gives way when somebody is admitted
             slots, share = self._slots_by_tenant(priority)
+            if max(slots.values(), default=0) <= share:
+                continue
             for tenant in table.shares.in_order(table.waiting.tenants(priority)):
-                head = table.waiting.first(priority, tenant)
+                head = self._next_waiting(priority, tenant)
                 if head is not None and slots[tenant] + head.num_slots <= share:
-                    self._displace(head, peers, slots, share)
+                    self._displace(head, slots, share)
 
     def _slots_by_tenant(self, priority: int) -> tuple[Counter[str], int]:
         """How many sequences each tenant runs at a priority, and how many are its fair share."""
@@ -189,25 +201,29 @@ class Scheduler:
             if sequence.priority == priority:
                 slots[sequence.tenant] += sequence.num_slots
         tenants = {*slots, *self._table.waiting.tenants(priority)}
-        return slots, self._limits.max_num_seqs // len(tenants)
+        return slots, max(1, self._limits.max_num_seqs // len(tenants))
 
-    def _displace(
-        self, head: Sequence, peers: list[Sequence], slots: Counter[str], share: int
-    ) -> None:
-        """Preempt `peers` of tenants above their share until there is room for `head`."""
-        while not self._has_room(head):
-            victim = next((seq for seq in reversed(peers) if slots[seq.tenant] > share), None)
-            if victim is None:
-                return
-            peers.remove(victim)
-            slots[victim.tenant] -= victim.num_slots
-            self._table.preempt(victim)
-
-    def _has_room(self, sequence: Sequence) -> bool:
-        num_slots = self._table.num_slots + sequence.num_slots
-        first_step = min(sequence.num_tokens, self._limits.max_num_batched_tokens)
-        num_blocks = -(-first_step // self._blocks.block_size)
-        return num_slots <= self._limits.max_num_seqs and num_blocks <= self._blocks.num_free_blocks
+    def _displace(self, head: Sequence, slots: Counter[str], share: int) -> None:
+        """Preempt sequences of tenants that run their share without them, if that is enough for
+        `head`: otherwise they would come back, to be preempted again in the next step."""
+        num_slots = self._table.num_slots + head.num_slots - self._limits.max_num_seqs
+        cached, num_tokens = self._first_tokens(head, self._limits.max_num_batched_tokens)
+        num_blocks = self._blocks.num_lacking(cached, num_tokens)
+        released = Counter(dict.fromkeys(cached, -1))  # those are to stay
+        left, victims = slots.copy(), []
+        for sequence in reversed(self._table.running):
+            if num_slots <= 0 and num_blocks <= 0:
+                break
+            rest = left[sequence.tenant] - sequence.num_slots
+            if sequence.priority == head.priority and rest >= share:
+                left[sequence.tenant] = rest
+                victims.append(sequence)
+                num_slots -= sequence.num_slots
+                num_blocks -= self._blocks.count_released(sequence.block_table, released)
+        if num_slots <= 0 and num_blocks <= 0:
+            for victim in victims:
+                slots[victim.tenant] = left[victim.tenant]
+                self._table.preempt(victim)
 
     def _charge(self, batch: Batch) -> None:
         shares = self._table.shares
@@ -226,6 +242,8 @@ class Scheduler:
 
     def _limit_to_batch_share(self, batch: Batch) -> None:
         """From here on the step takes batch sequences."""
+        if batch.num_online_tokens is not None:
+            return  # it has taken more important ones of them
         batch.num_online_tokens = batch.num_tokens
         if batch:
             left = self._batch_share.num_tokens(batch.num_tokens_left)
@@ -247,7 +265,8 @@ class Scheduler:
         that waits for the others of its group lacks nothing.
 
         Where several tenants want something, each admits within its fair share before any of them
-        admits more: a place that was made for one is not taken by another.
+        admits more: a place that was made for one is not taken by another. A tenant without running
+        sequences may admit one request that is wider than its share.
         """
         longer = [seq for seq in running if seq.num_tokens - seq.num_computed_tokens > 1]
         waiting = self._table.waiting.tenants(priority)
@@ -256,7 +275,9 @@ class Scheduler:
             slots, share = self._slots_by_tenant(priority)
             for tenant in tenants:
                 self._continue_all(batch, [seq for seq in longer if seq.tenant == tenant])
-                self._admit_waiting(batch, priority, tenant, max_slots=share - slots[tenant])
+                head = self._next_waiting(priority, tenant)
+                most = share if slots[tenant] or head is None else max(share, head.num_slots)
+                self._admit_waiting(batch, priority, tenant, max_slots=most - slots[tenant])
         else:
             self._continue_all(batch, longer)
         for tenant in tenants:
@@ -312,18 +333,27 @@ class Scheduler:
 
     # -- waiting sequences ---------------------------------------------------------------------
 
+    def _next_waiting(self, priority: int, tenant: str) -> Sequence | None:
+        """A tenant's next sequence, of those whose adapters are there; the others' are seen to."""
+        while True:
+            sequence = self._table.waiting.first(priority, tenant, but_adapters=self._adapters.held)
+            if sequence is None or not sequence.adapter or self._adapters.try_assign(sequence):
+                return sequence
+            # Its adapter is held from here on.
+
     def _admit_waiting(self, batch: Batch, priority: int, tenant: str, *, max_slots: int) -> None:
         """Start a tenant's waiting sequences in their order, as long as there is room."""
         while batch.num_tokens_left > 0:
-            sequence = self._table.waiting.first(priority, tenant, but_adapters=self._adapters.held)
-            floor = self._preempted_priority
-            if sequence is None or (floor is not None and floor <= priority):
+            full = self._full_priority
+            if full is not None and full <= priority:
                 return
-            if sequence.adapter and not self._adapters.try_assign(sequence):
-                continue  # its adapter is held from here on
+            sequence = self._next_waiting(priority, tenant)
+            if sequence is None or sequence.num_slots > max_slots:
+                return
+            if not self._try_admit(batch, sequence):
+                self._note_full(priority)
+                return
             max_slots -= sequence.num_slots
-            if max_slots < 0 or not self._try_admit(batch, sequence):
-                return
 
     def _try_admit(self, batch: Batch, sequence: Sequence) -> bool:
         """Start a waiting sequence, at the cost of running ones of lower priorities only."""
@@ -331,18 +361,24 @@ class Scheduler:
             if not self._preempt_below(batch, sequence.priority):
                 return False
         while True:
-            cached = self._prefixes.find(sequence)
-            num_cached = len(cached) * self._blocks.block_size
-            num_new = min(sequence.num_tokens - num_cached, batch.num_tokens_left)
-            table = self._blocks.try_admit(cached, num_cached + num_new)
+            cached, num_tokens = self._first_tokens(sequence, batch.num_tokens_left)
+            table = self._blocks.try_admit(cached, num_tokens)
             if table is not None:
                 break
-            if not self._preempt_below(batch, sequence.priority) and not self._preempt_idle(batch):
+            if not self._preempt_below(batch, sequence.priority):
                 return False
+        num_cached = len(cached) * self._blocks.block_size
         self._table.waiting.pop(sequence)
         self._table.start(sequence, table, num_cached)
-        self._compute(batch, sequence, num_new)
+        self._compute(batch, sequence, num_tokens - num_cached)
         return True
+
+    def _first_tokens(self, sequence: Sequence, max_num_new: int) -> tuple[list[int], int]:
+        """The cached blocks that a waiting sequence would begin with, and how many tokens it would
+        have after a step."""
+        cached = self._prefixes.find(sequence)
+        num_cached = len(cached) * self._blocks.block_size
+        return cached, min(sequence.num_tokens, num_cached + max_num_new)
 
     def _preempt_below(self, batch: Batch, priority: int) -> bool:
         """Preempt the least important running sequence if it is of a lower priority."""
@@ -354,22 +390,19 @@ class Scheduler:
         self._preempt(victim)
         return True
 
-    def _preempt_idle(self, batch: Batch) -> bool:
-        """Preempt a beam that waits for its group, if nothing else can run: the one it waits for
-        may be the one that needs the blocks.
-        """
-        if batch:
-            return False
-        for victim in reversed(self._table.running):
-            if victim.num_computed_tokens == victim.num_tokens:
-                self._preempt(victim)
+    def _park_idle(self) -> bool:
+        """Preempt a beam that waits for its group."""
+        for sequence in reversed(self._table.running):
+            if sequence.num_computed_tokens == sequence.num_tokens:
+                self._preempt(sequence)
                 return True
         return False
 
     def _preempt(self, sequence: Sequence) -> None:
         self._table.preempt(sequence)
-        if sequence.status is SequenceStatus.PARKED:
-            return
-        floor = self._preempted_priority
-        if floor is None or sequence.priority < floor:
-            self._preempted_priority = sequence.priority
+        if sequence.status is not SequenceStatus.PARKED:
+            self._note_full(sequence.priority)
+
+    def _note_full(self, priority: int) -> None:
+        full = self._full_priority
+        self._full_priority = priority if full is None else min(full, priority)

@@ -7,7 +7,7 @@ go on when a slot does not hold what the sequence's own tokens say.
 
 from collections.abc import Sequence as AbstractSequence
 
-from models.engine.step_inputs import StepInputs, StepOutputs
+from models.engine.step_inputs import BeamCandidates, StepInputs, StepOutputs
 from models.engine.step_interrupt import StepInterrupted
 
 VOCAB_SIZE = 97
@@ -19,6 +19,14 @@ def next_token(context: AbstractSequence[int], fork_seed: int = 0) -> int:
     for position, token in enumerate(context):
         value = (value * 31 + token * 7 + position) % 7919
     return value % VOCAB_SIZE
+
+
+def next_candidates(context: AbstractSequence[int], count: int) -> BeamCandidates:
+    """Different tokens, and how likely: functions of the whole context."""
+    first = next_token(context)
+    scores = [-0.1 * (rank + 1) - first / 200 for rank in range(count)]
+    token_ids = [(first + 7 * rank) % VOCAB_SIZE for rank in range(count)]
+    return BeamCandidates(token_ids=token_ids, scores=scores, logprobs=scores)
 
 
 class KVSimulator:
@@ -64,14 +72,18 @@ class KVSimulator:
         contexts = self._read_back(inputs)
         self.num_computed_tokens += len(inputs.token_ids)
         token_ids = []
-        for row in inputs.sampling_rows:
+        candidates = {}
+        for index, row in enumerate(inputs.sampling_rows):
             context = contexts[row.logit_index]
             assert context == [*row.prompt_token_ids, *row.output_token_ids]
             token = next_token(context, row.seed if self.uses_seed else 0)
             while token in row.forbidden_token_ids:
                 token = (token + 1) % VOCAB_SIZE
             token_ids.append(token)
+            if row.num_candidates:
+                candidates[index] = next_candidates(context, row.num_candidates)
         return StepOutputs(
+            candidates=candidates,
             token_ids=token_ids,
             logprobs=[None] * len(token_ids),
             prompt_logprobs=[],

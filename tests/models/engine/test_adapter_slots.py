@@ -3,13 +3,14 @@
 import threading
 from concurrent.futures import wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from cluster.config import EngineConfig
 from cluster.errors import BadRequestError, InternalError, ServingError
-from cluster.types import PRIORITY_BATCH, Request, SamplingParams, TokenDelta
+from cluster.types import PRIORITY_BATCH, BeamParams, Request, SamplingParams, TokenDelta
 from models.adapters.checkpoint import LoadedAdapter, LoraPair
 from models.engine.adapter_slots import AdapterSlots
 from models.engine.async_engine import AsyncEngine
@@ -81,20 +82,28 @@ class Rig:
         self.finished: list[str] = []
 
     def request(
-        self, number: int, adapter: str, *, max_tokens: int = 4, priority: int = 0
+        self,
+        number: int,
+        adapter: str,
+        *,
+        max_tokens: int = 4,
+        priority: int = 0,
+        tenant: str = "",
+        beam: BeamParams | None = None,
     ) -> Request:
         self.runner.names[number] = adapter
         return Request(
             request_id=f"{adapter}.{number}",
             prompt_token_ids=[number, 1, 2, 3, 4],
-            sampling_params=SamplingParams(max_tokens=max_tokens, ignore_eos=True),
+            sampling_params=SamplingParams(max_tokens=max_tokens, ignore_eos=True, beam=beam),
             adapter=adapter,
             priority=priority,
+            tenant=tenant,
         )
 
-    def add(self, number: int, adapter: str, *, max_tokens: int = 4, priority: int = 0) -> None:
-        request = self.request(number, adapter, max_tokens=max_tokens, priority=priority)
-        self.engine.add_request(request)
+    def add(self, number: int, adapter: str, **options: Any) -> None:
+        """`options`: those of `request`."""
+        self.engine.add_request(self.request(number, adapter, **options))
 
     def step(self) -> list[TokenDelta]:
         step = self.engine.step()
@@ -240,6 +249,41 @@ def test_preempted_sequences_go_on_with_their_adapter() -> None:
     rig.run()
     assert len(rig.finished) == 9
     assert rig.engine.stats().preemptions_total > 0
+
+
+def test_nobody_is_preempted_for_one_whose_adapter_is_being_read() -> None:
+    rig = Rig(1, max_num_seqs=4)
+    rig.runner.gates["slow"] = threading.Event()
+    for number in range(4):
+        rig.add(number, "", tenant="crowd", max_tokens=20)
+    rig.step()
+    rig.add(9, "slow", tenant="other")
+    for _ in range(5):
+        rig.step()
+    assert rig.engine.stats().preemptions_total == 0
+    rig.runner.gates["slow"].set()
+    rig.engine.wait_for_adapters()
+    rig.step()
+    assert rig.engine.stats().preemptions_total == 1
+    rig.run()
+
+
+def test_beams_that_wait_for_one_of_theirs_do_not_keep_the_only_slot() -> None:
+    """One of them has lost its blocks, and its adapter is held for the next one's sake."""
+    rig = Rig(1, num_blocks=9, max_model_len=36, max_num_seqs=8)
+    rig.add(0, "a", beam=BeamParams(width=6), max_tokens=24)
+    while rig.engine.stats().num_requests_running < 6:
+        rig.step()
+        rig.engine.wait_for_adapters()
+    rig.add(1, "b", tenant="other")
+    for _ in range(500):
+        rig.step()
+        if not rig.engine.has_unfinished:
+            break
+        if rig.engine.is_stalled:
+            rig.engine.wait_for_adapters()
+    assert rig.engine.stats().preemptions_total > 0
+    assert sorted(rig.finished) == ["a.0", "b.1"]
 
 
 def test_an_engine_without_slots_refuses_adapters() -> None:

@@ -133,3 +133,76 @@ def test_one_tenant_alone_is_served_in_order_of_arrival() -> None:
     while engine.has_unfinished:
         order += [delta.request_id for delta in engine.step() if delta.finish_reason]
     assert order == ["0", "1", "2", "3", "4"]
+
+
+def test_who_is_preempted_in_vain_is_not_preempted() -> None:
+    """The crowd's share holds all blocks: to preempt what is beyond it would make no room."""
+    engine, _ = make_engine(num_blocks=32, max_num_seqs=4, budget=64, prefix_caching=False)
+    for k, length in enumerate((50, 50, 4)):
+        engine.add_request(
+            make_request(
+                str(k), [k + 1] * length, tenant="crowd", max_tokens=8, priority=0, ignore_eos=True
+            )
+        )
+    for _ in range(3):
+        engine.step()
+    engine.add_request(make_request("large", [9] * 60, tenant="other", max_tokens=2))
+    for _ in range(3):
+        engine.step()
+        engine.check()
+    assert engine.stats().preemptions_total == 0
+    assert engine.stats().num_requests_running == 3
+
+
+def steps_beside_small_ones(engine: Engine, request_id: str, *, max_steps: int) -> int:
+    """Until a request starts although another tenant has always something small to do."""
+    for count in range(max_steps):
+        for k in range(3):
+            engine.add_request(
+                make_request(
+                    f"small-{count}-{k}", [count, k], tenant="crowd", max_tokens=4, ignore_eos=True
+                )
+            )
+        deltas = engine.step()
+        engine.check()
+        if any(delta.request_id == request_id for delta in deltas):
+            return count
+    raise AssertionError("it starves")
+
+
+def test_a_large_request_is_not_passed_by_anothers_small_ones_for_ever() -> None:
+    engine, _ = make_engine(num_blocks=32, max_num_seqs=64, budget=128, prefix_caching=False)
+    engine.add_request(make_request("first", [1, 2], tenant="crowd", max_tokens=4))
+    engine.step()
+    engine.add_request(make_request("large", [9] * 120, tenant="other", max_tokens=2))
+    assert steps_beside_small_ones(engine, "large", max_steps=60) <= 5
+
+
+def test_a_request_wider_than_its_tenants_share_is_served_beside_a_crowd() -> None:
+    engine = crowded_engine(20)
+    engine.add_request(make_request("wide", [5, 6], tenant="other", n=6, max_tokens=3))
+    steps_beside_small_ones(engine, "wide", max_steps=90)
+
+
+def test_a_wide_request_is_not_thrown_out_before_it_has_forked() -> None:
+    engine, _ = make_engine(num_blocks=400, max_num_seqs=MAX_NUM_SEQS, budget=BUDGET)
+    engine.add_request(make_request("wide", [3] * 100, tenant="wide", n=8, max_tokens=3))
+    engine.step()
+    engine.add_request(make_request("single", [7], tenant="other", max_tokens=3))
+    for _ in range(3):
+        engine.step()
+    assert engine.stats().preemptions_total == 0, "more than half of its prompt is computed"
+    while engine.has_unfinished:
+        engine.step()
+        engine.check()
+
+
+def test_more_tenants_than_places_take_turns() -> None:
+    engine = crowded_engine(1000)
+    for k in range(MAX_NUM_SEQS + 4):
+        engine.add_request(make_request(f"t{k}", [k + 1], tenant=f"t{k}", max_tokens=2))
+    started = set()
+    for _ in range(20):
+        started |= {delta.request_id for delta in engine.step()}
+        engine.check()
+    assert {f"t{k}" for k in range(MAX_NUM_SEQS + 4)} <= started
