@@ -72,6 +72,8 @@ class EngineConfig(Section):
     deterministic: bool = False
     num_threads: Annotated[int, Field(ge=1)] | None = None  # CPU, all ranks; None: all cores
     enable_cuda_graphs: bool = True  # on a GPU, of steps that only decode; off: for debugging
+    # The next step begins before this one's tokens are read; None: on a GPU. One rank only.
+    overlap_steps: bool | None = None
     # LoRA adapters that are loaded at once, and the highest rank of one: slots of this size are
     # kept beside the model. 0: none; a model with adapters: 8.
     max_loaded_adapters: Annotated[int, Field(ge=0, le=256)] = 0

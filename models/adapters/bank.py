@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from cluster.config import EngineConfig
 from models.adapters.checkpoint import LayerPairs
 from models.adapters.targets import (
     LinearName,
@@ -23,6 +24,7 @@ from models.adapters.targets import (
     target_linears,
 )
 from models.checkpoint import DecoderConfig
+from models.parallel.sharding import Shards
 
 # Sequences with at least so many rows in a step are multiplied with their slot alone.
 LONG_ROWS = 64
@@ -217,3 +219,19 @@ def _long_piece(
         masked_N[start - first : start - first + num_own] = False
         masked_NC11 = masked_N[:, None, None, None].to(device)
     return Piece(first, first + num_padded, slice(slot, slot + 1), masked_NC11)
+
+
+def adapter_bank(
+    shards: Shards, engine_config: EngineConfig, dtype: torch.dtype, device: str
+) -> AdapterBank | None:
+    """The slots that the configuration asks for; None: it asks for none."""
+    num_slots = engine_config.max_loaded_adapters
+    if not num_slots:
+        return None
+    return AdapterBank(
+        shards.config,
+        num_slots=num_slots,
+        rank=engine_config.max_lora_rank,
+        dtype=dtype,
+        device=device,
+    )

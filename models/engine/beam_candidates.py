@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.engine.logit_edits import edit_logits
-from models.engine.step_inputs import BeamCandidates, SamplingRow
+from models.engine.step_inputs import BeamCandidates, SamplingRow, StepInputs
 
 
 def beam_candidates(
@@ -40,3 +40,15 @@ def beam_candidates(
             )
         )
     return results
+
+
+def candidates_by_row(logits_RV: torch.Tensor, inputs: StepInputs) -> dict[int, BeamCandidates]:
+    """Of the step's rows that want candidates; `logits_RV` are those of all rows."""
+    rows = inputs.sampling_rows
+    wanted = [index for index, row in enumerate(rows) if row.num_candidates]
+    if not wanted:
+        return {}
+    found = beam_candidates(
+        logits_RV[wanted], [rows[index] for index in wanted], inputs.grammar_masks
+    )
+    return dict(zip(wanted, found, strict=True))

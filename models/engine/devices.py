@@ -1,10 +1,12 @@
-"""Which device a rank computes on, with how many threads, and by which kernels."""
+"""Which device a rank computes on, with how many threads, in which dtype, and by which kernels."""
 
 import importlib.util
 import os
 
 import torch
 
+from cluster.config import EngineConfig
+from models.checkpoint import SUPPORTED_DTYPES, DTypeName
 from models.engine.cuda_graphs import CUDARecorder, Recorder
 
 
@@ -45,3 +47,23 @@ def set_threads(num_threads: int | None, num_ranks: int) -> None:
         torch.set_num_threads(max(1, total // num_ranks))
     elif num_threads is not None:
         torch.set_num_threads(num_threads)
+
+
+def choose_dtype(name: str, checkpoints: DTypeName) -> torch.dtype:
+    """The dtype of that name; "auto": the checkpoint's.
+
+    Raises:
+        ValueError: it is unknown.
+    """
+    if name == "auto":
+        name = checkpoints
+    if name not in SUPPORTED_DTYPES:
+        raise ValueError(f"dtype {name!r} is not one of auto, {', '.join(SUPPORTED_DTYPES)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def overlaps_steps(engine_config: EngineConfig, device: torch.device, num_ranks: int) -> bool:
+    """Whether a step is launched before the tokens of the one before are read."""
+    wanted = engine_config.overlap_steps
+    return num_ranks == 1 and (device.type == "cuda" if wanted is None else wanted)

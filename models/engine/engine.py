@@ -12,16 +12,19 @@ from cluster.config import EngineConfig
 from cluster.errors import BadRequestError, ServingError, ValidationError
 from cluster.types import GRAMMAR_FIELD, PRIORITY_BATCH, GrammarSpec, Request, SamplingParams
 from models.engine.adapter_slots import AdapterSlots
-from models.engine.batch import build_step_inputs
+from models.engine.batch import Batch, build_step_inputs
 from models.engine.block_manager import BlockManager
 from models.engine.deltas import StepDeltas
 from models.engine.grammar_masks import GrammarMasks
+from models.engine.launched_step import LaunchingRunner
 from models.engine.outlet import Outlet
 from models.engine.randomness import derive_seed
 from models.engine.runner import Runner
 from models.engine.scheduler import Scheduler, SchedulerLimits
 from models.engine.sequence import Sequence
+from models.engine.step_inputs import StepOutputs
 from models.engine.step_interrupt import StepInterrupted
+from models.engine.step_overlap import StepOverlap
 from models.grammar.compiler import (
     CompiledGrammar,
     GrammarCompiler,
@@ -101,6 +104,9 @@ class Engine:
             adapters=self._adapters,
             token_bytes=token_bytes,
         )
+        self._overlap: StepOverlap | None = None
+        if isinstance(runner, LaunchingRunner) and runner.overlaps_steps:
+            self._overlap = StepOverlap(runner, self._scheduler.try_reserve_next)
         self._can_spell = token_bytes is not None
         self._grammar_compiler = grammar_compiler
         self._grammar_masks = GrammarMasks(runner.vocab_size)
@@ -292,26 +298,36 @@ class Engine:
         self._found_nothing = not batch
         if not batch:
             return StepDeltas(failures=failures)
-        inputs = build_step_inputs(
-            batch,
-            block_size=self._blocks.block_size,
-            eos_token_ids=self._runner.eos_token_ids,
-            masks=self._grammar_masks,
-        )
         started_s = time.perf_counter()
         try:
-            outputs = self._runner.execute(inputs)
+            outputs = self._execute(batch)
         except StepInterrupted:
             return StepDeltas(failures=failures)
-        finally:
-            if inputs.read_grammar_masks is not None:
-                inputs.read_grammar_masks()  # no matcher moves on before its mask is there
         seconds = time.perf_counter() - started_s
         deltas = self._scheduler.update(batch, outputs, seconds=seconds)
         columns = [(outlet, outlet.take()) for outlet in self._outlets if not outlet.is_empty]
         self._num_steps += 1
         self._last_step_at_s = time.monotonic()
         return StepDeltas(columns, deltas, failures)
+
+    def _execute(self, batch: Batch) -> StepOutputs:
+        overlap = self._overlap
+        launched = None if overlap is None else overlap.take(batch)
+        if overlap is not None and launched is not None:
+            return overlap.finish(batch, launched)
+        inputs = build_step_inputs(
+            batch,
+            block_size=self._blocks.block_size,
+            eos_token_ids=self._runner.eos_token_ids,
+            masks=self._grammar_masks,
+        )
+        try:
+            if overlap is None:
+                return self._runner.execute(inputs)
+            return overlap.finish(batch, overlap.launch(inputs))
+        finally:
+            if inputs.read_grammar_masks is not None:
+                inputs.read_grammar_masks()  # no matcher moves on before its mask is there
 
     def _install_adapters(self) -> dict[str, ServingError]:
         """Those that were read since the last step; returns the requests that this ends."""

@@ -56,9 +56,14 @@ class GPUSteps:
                     self._compute_with_logits, recorder, sizes=sizes, device=device
                 )
 
-    def compute(self, inputs: StepInputs, adapters: AdapterStep | None) -> ComputedStep:
+    def compute(
+        self,
+        inputs: StepInputs,
+        adapters: AdapterStep | None = None,
+        token_ids_T: torch.Tensor | None = None,
+    ) -> ComputedStep:
         """The rows are those of the inputs, and perhaps padding. What it gives may be overwritten
-        by the next step."""
+        by the next step. `token_ids_T`: on the device, instead of the inputs' own."""
         num_tokens = num_rows = len(inputs.token_ids)
         size = None
         graphs = self._graphs if adapters is None else None
@@ -67,6 +72,8 @@ class GPUSteps:
             num_rows = size or num_tokens
         tables = self._attention.tables
         step = send_step(inputs, tables, num_rows=num_rows, device=self._device)
+        if token_ids_T is not None:
+            step.token_ids_T[:num_tokens].copy_(token_ids_T)
         if graphs is not None and size is not None:
             return graphs.run(step)
         return ComputedStep(hidden_TM=self._forward(step, adapters), logits_TV=None)

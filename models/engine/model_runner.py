@@ -18,23 +18,28 @@ import torch.nn.functional as F
 
 from cluster.config import EngineConfig
 from cluster.types import TokenLogprobs
-from models.adapters.bank import AdapterBank, AdapterStep
+from models.adapters.bank import AdapterBank, AdapterStep, adapter_bank
 from models.adapters.checkpoint import LayerPairs, LoadedAdapter, read_adapter
 from models.attention.backend import StepAttention
 from models.attention.choice import choose_attention
 from models.checkpoint import (
-    SUPPORTED_DTYPES,
     DecoderConfig,
     DecoderShape,
-    DTypeName,
     is_native,
     read_decoder_config,
 )
 from models.decoder import Decoder
-from models.engine.beam_candidates import beam_candidates
+from models.engine.beam_candidates import candidates_by_row
 from models.engine.cuda_graphs import ComputedStep
 from models.engine.determinism import check_deterministic
-from models.engine.devices import find_device, make_recorder, runs_triton, set_threads
+from models.engine.devices import (
+    choose_dtype,
+    find_device,
+    make_recorder,
+    overlaps_steps,
+    runs_triton,
+    set_threads,
+)
 from models.engine.kv_cache import (
     KVCache,
     KVCachePlan,
@@ -43,9 +48,14 @@ from models.engine.kv_cache import (
     kv_cache_memory_bytes,
     plan_kv_cache,
 )
+from models.engine.launched_step import (
+    LaunchedStep,
+    can_draw,
+    drawn_outputs,
+    following_inputs,
+)
 from models.engine.sampler import NonFiniteLogitsError, Sampler, token_logprobs
 from models.engine.step_inputs import (
-    BeamCandidates,
     PromptLogprobsRow,
     StepInputs,
     StepOutputs,
@@ -139,7 +149,7 @@ class ModelRunner:
             chosen = choose_quantization(quantization, config.quantization)
             config = replace(config, quantization=chosen)
             self._quantization = None if chosen is None else chosen.name
-            self._dtype = _dtype(dtype, config.dtype)
+            self._dtype = choose_dtype(dtype, config.dtype)
             self._decoder: StepDecoder = self._native_decoder(
                 checkpoint_dir, config, engine_config, group=group, random_weights=random_weights
             )
@@ -149,7 +159,7 @@ class ModelRunner:
             self._all_shards = [
                 Shards(config, rank=rank, size=group.size) for rank in range(group.size)
             ]
-            self._bank = _adapter_bank(shards, engine_config, self._dtype, str(self._device))
+            self._bank = adapter_bank(shards, engine_config, self._dtype, str(self._device))
         else:
             if group.size > 1 or random_weights or quantization not in ("auto", "none"):
                 raise _foreign(checkpoint_dir, "neither shared by ranks nor quantized nor made up")
@@ -157,7 +167,7 @@ class ModelRunner:
                 raise _foreign(checkpoint_dir, "neither deterministic nor used with adapters")
             self._quantization = None
             foreign = importlib.import_module("models.transformers_decoder")
-            self._dtype = _dtype(dtype, foreign.read_dtype(checkpoint_dir))
+            self._dtype = choose_dtype(dtype, foreign.read_dtype(checkpoint_dir))
             self._decoder = decoder = foreign.TransformersDecoder(
                 checkpoint_dir, dtype=self._dtype, device=str(self._device)
             )
@@ -185,6 +195,7 @@ class ModelRunner:
             )
         self._sampler = Sampler()
         self._interrupt = StepInterrupt()
+        self._overlaps_steps = overlaps_steps(engine_config, self._device, group.size)
         self._shape = shape
 
     @property
@@ -265,14 +276,33 @@ class ModelRunner:
         Raises:
             StepInterrupted: see `Runner`.
         """
+        return self.launch(inputs).result()
+
+    @property
+    def overlaps_steps(self) -> bool:
+        return self._overlaps_steps
+
+    def continue_step(self, launched: LaunchedStep) -> LaunchedStep:
+        """See `LaunchingRunner`, as for `launch`."""
+        following = following_inputs(launched.inputs, self.block_size)
+        return self.launch(following, launched.keep())
+
+    def launch(self, inputs: StepInputs, token_ids_T: torch.Tensor | None = None) -> LaunchedStep:
+        """`token_ids_T`: on the device, instead of the inputs' own."""
         assert min(inputs.token_ids) >= 0, "token ids are checked before they come here"
         assert max(inputs.token_ids) < self.vocab_size, "as above"
+        rows = inputs.sampling_rows
         with torch.inference_mode():
-            computed = self._compute(inputs)
+            computed = self._compute(inputs, token_ids_T)
+            if can_draw(inputs):
+                logits_RV = self._logits_of(computed, [row.logit_index for row in rows])
+                draw = self._sampler.draw(logits_RV, rows)
+                return LaunchedStep(inputs, lambda: drawn_outputs(draw), draw)
             prompt_logprobs = [
                 self._score_prompt(computed.hidden_TM, row) for row in inputs.prompt_logprobs_rows
             ]
-            return self._choose(computed, inputs, prompt_logprobs)
+            outputs = self._choose(computed, inputs, prompt_logprobs)
+        return LaunchedStep(inputs, lambda: outputs, None)
 
     def assist(self, order: StepOrder) -> None:
         """What a rank above 0 does while rank 0 executes the same step: its keys and values, and
@@ -366,20 +396,23 @@ class ModelRunner:
         )
         return made
 
-    def _compute(self, inputs: StepInputs) -> ComputedStep:
+    def _compute(self, inputs: StepInputs, token_ids_T: torch.Tensor | None = None) -> ComputedStep:
         """What the model makes of a step; its rows may be followed by padding."""
         self._kv_cache.copy_blocks(inputs.block_copies)
         num_tokens = len(inputs.token_ids)
         if self._gpu_steps is not None:
             adapters = self._adapter_step(inputs, num_rows=num_tokens, padded=int)
-            return self._gpu_steps.compute(inputs, adapters)
+            return self._gpu_steps.compute(inputs, adapters, token_ids_T)
         num_rows = padded_size(num_tokens)
         padding = [0] * (num_rows - num_tokens)
         attention = self._attention.prepare(inputs)
         if inputs.is_interruptible:
             attention = InterruptibleAttention(attention, self._interrupt)
+        ids_T = torch.tensor(inputs.token_ids + padding, device=self._device)
+        if token_ids_T is not None:
+            ids_T[:num_tokens] = token_ids_T
         hidden_TM = self._decoder.forward(
-            torch.tensor(inputs.token_ids + padding, device=self._device),
+            ids_T,
             torch.tensor(inputs.positions + padding, device=self._device),
             attention,
             self._adapter_step(inputs, num_rows=num_rows, padded=padded_size),
@@ -417,7 +450,7 @@ class ModelRunner:
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             failed_rows=frozenset(failed_rows),
-            candidates=_candidates(logits_RV, inputs),
+            candidates=candidates_by_row(logits_RV, inputs),
         )
 
     def _logits_of(self, computed: ComputedStep, indices: list[int]) -> torch.Tensor:
@@ -455,43 +488,8 @@ class ModelRunner:
             yield start, min(start + size, num_positions)
 
 
-def _adapter_bank(
-    shards: Shards, engine_config: EngineConfig, dtype: torch.dtype, device: str
-) -> AdapterBank | None:
-    num_slots = engine_config.max_loaded_adapters
-    if not num_slots:
-        return None
-    return AdapterBank(
-        shards.config,
-        num_slots=num_slots,
-        rank=engine_config.max_lora_rank,
-        dtype=dtype,
-        device=device,
-    )
-
-
-def _candidates(logits_RV: torch.Tensor, inputs: StepInputs) -> dict[int, BeamCandidates]:
-    rows = inputs.sampling_rows
-    wanted = [index for index, row in enumerate(rows) if row.num_candidates]
-    if not wanted:
-        return {}
-    found = beam_candidates(
-        logits_RV[wanted], [rows[index] for index in wanted], inputs.grammar_masks
-    )
-    return dict(zip(wanted, found, strict=True))
-
-
 def _foreign(checkpoint_dir: Path, what: str) -> ValueError:
     return ValueError(
         f"{checkpoint_dir}: this architecture is computed by transformers' modules, "
         f"which are {what}"
     )
-
-
-def _dtype(name: str, checkpoints: DTypeName) -> torch.dtype:
-    if name == "auto":
-        name = checkpoints
-    if name not in SUPPORTED_DTYPES:
-        raise ValueError(f"dtype {name!r} is not one of auto, {', '.join(SUPPORTED_DTYPES)}")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype

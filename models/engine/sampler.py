@@ -123,37 +123,41 @@ class Sampler:
             failed_rows += [others[place] for place in failed]
         return token_ids, sorted(failed_rows)
 
+    def draw(self, logits_RV: torch.Tensor, rows: AbstractSequence[SamplingRow]) -> "Draw":
+        """As `sample` for rows without grammars that want no logprobs, without waiting."""
+        return Draw(self, edit_logits(logits_RV, rows), rows)
+
     def _choose(
         self, logits_RV: torch.Tensor, rows: AbstractSequence[SamplingRow]
     ) -> tuple[list[int], list[int]]:
         """The chosen tokens, and the rows that have no finite logit."""
-        vocab_size = logits_RV.shape[1]
+        return Draw(self, logits_RV, rows).result()
+
+    def group_rows(
+        self, rows: AbstractSequence[SamplingRow], vocab_size: int
+    ) -> dict["_Method", list[int]]:
+        """Rows whose tokens are found alike."""
         groups: dict[_Method, list[int]] = {}
         for index, row in enumerate(rows):
             method = _method(row.params, vocab_size, self._num_candidates)
             groups.setdefault(method, []).append(index)
-        token_ids = [0] * len(rows)
-        failed_rows: list[int] = []
-        while groups:
-            order = [index for indices in groups.values() for index in indices]
-            choices = [
-                part
-                for method, indices in groups.items()
-                for part in self._choose_group(
-                    method, _pick(logits_RV, indices), [rows[i] for i in indices]
-                )
-            ]
-            # The only wait for the device.
-            chosen, outcomes = Download(torch.cat(choices, dim=1)).read().tolist()
-            unsettled: list[int] = []
-            for index, token_id, outcome in zip(order, chosen, outcomes, strict=True):
-                token_ids[index] = token_id
-                if outcome == _Outcome.NOT_FINITE:
-                    failed_rows.append(index)
-                elif outcome == _Outcome.NEEDS_SORT:
-                    unsettled.append(index)
-            groups = {_Method.SORT: unsettled} if unsettled else {}
-        return token_ids, sorted(failed_rows)
+        return groups
+
+    def choose_groups(
+        self,
+        groups: dict["_Method", list[int]],
+        logits_RV: torch.Tensor,
+        rows: AbstractSequence[SamplingRow],
+    ) -> torch.Tensor:
+        """Token ids and `_Outcome`s, [2, rows of all groups], group by group."""
+        choices = [
+            part
+            for method, indices in groups.items()
+            for part in self._choose_group(
+                method, _pick(logits_RV, indices), [rows[i] for i in indices]
+            )
+        ]
+        return torch.cat(choices, dim=1)
 
     def _choose_group(
         self, method: "_Method", logits_GV: torch.Tensor, rows: AbstractSequence[SamplingRow]
@@ -186,6 +190,54 @@ class Sampler:
         token_ids_G, is_settled_G = _choose_from_ranked(ranked_GC, ids_GC, knobs, mass_G1=mass_G1)
         outcomes_G = _outcomes(ranked_GC[:, 0]).masked_fill(~is_settled_G, _Outcome.NEEDS_SORT)
         return torch.stack([token_ids_G, outcomes_G])
+
+
+class Draw:
+    """Tokens that are being chosen on the device."""
+
+    def __init__(
+        self, sampler: Sampler, logits_RV: torch.Tensor, rows: AbstractSequence[SamplingRow]
+    ) -> None:
+        self._sampler = sampler
+        self._logits_RV = logits_RV
+        self._rows = rows
+        self._groups = sampler.group_rows(rows, logits_RV.shape[1])
+        self._choices_2R = sampler.choose_groups(self._groups, logits_RV, rows)
+        self._download = Download(self._choices_2R)
+        self.is_settled = True  # after `result`: whether the first choice was the last
+
+    def keep(self) -> torch.Tensor:
+        """The tokens [R], which may be settled otherwise; the logits may be overwritten then."""
+        if not self._groups.keys() <= {_Method.GREEDY, _Method.WHOLE, _Method.SORT}:
+            self._logits_RV = self._logits_RV.clone()
+        token_ids_R = self._choices_2R[0]
+        if len(self._groups) == 1:
+            return token_ids_R
+        order = np.concatenate([np.array(indices) for indices in self._groups.values()])
+        return token_ids_R.index_select(0, upload(np.argsort(order), token_ids_R.device))
+
+    def result(self) -> tuple[list[int], list[int]]:
+        """The tokens, and the rows that have no finite logit. The only wait for the device."""
+        token_ids = [0] * len(self._rows)
+        failed_rows: list[int] = []
+        groups, download = self._groups, self._download
+        while groups:
+            chosen, outcomes = download.read().tolist()
+            order = [index for indices in groups.values() for index in indices]
+            unsettled: list[int] = []
+            for index, token_id, outcome in zip(order, chosen, outcomes, strict=True):
+                token_ids[index] = token_id
+                if outcome == _Outcome.NOT_FINITE:
+                    failed_rows.append(index)
+                elif outcome == _Outcome.NEEDS_SORT:
+                    unsettled.append(index)
+            groups = {_Method.SORT: unsettled} if unsettled else {}
+            if groups:
+                self.is_settled = False
+                download = Download(
+                    self._sampler.choose_groups(groups, self._logits_RV, self._rows)
+                )
+        return token_ids, sorted(failed_rows)
 
 
 def token_logprobs(

@@ -173,6 +173,24 @@ class Scheduler:
             self._prefixes.publish(sequence, num_tokens)
         return self._recorder.record(batch, outputs)
 
+    def try_reserve_next(self, batch: Batch) -> bool:
+        """Whether the step after this one, which is under way, may decode the same sequences once
+        more: none ends by its length, nobody would join them, and there is room for the keys and
+        values. That room belongs to the sequences already when the next step is chosen.
+        """
+        num_running = self._table.num_slots
+        if self.num_waiting and num_running < self._limits.max_num_seqs:
+            return False
+        if any(seq.num_tokens + 1 >= seq.max_num_tokens for seq in batch.singles):
+            return False
+        size = self._blocks.block_size
+        for sequence in batch.singles:
+            table, position = sequence.block_table, sequence.num_computed_tokens + 1
+            is_full = position == len(table) * size
+            if is_full and self._blocks.try_extend(table, position, position + 1) is None:
+                return False
+        return True
+
     def check(self) -> None:
         """Assert that owned + free = total, and that every sequence is in exactly one place."""
         self._table.check()
