@@ -133,18 +133,23 @@ class LLM:
         return list(outputs.values())
 
     def _complete(self, requests: list[Request], outputs: dict[str, PromptOutput]) -> None:
-        for request in requests:
-            self.engine.add_request(request)
-        while self.engine.has_unfinished:
-            step = self.engine.step()
-            for delta in step:
-                _record(outputs[delta.request_id], delta)
-            if step.failures:
-                for request in requests:
-                    self.engine.abort_request(request.request_id)
-                raise next(iter(step.failures.values()))
-            if self.engine.is_stalled:
-                self.engine.wait_for_adapters()
+        try:
+            for request in requests:
+                self.engine.add_request(request)
+            while self.engine.has_unfinished:
+                self._step(outputs)
+        finally:  # where one fails, nothing of the others is left behind
+            for request in requests:
+                self.engine.abort_request(request.request_id)
+
+    def _step(self, outputs: dict[str, PromptOutput]) -> None:
+        step = self.engine.step()
+        for delta in step:
+            _record(outputs[delta.request_id], delta)
+        if step.failures:
+            raise next(iter(step.failures.values()))
+        if self.engine.is_stalled:
+            self.engine.wait_for_adapters()
 
     def _request(
         self, prompt: str | AbstractSequence[int], sampling_params: SamplingParams, adapter: str

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from cluster.config import EngineConfig
-from cluster.errors import BadRequestError
-from cluster.types import FinishReason, SamplingParams
+from cluster.errors import BadRequestError, ValidationError
+from cluster.types import FinishReason, GrammarKind, GrammarSpec, SamplingParams
 from models.llm import LLM
 from tests.models.conftest import MakeCheckpoint
 from tests.models.grammar.grammar_walk import byte_level_tokenizer
@@ -47,3 +47,12 @@ def test_a_prompt_that_cannot_be_served_stops_the_others_before_they_begin(llm: 
     with pytest.raises(BadRequestError, match="context of 256"):
         llm.generate([[5, 6], [7] * 300], SamplingParams(max_tokens=2))
     assert not llm.engine.has_unfinished
+
+
+def test_one_that_is_refused_late_leaves_nothing_of_the_others_behind(llm: LLM) -> None:
+    grammar = GrammarSpec(kind=GrammarKind.REGEX, text="a+")
+    plain = SamplingParams(max_tokens=2, ignore_eos=True)
+    with pytest.raises(ValidationError, match="cannot be guided"):
+        llm.generate([[5, 6], [7, 8]], [plain, SamplingParams(max_tokens=2, grammar=grammar)])
+    assert not llm.engine.has_unfinished
+    assert len(llm.generate([[9]], plain)[0].continuations[0].token_ids) == 2
