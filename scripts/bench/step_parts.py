@@ -2,8 +2,9 @@
 
 They replace methods of one engine's objects, and are gone afterwards: an engine that nobody
 measures runs the code that it always runs. Each part's time is its own, without what runs inside it
-under another name, so that the parts add up to the step. On a GPU every timer waits for the device
-and no graph is replayed: shares are to be read there, not sums.
+under another name, so that the parts add up to the step. Steps do not overlap while they are timed.
+On a GPU every timer waits for the device and no graph is replayed: shares are to be read there, not
+sums.
 """
 
 import time
@@ -19,6 +20,7 @@ from models.adapters.targets import LinearName
 from models.attention.backend import StepAttention
 from models.decoder import Decoder
 from models.engine import engine as engine_module
+from models.engine import model_runner as runner_module
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
 from models.engine.step_inputs import StepInputs, StepOutputs
@@ -125,7 +127,14 @@ def step_timers(engine: Engine, runner: ModelRunner) -> Iterator[StepTimers]:
         replace(scheduler, "update", timed("record", scheduler.update))
         build = engine_module.build_step_inputs
         replace(engine_module, "build_step_inputs", timed("inputs", build))
-        replace(runner._sampler, "sample", timed("sample", runner._sampler.sample))
+        sampler = runner._sampler
+        replace(sampler, "sample", timed("sample", sampler.sample))
+        replace(sampler, "draw", timed("sample", sampler.draw))
+        drawn_outputs = runner_module.drawn_outputs
+        replace(runner_module, "drawn_outputs", timed("sample", drawn_outputs))
+        if engine._overlap is not None:
+            engine._overlap._ahead = None  # that step will be computed again, in its turn
+        replace(engine, "_overlap", None)
         if runner._gpu_steps is not None:
             replace(runner._gpu_steps, "_graphs", None)
             backend: Any = runner._gpu_steps._attention

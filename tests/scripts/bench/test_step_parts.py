@@ -1,55 +1,70 @@
 """Timers see every part of a step, change nothing of it, and leave nothing behind."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
+from cluster.config import EngineConfig
 from models.engine import engine as engine_module
+from models.engine.engine import Engine
+from models.engine.model_runner import ModelRunner
 from scripts.bench.checkpoints import shape_folder
-from scripts.bench.engine_measure import LoadedEngine, Setup
 from scripts.bench.engine_workloads import WORKLOADS
 from scripts.bench.step_parts import PARTS, Stopwatch, step_timers
 
 
-@pytest.fixture
-def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedEngine:
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    engine: Engine
+    runner: ModelRunner
+
+
+@pytest.fixture(params=[False, True], ids=["in turn", "overlapped"])
+def loaded(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Loaded:
     monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
-    setup = Setup(
-        folder=shape_folder("tiny", "float32"),
-        dtype="float32",
-        quantization="none",
-        device=torch.device("cpu"),
-        repeat=1,
-        is_quick=True,
+    config = EngineConfig(
+        max_model_len=256, kv_cache_memory_bytes=2**24, overlap_steps=request.param
     )
-    return LoadedEngine(setup, WORKLOADS["mixed"].shortened(), 6)
+    runner = ModelRunner(shape_folder("tiny", "float32"), config, device="cpu", random_weights=True)
+    return Loaded(Engine(runner, config), runner)
 
 
-def tokens(loaded: LoadedEngine) -> dict[str, list[int]]:
-    """Of all requests, by their ids."""
-    found: dict[str, list[int]] = {}
-    for request in WORKLOADS["mixed"].shortened().requests(6, loaded.engine.vocab_size, 0):
+def add(loaded: Loaded, name: str) -> None:
+    for request in WORKLOADS[name].shortened().requests(6, loaded.engine.vocab_size, 0):
         loaded.engine.add_request(request)
-    while loaded.engine.has_unfinished:
+
+
+def finish(loaded: Loaded, *, num_steps: int | None = None) -> list[tuple[str, int]]:
+    """Every token of these steps, or of all that are left, by its request's id."""
+    found = []
+    while loaded.engine.has_unfinished and num_steps != 0:
         for delta in loaded.engine.step():
-            found.setdefault(delta.request_id, []).extend(delta.token_ids)
+            found += [(delta.request_id, token_id) for token_id in delta.token_ids]
+        num_steps = None if num_steps is None else num_steps - 1
     return found
 
 
-def test_tokens_are_the_same_with_timers_and_every_part_is_timed(loaded: LoadedEngine) -> None:
-    plain = tokens(loaded)
+@pytest.mark.parametrize("name", ["short", "mixed"])
+def test_tokens_are_the_same_with_timers_and_every_part_is_timed(loaded: Loaded, name: str) -> None:
+    add(loaded, name)
+    plain = finish(loaded)
+    add(loaded, name)
+    found = finish(loaded, num_steps=3)
     with step_timers(loaded.engine, loaded.runner) as timers:
-        assert tokens(loaded) == plain
+        found += finish(loaded, num_steps=3)
         seconds = timers.take()
         assert list(seconds) == list(PARTS)
         assert min(seconds.values()) > 0
         assert timers.inputs is not None
         assert len(timers.inputs.query_lens) == 6
         assert not any(timers.take().values()), "what was taken is gone"
+    assert sorted(found + finish(loaded)) == sorted(plain)
 
 
-def test_nothing_is_left_of_the_timers(loaded: LoadedEngine) -> None:
+def test_nothing_is_left_of_the_timers(loaded: Loaded) -> None:
     runner, decoder = loaded.runner, loaded.runner._decoder
     layer = decoder.layers[0]  # type: ignore[attr-defined]
     holders = (loaded.engine, runner, decoder, layer, loaded.engine._scheduler, runner._sampler)
