@@ -29,6 +29,7 @@ from cluster.cli_target import api_url, deployed_or_found_config, find_config, r
 from cluster.cli_tenants import key_app, tenant_app
 from cluster.cli_usage import usage
 from cluster.config import ConfigError, load_config, shoal_home
+from cluster.log_lines import readable_line
 
 app = typer.Typer(
     name="shoal",
@@ -231,8 +232,10 @@ def logs(
     num_lines: Annotated[
         int, typer.Option("--lines", "-n", min=0, help="So many last lines of each log.")
     ] = 50,
+    raw: Annotated[bool, typer.Option("--raw", help="Lines as they are in the files.")] = False,
 ) -> None:
-    """Show the logs of the cluster on this machine, from SHOAL_HOME/logs."""
+    """Show the logs of the cluster on this machine, from SHOAL_HOME/logs, as text."""
+    show_line = _print_log_line if raw else _print_readable_log_line
     logs_dir = shoal_home() / "logs"
     follower = LogFollower(logs_dir=logs_dir, component=component)
     found = find_logs(logs_dir, component=component)
@@ -241,11 +244,11 @@ def logs(
         raise CommandError(f"no such log in {logs_dir}; there are: {names}")
     for path in found:
         for line in last_lines(path, num_lines):
-            _print_log_line(log_name(path, logs_dir), line)
+            show_line(log_name(path, logs_dir), line)
     if follow:
         try:
             for name, line in follower.follow():
-                _print_log_line(name, line)
+                show_line(name, line)
         except KeyboardInterrupt:
             return
 
@@ -274,6 +277,11 @@ def _errors() -> Console:
 def _say(text: str) -> None:
     """Progress and notes, beside the results on standard output."""
     typer.echo(text, err=True)
+
+
+def _print_readable_log_line(name: str, line: str) -> None:
+    for shown in readable_line(line).split("\n"):
+        _print_log_line(name, shown)
 
 
 def _print_log_line(name: str, line: str) -> None:

@@ -7,7 +7,7 @@ line per problem. The environment overrides: SHOAL_HOME, SHOAL_PORT, SHOAL_REDIS
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import (
@@ -309,6 +309,13 @@ class HTTPConfig(Section):
     # `X-Forwarded-*` and friends are not read. Text of prompts is never logged.
 
 
+class LogSettings(NamedTuple):
+    """How a process of the cluster logs."""
+
+    level: str
+    format: Literal["json", "text"]
+
+
 class ShoalConfig(Section):
     """The whole file."""
 
@@ -326,6 +333,7 @@ class ShoalConfig(Section):
     tenants: TenantsConfig = TenantsConfig()
     http: HTTPConfig = HTTPConfig()
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["json", "text"] = "json"  # `shoal logs` shows both as text
 
     @model_validator(mode="after")
     def _names_are_consistent(self) -> Self:
@@ -348,6 +356,10 @@ class ShoalConfig(Section):
                 f"{len(tenants)} tenants: they would share their buckets"
             )
         return self
+
+    @property
+    def log_settings(self) -> LogSettings:
+        return LogSettings(level=self.log_level, format=self.log_format)
 
     @property
     def default_model_name(self) -> str:

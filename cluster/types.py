@@ -96,6 +96,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     # has not ended. None: begins. With one seed the rest is the same as if nothing had happened.
     resumed: dict[int, list[int]] | None = None
     tenant: str = ""  # engines are shared fairly between tenants
+    http_request_id: str = ""  # for log lines; "": none came over HTTP
 
     @property
     def indices(self) -> frozenset[int]:

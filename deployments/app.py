@@ -12,7 +12,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from cluster.config import EmbedderConfig, ModelConfig, ShoalConfig, StorageConfig
+from cluster.config import EmbedderConfig, LogSettings, ModelConfig, ShoalConfig, StorageConfig
 from deployments.autoscaling_policy import embedder_options, retrieval_options
 from deployments.cluster_view import ClusterView, PoolKind
 from deployments.embedder_replica import EmbedderReplica
@@ -52,8 +52,8 @@ _CARE: dict[str, Any] = {
 
 def build_application(config: ShoalConfig) -> Application:
     """Everything that `shoal up` runs, as Serve deploys it."""
-    pools = {model.name: _pool(model, config.log_level) for model in config.models}
-    embedders = {one.name: _embedder(one, config.log_level) for one in config.embedders}
+    pools = {model.name: _pool(model, config.log_settings) for model in config.models}
+    embedders = {one.name: _embedder(one, config.log_settings) for one in config.embedders}
     retrieval = _retrieval(config, embedders) if embedders else None
     task_worker = _task_worker(config, pools, embedders, retrieval) if embedders else None
     ingress = serve.deployment(
@@ -97,7 +97,7 @@ def _slug(model_name: str) -> str:
     return f"{slug}-{digest}"
 
 
-def _pool(model: ModelConfig, log_level: str) -> Application:
+def _pool(model: ModelConfig, log_settings: LogSettings) -> Application:
     deployment = serve.deployment(
         ModelReplica,
         name=deployment_name(model.name),
@@ -106,7 +106,7 @@ def _pool(model: ModelConfig, log_level: str) -> Application:
         **_placement(model),
         **_CARE,
     )
-    return deployment.bind(model, log_level=log_level)
+    return deployment.bind(model, log_settings=log_settings)
 
 
 def _placement(model: ModelConfig) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _placement(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _embedder(config: EmbedderConfig, log_level: str) -> Application:
+def _embedder(config: EmbedderConfig, log_settings: LogSettings) -> Application:
     deployment = serve.deployment(
         EmbedderReplica,
         name=embedder_deployment_name(config.name),
@@ -130,7 +130,7 @@ def _embedder(config: EmbedderConfig, log_level: str) -> Application:
         **embedder_options(config),
         **_CARE,
     )
-    return deployment.bind(config, log_level=log_level)
+    return deployment.bind(config, log_settings=log_settings)
 
 
 def _retrieval(config: ShoalConfig, embedders: dict[str, Application]) -> Application:
@@ -141,7 +141,7 @@ def _retrieval(config: ShoalConfig, embedders: dict[str, Application]) -> Applic
         **retrieval_options(config.retrieval),
         **_CARE,
     )
-    return deployment.bind(config, embedders, log_level=config.log_level)
+    return deployment.bind(config, embedders, log_settings=config.log_settings)
 
 
 def _near_objects(storage: StorageConfig) -> dict[str, Any]:
@@ -163,4 +163,4 @@ def _task_worker(
         ray_actor_options={"num_cpus": TASK_WORKER_CPUS, **_near_objects(config.storage)},
         **_CARE,
     )
-    return deployment.bind(config, pools, embedders, retrieval, log_level=config.log_level)
+    return deployment.bind(config, pools, embedders, retrieval, log_settings=config.log_settings)

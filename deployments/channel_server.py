@@ -19,6 +19,7 @@ from typing import Protocol, cast
 import msgspec
 
 from cluster.errors import EngineGoneError, ServingError
+from cluster.log_context import tagged
 from cluster.types import Request, TokenDelta
 from deployments import channel_wire as wire
 from deployments.channel_errors import to_failed
@@ -308,12 +309,14 @@ class _ServerConnection(asyncio.Protocol):
         )
         self.streams[message.stream_id] = stream
         try:
-            self._server.submit(
-                request,
-                partial(self._on_delta, stream),
-                outlet=self._outlet,
-                key=message.stream_id,
-            )
+            # What is started for it, as compiling its grammar, logs whose it is.
+            with tagged(request_id=request.http_request_id, tenant=request.tenant):
+                self._server.submit(
+                    request,
+                    partial(self._on_delta, stream),
+                    outlet=self._outlet,
+                    key=message.stream_id,
+                )
         except ServingError as error:
             self._fail(stream, error)
 

@@ -6,6 +6,7 @@ JSON object per line on standard output.
 """
 
 import math
+import os
 import sys
 import time
 from typing import Any
@@ -20,6 +21,7 @@ from ray.serve.schema import (
     LoggingConfig,
 )
 
+from cluster.audit import Act, audited
 from cluster.config import ModelConfig, ShoalConfig, shoal_home
 from deployments.app import (
     APPLICATION_NAME,
@@ -41,6 +43,7 @@ from deployments.launch_events import (
     ServiceStatus,
     encode_event,
 )
+from deployments.process_logs import write_audit_log
 from deployments.replica_endpoint import ReplicaFacts
 from deployments.startup_error import find_startup_message
 
@@ -53,6 +56,14 @@ MAX_PHASE_CHARS = 400
 
 def deploy(config: ShoalConfig, *, timeout_s: float) -> None:
     """Deploy the application and wait until it runs, has failed, or the time is over."""
+    write_audit_log(shoal_home() / "logs")
+    with audited(Act.DEPLOYED, APPLICATION_NAME, actor=f"user {os.getuid()}") as act:
+        outcome = _deploy(config, timeout_s=timeout_s)
+        act.result = "ok" if isinstance(outcome, Ready) else "failed"
+    _say(outcome)
+
+
+def _deploy(config: ShoalConfig, *, timeout_s: float) -> Ready | Failed:
     _connect()
     logging_config = LoggingConfig(
         logs_dir=str(shoal_home() / "logs"), log_level=config.log_level, enable_access_log=False
@@ -66,7 +77,7 @@ def deploy(config: ShoalConfig, *, timeout_s: float) -> None:
         logging_config=logging_config,
     )
     serve.run_many([target], wait_for_applications_running=False)
-    _say(_wait_for_outcome(config, deadline_s=time.monotonic() + timeout_s))
+    return _wait_for_outcome(config, deadline_s=time.monotonic() + timeout_s)
 
 
 def report(config: ShoalConfig) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import ray
 import transformers
 
-from cluster.config import EmbedderConfig
+from cluster.config import EmbedderConfig, LogSettings
 from cluster.model_source import resolve_embedder_source
 from cluster.retrieval import EmbedderFacts, Embeddings, InputKind
 from deployments.embedder_handle import PassageLimits
@@ -28,14 +28,14 @@ class EmbedderReplica:
     """The Serve deployment class; `autoscaling_policy.embedder_options` has its scaling."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits the constructor
-        self, config: EmbedderConfig, *, log_level: str
+        self, config: EmbedderConfig, *, log_settings: LogSettings
     ) -> None:
         """Load the checkpoint and embed a word with it.
 
         Raises:
             StartupError: in one readable message, what is wrong with the checkpoint or its limits.
         """
-        write_to_serve_log(log_level)
+        write_to_serve_log(log_settings)
         keep_replica_server_off_other_interfaces(ray.util.get_node_ip_address())
         transformers.logging.set_verbosity_error()  # it reports what `Encoder` checks
         transformers.logging.disable_progress_bar()

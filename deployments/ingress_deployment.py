@@ -54,7 +54,7 @@ class Ingress:
         Raises:
             StartupError: in one readable message, why this process cannot serve.
         """
-        write_to_serve_log(config.log_level)
+        write_to_serve_log(config.log_settings)
         keep_replica_server_off_other_interfaces(ray.util.get_node_ip_address())
         self._redis: RedisClient | None = None
         self._services: RetrievalServices | None = None

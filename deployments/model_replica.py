@@ -17,7 +17,7 @@ import ray
 from ray import serve
 
 from cluster.adapter_catalog import AdapterCatalog
-from cluster.config import ModelConfig, shoal_home
+from cluster.config import LogSettings, ModelConfig, shoal_home
 from cluster.model_source import resolve_model_source
 from deployments.channel_server import ChannelServer
 from deployments.channel_wire import ReplicaStats
@@ -40,19 +40,19 @@ class ModelReplica:
     """The Serve deployment class; `app.build_application` sets its options."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits the constructor
-        self, config: ModelConfig, *, log_level: str
+        self, config: ModelConfig, *, log_settings: LogSettings
     ) -> None:
         """Load the checkpoint, start the engine, open the channel.
 
         Raises:
             StartupError: in one readable message, what is wrong with the checkpoint or its limits.
         """
-        write_to_serve_log(log_level)
+        write_to_serve_log(log_settings)
         node_ip: str = ray.util.get_node_ip_address()
         keep_replica_server_off_other_interfaces(node_ip)
         try:
             secret = load_cluster_secret(shoal_home())
-            ranks = _ranks(config, host=node_ip, secret=secret, log_level=log_level)
+            ranks = _ranks(config, host=node_ip, secret=secret, log_settings=log_settings)
             engine = await asyncio.to_thread(_load_engine, config, ranks)
         except (ValueError, RankError) as error:
             raise StartupError(f"{config.name}: {error}") from error
@@ -140,13 +140,15 @@ class ModelReplica:
         )
 
 
-def _ranks(config: ModelConfig, *, host: str, secret: bytes, log_level: str) -> RankStarter | None:
+def _ranks(
+    config: ModelConfig, *, host: str, secret: bytes, log_settings: LogSettings
+) -> RankStarter | None:
     """Where the ranks above 0 come from; None without any."""
     if config.tensor_parallel_size == 1:
         return None
     group = ray.util.get_current_placement_group()
     assert group is not None, "`app` asks for one"
-    return ActorRanks(group, config, host=host, secret=secret, log_level=log_level)
+    return ActorRanks(group, config, host=host, secret=secret, log_settings=log_settings)
 
 
 def _load_engine(config: ModelConfig, ranks: RankStarter | None) -> Engine:

@@ -17,7 +17,7 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.config import ModelConfig, shoal_home
+from cluster.config import LogSettings, ModelConfig, shoal_home
 from deployments.cluster_secret import load_cluster_secret
 from deployments.process_logs import write_to_stderr
 from deployments.rank_door import RankDoor, enter
@@ -31,13 +31,13 @@ logger = logging.getLogger(__name__)
 class RankActor:
     """The process of one rank above 0."""
 
-    def follow(self, rank: int, host: str, port: int, log_level: str) -> None:
+    def follow(self, rank: int, host: str, port: int, log_settings: LogSettings) -> None:
         """Do what rank 0, at that address, says; ends with the connection.
 
         Raises:
             OSError, ValueError: rank 0 is not there, or there is no cluster secret.
         """
-        write_to_stderr(log_level)
+        write_to_stderr(log_settings, component=f"rank {rank}")
         secret = load_cluster_secret(shoal_home())
         connection = enter(host, port, rank=rank, process_id=os.getpid(), secret=secret)
         threading.Thread(target=end_with, args=(connection,), daemon=True).start()
@@ -83,14 +83,14 @@ class ActorRanks:
         *,
         host: str,
         secret: bytes,
-        log_level: str,
+        log_settings: LogSettings,
     ) -> None:
         """`host`: the address of this node at which the other ranks reach it."""
         self.host = host
         self._group = group
         self._config = config
         self._secret = secret
-        self._log_level = log_level
+        self._log_settings = log_settings
 
     def start(self, size: int) -> list[RankLink]:
         """Waits until all have loaded their code."""
@@ -122,7 +122,7 @@ class ActorRanks:
             )
             .remote()
         )
-        following = actor.follow.remote(rank, self.host, port, self._log_level)
+        following = actor.follow.remote(rank, self.host, port, self._log_settings)
         return ActorHandle(actor, following.future())
 
 

@@ -13,7 +13,7 @@ import ray
 import torch
 from ray.serve.handle import DeploymentHandle
 
-from cluster.config import ConfigError, RetrievalConfig, ShoalConfig
+from cluster.config import ConfigError, LogSettings, RetrievalConfig, ShoalConfig
 from cluster.model_source import resolve_embedder_source
 from cluster.redis_client import connect
 from cluster.retrieval import SearchMode
@@ -35,14 +35,18 @@ class RetrievalReplica:
     """The Serve deployment class; `app.build_application` sets its options."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits the constructor
-        self, config: ShoalConfig, embedders: Mapping[str, DeploymentHandle], *, log_level: str
+        self,
+        config: ShoalConfig,
+        embedders: Mapping[str, DeploymentHandle],
+        *,
+        log_settings: LogSettings,
     ) -> None:
         """Ready at once: buckets are loaded when they are asked for, and Redis may come later.
 
         Raises:
             StartupError: in one readable message, what is wrong with the re-ranker or Redis' URL.
         """
-        write_to_serve_log(log_level)
+        write_to_serve_log(log_settings)
         keep_replica_server_off_other_interfaces(ray.util.get_node_ip_address())
         retrieval = config.retrieval
         torch.set_num_threads(max(1, round(retrieval.num_cpus)))

@@ -3,7 +3,7 @@
 Serve logs each exception that leaves a replica as an error with its traceback, and hands it on
 inside a `RayTaskError`. So what a replica refuses it returns (`returns_refusals`), and it is raised
 again here. A replica that died or never came shows as errors of Ray's own or as silence. Callers
-see `ServingError`s only; anything else is a defect.
+see `ServingError`s only; anything else is a defect. The id of the request, or task, goes along.
 """
 
 import asyncio
@@ -17,6 +17,8 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentResponse
 
 from cluster.errors import ServiceUnavailableError, ServingError
+from cluster.log_context import log_tags, tagged
+from deployments.serve_private import pass_on_request_id, passed_on_request_id
 
 RETRY_AFTER_S = 1.0  # Serve replaces a dead replica about as fast
 _LOST_REPLICA_PAUSE_S = 0.1  # before another is asked: Serve needs a moment to notice a death
@@ -42,7 +44,8 @@ def returns_refusals(
     @functools.wraps(method)
     async def reply_or_refuse(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Reply | Refusal:
         try:
-            return await method(*args, **kwargs)
+            with tagged(request_id=passed_on_request_id()):
+                return await method(*args, **kwargs)
         except ServingError as error:
             return Refusal(error=error)
 
@@ -80,6 +83,8 @@ async def call_replica(
 
 
 async def _reply_of(call: Callable[[], "DeploymentResponse[Reply | Refusal]"]) -> Reply:
+    if request_id := log_tags().get("request_id") or log_tags().get("task_id"):
+        pass_on_request_id(request_id)
     response = call()
     try:
         reply: Reply | Refusal = await response

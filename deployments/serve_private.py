@@ -63,6 +63,17 @@ class ServeReplicaPicker:
         return ServiceUnavailableError(f"The replicas of {self._model_name} cannot be started.")
 
 
+def pass_on_request_id(request_id: str) -> None:
+    """Calls of replicas that this task makes from now on carry it; Serve makes one up for each that
+    has none, and has no public way to say which."""
+    serve_context._set_request_context(request_id=request_id)
+
+
+def passed_on_request_id() -> str:
+    """In a replica, during a call: the id that it carries."""
+    return str(serve_context._get_serve_request_context().request_id)
+
+
 def serve_details() -> dict[str, Any]:
     """Every application, deployment and replica as the controller sees them, as plain values; the
     public `serve.status` has no replicas. Blocks for some milliseconds."""

@@ -12,7 +12,7 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from cluster.config import ShoalConfig, shoal_home
+from cluster.config import LogSettings, ShoalConfig, shoal_home
 from cluster.object_store import open_object_store
 from cluster.redis_client import connect
 from deployments.batch_service import BatchService
@@ -42,14 +42,14 @@ class TaskWorker:
         embedders: Mapping[str, DeploymentHandle],
         retrieval_handle: DeploymentHandle | None,
         *,
-        log_level: str,
+        log_settings: LogSettings,
     ) -> None:
         """`models`, `embedders`: the replicas of each model, by its name.
 
         Raises:
             StartupError: Redis' URL or the storage cannot be used; says why.
         """
-        write_to_serve_log(log_level)
+        write_to_serve_log(log_settings)
         keep_replica_server_off_other_interfaces(ray.util.get_node_ip_address())
         try:
             self._redis = connect(config.redis)

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from cluster.errors import ServiceUnavailableError, ServingError, TooManyRequestsError
+from cluster.log_context import tagged
 from cluster.task_queue.leases import TaskLeases
 from cluster.task_queue.queue import TaskQueue
 from cluster.task_queue.retry_policy import RetryPolicy
@@ -128,6 +129,10 @@ class TaskWorkerLoop:
         return None
 
     async def _work(self, lease: Lease) -> None:
+        with tagged(task_id=lease.record.task_id):
+            await self._work_off(lease)
+
+    async def _work_off(self, lease: Lease) -> None:
         task = RunningTask(self._queue, self._leases, lease)
         if lease.record.task_type not in self._handlers:
             await self._record(lease, lambda: self._leave_to_others(lease))

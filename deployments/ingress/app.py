@@ -14,6 +14,7 @@ from cluster.anthropic_schema.message import error_body, status_of
 from cluster.config import ShoalConfig
 from cluster.errors import AuthenticationError, BodyTooLargeError
 from cluster.integration_secrets import IntegrationSecrets
+from cluster.log_context import add_log_tags, tagged
 from cluster.object_store import S3_FACE_PATH
 from cluster.storage.folder_store import FolderStore
 from cluster.telemetry import Telemetry
@@ -22,6 +23,7 @@ from cluster.tenants.key_directory import KeyDirectory
 from cluster.tenants.records import ApiKey
 from cluster.tenants.storage_quota import StorageQuota
 from deployments.ingress import operations
+from deployments.ingress.access_log import log_request, request_id_of
 from deployments.ingress.batch_routes import batch_endpoints
 from deployments.ingress.bucket_routes import bucket_endpoints
 from deployments.ingress.chat_generation import ChatGenerations
@@ -278,6 +280,7 @@ class Authentication:
             exchange: Exchange = scope[SCOPE_KEY]
             key = await self._key(scope)
             exchange.key = key
+            add_log_tags(tenant=key.tenant, key_id=key.key_id)
             if self._metering is not None:
                 exchange.meter = self._metering.meter(key)
         await self._app(scope, receive, send)
@@ -308,7 +311,7 @@ def _presented_keys(scope: Scope) -> list[str]:
 
 
 class ErrorBoundary:
-    """Answers for every exception below it, and counts every request."""
+    """Answers for every exception below it; names, counts and logs every request."""
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
         self._app = app
@@ -318,15 +321,24 @@ class ErrorBoundary:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(is_anthropic=speaks_anthropic(scope["path"]))
+        exchange = Exchange(
+            request_id=request_id_of(scope), is_anthropic=speaks_anthropic(scope["path"])
+        )
         scope[SCOPE_KEY] = exchange
         scope["app"] = self  # makes the router raise its 404 and 405, for us to shape
+        with tagged(request_id=exchange.request_id):
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange: Exchange = scope[SCOPE_KEY]
         status = 0
 
         async def watched_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                headers = [*message.get("headers", ()), exchange.request_id_header]
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
@@ -339,12 +351,14 @@ class ErrorBoundary:
                 raise  # half an answer is out: only closing the connection is left
             await _send_error(error, exchange, receive, watched_send)
         finally:
+            status = status or STATUS_CLIENT_LEFT
             self._telemetry.count_request(
                 model=exchange.model,
                 route=exchange.route,
-                status=status or STATUS_CLIENT_LEFT,
+                status=status,
                 finish_reason=exchange.finish_reason,
             )
+            log_request(scope, exchange, status=status)
 
 
 async def _send_error(error: Exception, exchange: Exchange, receive: Receive, send: Send) -> None:

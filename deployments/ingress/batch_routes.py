@@ -3,6 +3,7 @@
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cluster.audit import Act, audited
 from cluster.batch_results import TokenCounts
 from cluster.batch_store import Batch, BatchState
 from cluster.batch_tasks import BatchTasks
@@ -105,7 +106,10 @@ class CancelBatch:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope[SCOPE_KEY]
         exchange.route = CANCEL_ROUTE
-        await _send_batch(send, await self._batches.cancel(exchange.tenant, _batch_id(scope)))
+        batch_id = _batch_id(scope)
+        with audited(Act.BATCH_CANCELLED, f"batch {batch_id}"):
+            batch = await self._batches.cancel(exchange.tenant, batch_id)
+        await _send_batch(send, batch)
 
 
 async def _send_batch(send: Send, batch: Batch) -> None:

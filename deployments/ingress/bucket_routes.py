@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cluster.audit import Act, audited
 from cluster.bucket_tasks import BucketTasks
 from cluster.chunk_store import ChunkStore
 from cluster.errors import NotFoundError
@@ -144,12 +145,13 @@ class DeleteEmbeddings:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[SCOPE_KEY].route = BUCKET_ROUTE
         bucket = _bucket(scope)
-        # First the tasks: one that had read the bucket before would else make it again.
-        num_cancelled = await self._tasks.cancel_all(bucket)
-        if not await self._chunks.delete(bucket) and num_cancelled == 0:
-            raise EmbeddingsNotFoundError(
-                f"The bucket {bucket.name[:100]!r} has no embeddings.", param="bucket_name"
-            )
+        with audited(Act.EMBEDDINGS_DELETED, f"embeddings of bucket {bucket.name}"):
+            # First the tasks: one that had read the bucket before would else make it again.
+            num_cancelled = await self._tasks.cancel_all(bucket)
+            if not await self._chunks.delete(bucket) and num_cancelled == 0:
+                raise EmbeddingsNotFoundError(
+                    f"The bucket {bucket.name[:100]!r} has no embeddings.", param="bucket_name"
+                )
         await send({"type": "http.response.start", "status": 200, "headers": [_EMPTY]})
         await send({"type": "http.response.body", "body": b""})
 

@@ -98,12 +98,12 @@ class ChatGenerations:
         *,
         prompt: TokenizedPrompt | None = None,
     ) -> Generation:
-        """A generation under `exchange.request_id`; nothing runs before its pieces are asked for.
+        """A generation under `exchange.answer_id`; nothing runs before its pieces are asked for.
 
         Raises:
             ServingError: the request does not fit the model, or asks for what is not served.
         """
-        assert exchange.request_id, "the endpoint names its answer first"
+        assert exchange.answer_id, "the endpoint names its answer first"
         if prompt is None:
             prompt = await self.prompt(request, model)
         max_tokens = output_limit(
@@ -121,11 +121,12 @@ class ChatGenerations:
             model,
             [
                 Request(
-                    request_id=exchange.request_id,
+                    request_id=exchange.answer_id,
                     prompt_token_ids=prompt.token_ids,
                     sampling_params=params,
                     priority=exchange.priority,
                     tenant=exchange.tenant,
+                    http_request_id=exchange.request_id,
                     adapter=model.adapter,
                 )
             ],

@@ -47,9 +47,9 @@ class ChatCompletions:
     async def _answer(
         self, request: ChatCompletionRequest, model: ServedModel, send: Send, exchange: Exchange
     ) -> None:
-        exchange.request_id = new_id("chatcmpl")
+        exchange.answer_id = new_id("chatcmpl")
         grounded = await self._generations.ground(request, model, exchange)
         generation = await self._generations.start(request, model, exchange, prompt=grounded.prompt)
-        answer = ChatAnswer(exchange.request_id, model, request, chunks=grounded.chunks)
+        answer = ChatAnswer(exchange.answer_id, model, request, chunks=grounded.chunks)
         send_answer = send_stream if request.stream else send_whole
         await send_answer(generation, answer, send, exchange)

@@ -54,7 +54,7 @@ class Completions:
     ) -> None:
         refuse_unavailable_completion(request)
         prompts = await self._prompts.completion(model, request.prompt)
-        exchange.request_id = new_id("cmpl")
+        exchange.answer_id = new_id("cmpl")
         requests = _engine_requests(request, model, prompts, exchange)
         generation = Generation(
             model,
@@ -70,7 +70,7 @@ class Completions:
             grammar_loc=None if request.guide is None else request.guide.loc,
             num_returned=request.num_choices,
         )
-        answer = CompletionAnswer(exchange.request_id, model, request, prompts, generation)
+        answer = CompletionAnswer(exchange.answer_id, model, request, prompts, generation)
         send_answer = send_stream if request.stream else send_whole
         await send_answer(generation, answer, send, exchange)
 
@@ -81,7 +81,7 @@ def _engine_requests(
     prompts: Sequence[TokenizedPrompt],
     exchange: Exchange,
 ) -> list[Request]:
-    answer_id = exchange.request_id
+    answer_id = exchange.answer_id
     is_scored = bool(request.echo) and request.logprobs is not None
     return [
         Request(
@@ -96,6 +96,7 @@ def _engine_requests(
             ),
             priority=exchange.priority,
             tenant=exchange.tenant,
+            http_request_id=exchange.request_id,
             adapter=model.adapter,
         )
         for position, prompt in enumerate(prompts)

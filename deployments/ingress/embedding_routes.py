@@ -83,7 +83,7 @@ class OpenAIEmbeddings:
         exchange: Exchange = scope[SCOPE_KEY]
         name, embedder = self._find(request.model, exchange.meter.limits)
         exchange.model = name
-        exchange.request_id = new_id("embd")
+        exchange.answer_id = new_id("embd")
         await unless_client_leaves(receive, self._embed(request, name, embedder, exchange, send))
 
     async def _embed(

@@ -27,7 +27,8 @@ class Exchange:
     priority: int = PRIORITY_ONLINE  # of what it asks of the engines
     model: str = ""
     route: str = ""
-    request_id: str = ""
+    request_id: str = ""  # of the HTTP request: in its logs, and in a header of its answer
+    answer_id: str = ""  # of the object that is answered, of its requests to engines
     is_anthropic: bool = False  # whose headers and errors the path speaks
     finish_reason: str = ""  # of the choice that ended last
     failure: ServingError | None = None  # midway, after the status was sent
@@ -50,10 +51,14 @@ class Exchange:
             )
 
     @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
+    def request_id_header(self) -> tuple[bytes, bytes]:
         name = b"request-id" if self.is_anthropic else b"x-request-id"
-        of_request = [(name, self.request_id.encode())] if self.request_id else []
-        return of_request + self.meter.headers(is_anthropic=self.is_anthropic)
+        return name, self.request_id.encode()
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Of an answer, beside that of the request's id."""
+        return self.meter.headers(is_anthropic=self.is_anthropic)
 
     def note_finish(self, reason: FinishReason | None) -> None:
         if reason is not None:

@@ -8,6 +8,7 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cluster.audit import Act, audited
 from cluster.errors import FieldProblem, ServingError, ValidationError
 from cluster.file_store import FileStore, StoredFile, WrittenBytes
 from cluster.openai_schema.files import (
@@ -192,7 +193,8 @@ class DeleteFile:
         exchange: Exchange = scope[SCOPE_KEY]
         exchange.route = FILE_ROUTE
         file_id = _file_id(scope)
-        await self._files.delete(exchange.tenant, file_id)
+        with audited(Act.FILE_DELETED, f"file {file_id}"):
+            await self._files.delete(exchange.tenant, file_id)
         await self._quota.note_deleted(exchange.tenant)
         await send_json(send, FileDeleted(id=file_id).model_dump_json().encode())
 

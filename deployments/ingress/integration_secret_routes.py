@@ -3,6 +3,7 @@
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cluster.audit import Act, audited
 from cluster.errors import InvalidJSONError, NotFoundError, ValidationError
 from cluster.integration_secrets import IntegrationSecrets
 from cluster.telnyx_schema.integration_secrets import (
@@ -57,7 +58,9 @@ class CreateSecret:
         except InvalidJSONError:  # its words are the parser's, about the body
             raise InvalidJSONError("The body is not valid JSON.") from None
         request = IntegrationSecretRequest.parsed(body)
-        record = await self._secrets.create(exchange.tenant, request.identifier, request.value)
+        with audited(Act.SECRET_CREATED, "integration secret") as act:
+            record = await self._secrets.create(exchange.tenant, request.identifier, request.value)
+            act.target = f"integration secret {record.secret_id}"
         answer = IntegrationSecretAnswer(data=IntegrationSecretObject.of(record))
         await send_json(send, answer.model_dump_json().encode(), status=201)
 
@@ -99,7 +102,8 @@ class DeleteSecret:
         exchange: Exchange = scope[SCOPE_KEY]
         exchange.route = SECRET_ROUTE
         secret_id = str(Request(scope).path_params["id"])
-        await self._secrets.delete(exchange.tenant, secret_id)
+        with audited(Act.SECRET_DELETED, f"integration secret {secret_id}"):
+            await self._secrets.delete(exchange.tenant, secret_id)
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 

@@ -12,6 +12,7 @@ import orjson
 from starlette.types import ASGIApp, Message
 
 from cluster.config import ShoalConfig
+from cluster.log_context import log_tags
 from cluster.retrieval import Embedder, Retriever
 from cluster.telemetry import Telemetry
 from cluster.tenants.limits import TenantLimits
@@ -56,7 +57,12 @@ class LineCalls:
         """Never raises for what is wrong with the request, or with a model: that is the answer.
         Of the tenant's limits the one on models holds."""
         meter = Meter(tenant=key.tenant, key_id=key.key_id, limits=limits)
-        exchange = Exchange(key=key, meter=meter, priority=PRIORITY_BATCH)
+        exchange = Exchange(
+            key=key,
+            meter=meter,
+            priority=PRIORITY_BATCH,
+            request_id=log_tags().get("task_id", ""),  # of the batch, in whose name it comes
+        )
         scope = {
             "type": "http",
             "method": "POST",
@@ -73,13 +79,13 @@ class LineCalls:
             return LineAnswer(
                 status=answer.status,
                 body=orjson.dumps(answer.body()),
-                request_id=exchange.request_id,
+                request_id=exchange.answer_id,
                 retry_after_s=answer.retry_after_s,
             )
         return LineAnswer(
             status=conversation.status,
             body=bytes(conversation.answer),
-            request_id=exchange.request_id,
+            request_id=exchange.answer_id,
         )
 
 

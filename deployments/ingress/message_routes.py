@@ -52,8 +52,8 @@ class Messages:
     async def _answer(
         self, request: MessageRequest, model: ServedModel, send: Send, exchange: Exchange
     ) -> None:
-        exchange.request_id = new_id("msg", separator="_")
-        make_answer = partial(MessageAnswer, exchange.request_id, model)
+        exchange.answer_id = new_id("msg", separator="_")
+        make_answer = partial(MessageAnswer, exchange.answer_id, model)
         await chat_of_message(request).answer(self._generations, model, make_answer, send, exchange)
 
 

@@ -34,6 +34,7 @@ class Meter:
     limiter: TenantLimiter | None = None
     usage: UsageRecorder | None = None
     state: RateState | None = None  # once it was asked for
+    counts: UsageCounts | None = None  # once it has run
 
     @asynccontextmanager
     async def running(
@@ -61,7 +62,7 @@ class Meter:
         try:
             yield
         finally:
-            counts = used()
+            counts = self.counts = used()
             if self.limiter is not None and ticket is not None:
                 self.limiter.finish(ticket, num_tokens=counts.num_tokens)
             if self.usage is not None:

@@ -34,8 +34,8 @@ class Responses:
     async def _answer(
         self, request: ResponseRequest, model: ServedModel, send: Send, exchange: Exchange
     ) -> None:
-        exchange.request_id = new_id("resp", separator="_")
-        answer = ResponseAnswer(exchange.request_id, model, request)
+        exchange.answer_id = new_id("resp", separator="_")
+        answer = ResponseAnswer(exchange.answer_id, model, request)
         await chat_of_response(request).answer(
             self._generations, model, lambda _: answer, send, exchange
         )

@@ -1,7 +1,5 @@
 """`/v1/admin/tenants`: tenants, their limits and their keys, for keys with the scope `admin`."""
 
-import logging
-
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,6 +18,7 @@ from cluster.admin_schema.tenants import (
     TenantObject,
     TenantRequest,
 )
+from cluster.audit import Act, audited
 from cluster.errors import NotFoundError
 from cluster.openai_schema.validation import parse_request
 from cluster.tenants.limits import OwnLimits, TenantLimits
@@ -36,8 +35,6 @@ TENANT_ROUTE = "/v1/admin/tenants/{tenant}"
 KEYS_ROUTE = "/v1/admin/tenants/{tenant}/keys"
 KEY_ROUTE = "/v1/admin/tenants/{tenant}/keys/{key_id}"
 ROTATE_ROUTE = "/v1/admin/tenants/{tenant}/keys/{key_id}/rotate"
-
-logger = logging.getLogger(__name__)
 
 
 def tenant_endpoints(tenants: TenantServices, *, max_body_bytes: int) -> dict[Operation, ASGIApp]:
@@ -74,11 +71,12 @@ class CreateTenant:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = _routed(scope, TENANTS_ROUTE)
+        _routed(scope, TENANTS_ROUTE)
         body = await read_json(scope, receive, max_body_bytes=self._max_body_bytes)
         request = parse_request(TenantRequest, body)
-        record = await self._store.create_tenant(request.name, request.limits.over(OwnLimits()))
-        _log(exchange, "made the tenant %s", record.name)
+        with audited(Act.TENANT_CREATED, f"tenant {request.name}"):
+            limits = request.limits.over(OwnLimits())
+            record = await self._store.create_tenant(request.name, limits)
         await _send(send, TenantObject.of(record, self._defaults), status=201)
 
 
@@ -117,12 +115,12 @@ class ChangeTenant:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = _routed(scope, TENANT_ROUTE)
+        _routed(scope, TENANT_ROUTE)
         body = await read_json(scope, receive, max_body_bytes=self._max_body_bytes)
         request = parse_request(TenantChange, body)
         name = _in_path(scope, "tenant")
-        record = await self._store.change_limits(name, request.limits.over)
-        _log(exchange, "changed limits of the tenant %s", name)
+        with audited(Act.TENANT_CHANGED, f"tenant {name}"):
+            record = await self._store.change_limits(name, request.limits.over)
         await _send(send, TenantObject.of(record, self._defaults))
 
 
@@ -133,10 +131,11 @@ class DeleteTenant:
         self._store = store
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = _routed(scope, TENANT_ROUTE)
+        _routed(scope, TENANT_ROUTE)
         name = _in_path(scope, "tenant")
-        num_keys = await self._store.delete_tenant(name)
-        _log(exchange, "deleted the tenant %s and its %d keys", name, num_keys)
+        with audited(Act.TENANT_DELETED, f"tenant {name}") as act:
+            num_keys = await self._store.delete_tenant(name)
+            act.target += f" with {num_keys} keys"
         await _send(send, TenantDeleted(name=name, num_keys_revoked=num_keys))
 
 
@@ -148,16 +147,18 @@ class CreateKey:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = _routed(scope, KEYS_ROUTE)
+        _routed(scope, KEYS_ROUTE)
         body = await read_json(scope, receive, max_body_bytes=self._max_body_bytes)
         request = parse_request(KeyRequest, body)
-        new = await self._store.create_key(
-            _in_path(scope, "tenant"),
-            request.name,
-            scopes=request.key_scopes,
-            expires_at=request.expires_at,
-        )
-        _log(exchange, "made the key %s of the tenant %s", new.record.key_id, new.record.tenant)
+        tenant = _in_path(scope, "tenant")
+        with audited(Act.KEY_CREATED, f"key of tenant {tenant}") as act:
+            new = await self._store.create_key(
+                tenant,
+                request.name,
+                scopes=request.key_scopes,
+                expires_at=request.expires_at,
+            )
+            act.target = f"key {new.record.key_id} of tenant {tenant}"
         await _send(send, CreatedKey.made(new), status=201)
 
 
@@ -181,10 +182,10 @@ class DeleteKey:
         self._store = store
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = _routed(scope, KEY_ROUTE)
+        _routed(scope, KEY_ROUTE)
         tenant, key_id = _in_path(scope, "tenant"), _in_path(scope, "key_id")
-        await self._store.delete_key(tenant, key_id)
-        _log(exchange, "revoked the key %s of the tenant %s", key_id, tenant)
+        with audited(Act.KEY_REVOKED, f"key {key_id} of tenant {tenant}"):
+            await self._store.delete_key(tenant, key_id)
         await _send(send, KeyDeleted(id=key_id))
 
 
@@ -196,29 +197,24 @@ class RotateKey:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = _routed(scope, ROTATE_ROUTE)
+        _routed(scope, ROTATE_ROUTE)
         body = await read_json(scope, receive, max_body_bytes=self._max_body_bytes)
         request = parse_request(KeyRotation, body)
         tenant, key_id = _in_path(scope, "tenant"), _in_path(scope, "key_id")
-        new, old = await self._store.rotate_key(tenant, key_id, overlap_s=request.overlap_s)
-        _log(exchange, "rotated the key %s of the tenant %s", key_id, tenant)
+        with audited(Act.KEY_ROTATED, f"key {key_id} of tenant {tenant}") as act:
+            new, old = await self._store.rotate_key(tenant, key_id, overlap_s=request.overlap_s)
+            act.target += f" to key {new.record.key_id}"
         rotated = KeyRotated(new=CreatedKey.made(new), old=KeyObject.of(old))
         await _send(send, rotated, status=201)
 
 
-def _routed(scope: Scope, route: str) -> Exchange:
+def _routed(scope: Scope, route: str) -> None:
     exchange: Exchange = scope[SCOPE_KEY]
     exchange.route = route
-    return exchange
 
 
 def _in_path(scope: Scope, name: str) -> str:
     return str(Request(scope).path_params[name])
-
-
-def _log(exchange: Exchange, what: str, *names: object) -> None:
-    """Who changed what is for the operator. Names of tenants and keys are no secrets."""
-    logger.info(f"the key %s of the tenant %s {what}", exchange.key.key_id, exchange.tenant, *names)
 
 
 async def _send(send: Send, answer: BaseModel, *, status: int = 200) -> None:

@@ -146,7 +146,12 @@ class Sequence:
         try:
             self.matcher.accept(token_id)
         except GrammarStepError as error:
-            logger.warning("request %s: its grammar gave up: %s", self.request_id, error)
+            logger.warning(
+                "request %s: its grammar gave up: %s",
+                self.request_id,
+                error,
+                extra={"fields": {"request_id": self.request.http_request_id}},
+            )
             return False
         return True
 

@@ -83,7 +83,7 @@ class ExternalChat:
             allowed = exchange.meter.limits.models or ()
             raise unknown_model(model.name, allowed)
         exchange.model = model.label
-        exchange.request_id = new_id("chatcmpl")
+        exchange.answer_id = new_id("chatcmpl")
         body = provider_body(request, model.config, model_name=model.name)
         secret = await self._secret(request, model, exchange.tenant)
         chunks = await self._retrieved(request, model, exchange)

@@ -39,7 +39,7 @@ class ProviderAnswer:
     ) -> None:
         assert request.model is not None, "a provider is found by a model's name"
         self._head = {
-            "id": exchange.request_id,
+            "id": exchange.answer_id,
             "created": unix_time(),
             "model": request.model,
         }

@@ -5,6 +5,7 @@ from xml.etree.ElementTree import Element
 
 from starlette.types import Send
 
+from cluster.audit import Act, audited
 from cluster.errors import ServingError
 from cluster.storage.errors import BucketNotFoundError
 from cluster.storage.folder_store import FolderStore
@@ -64,7 +65,8 @@ class BucketOperations:
         await send_answer(send, request, xml_answer("VersioningConfiguration", ""))
 
     async def delete(self, request: S3Request, send: Send) -> None:
-        await self._store.delete_bucket(request.ref)
+        with audited(Act.BUCKET_DELETED, f"bucket {request.ref.name}"):
+            await self._store.delete_bucket(request.ref)
         await self._changed(request.ref)
         await send_answer(send, request, Answer(status=204))
 
@@ -96,7 +98,8 @@ class BucketOperations:
 
     async def _delete_one(self, request: S3Request, key: str) -> tuple[str, XML]:
         try:
-            await self._store.delete(request.ref, key)
+            with audited(Act.OBJECT_DELETED, f"object {key} of bucket {request.ref.name}"):
+                await self._store.delete(request.ref, key)
         except ServingError as error:
             problem = as_s3_error(error)
             said = [("Key", key), ("Code", problem.code), ("Message", problem.message)]

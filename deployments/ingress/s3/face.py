@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from starlette.types import Message, Receive, Scope, Send
 
+from cluster.log_context import add_log_tags
 from cluster.object_store import S3_FACE_PATH
 from cluster.storage.folder_store import FolderStore
 from cluster.storage.folder_uploads import FolderUploads
@@ -103,6 +104,7 @@ class S3Face:
             request = parse_request(scope, body, prefix=self._prefix)
             key = await authenticate(request, self._keys)
             request = replace(request, tenant=key.tenant)
+            add_log_tags(tenant=key.tenant, key_id=key.key_id)
             if exchange is not None:
                 exchange.key = key
             route = find_route(self._routes, request)

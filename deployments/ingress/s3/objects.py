@@ -4,6 +4,7 @@ from urllib.parse import unquote
 
 from starlette.types import Send
 
+from cluster.audit import Act, audited
 from cluster.errors import ValidationError
 from cluster.storage.errors import ObjectNotFoundError
 from cluster.storage.folder_store import FolderStore
@@ -107,7 +108,8 @@ class ObjectOperations:
         except ValidationError:
             pass  # no object can be called so: it is not there, which is what is asked for
         else:
-            await self._store.delete(request.ref, request.key)
+            with audited(Act.OBJECT_DELETED, f"object {request.key} of bucket {request.ref.name}"):
+                await self._store.delete(request.ref, request.key)
             await self._changed(request.ref)
         await send_answer(send, request, Answer(status=204))
 

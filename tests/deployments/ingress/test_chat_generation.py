@@ -33,7 +33,7 @@ async def test_many_functions_in_a_long_prompt_are_planned_as_a_few_are(checkpoi
         messages = [{"role": "user", "content": content}]
         request = parse_request(ChatCompletionRequest, {"messages": messages, "tools": tools})
         exchange = Exchange()
-        exchange.request_id = "chatcmpl-1"
+        exchange.answer_id = "chatcmpl-1"
         generation = await generations.start(request, model, exchange)
         async for _ in generation.pieces():
             pass

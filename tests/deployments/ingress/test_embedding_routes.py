@@ -115,7 +115,7 @@ async def test_without_a_model_the_first_one_answers(server: EmbeddingServer) ->
     async with server.http() as client:
         response = await client.post("/v1/embeddings", json={"input": "x"})
     assert response.json()["model"] == MODEL
-    assert response.headers["x-request-id"].startswith("embd-")
+    assert response.headers["x-request-id"].startswith("req_")
 
 
 @pytest.mark.parametrize("path", PATHS[:2])

@@ -23,7 +23,7 @@ def answer(*, sources: bool = False, **request: Any) -> ProviderAnswer:
         {"model": "far/big", "messages": MESSAGES, **request}
     )
     found = RetrievalSources(chunks=[]) if sources else None
-    exchange = Exchange(request_id="chatcmpl-1")
+    exchange = Exchange(answer_id="chatcmpl-1")
     return ProviderAnswer(checked, exchange, ProviderWords("far", None), sources=found)
 
 
