@@ -197,8 +197,9 @@ async def test_errors_have_anthropics_shape(server: Server) -> None:
             "type": "invalid_request_error",
             "message": "temperature: must be a number in [0, 1]; given 1.5",
         },
-        "request_id": None,
+        "request_id": caught.value.request_id,
     }
+    assert caught.value.request_id is not None
     with pytest.raises(anthropic.NotFoundError):
         await create(server, model="none")
     server.pool.script = lambda _: iter([TooManyRequestsError("queue full", retry_after_s=2.0)])
