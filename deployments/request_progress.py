@@ -10,9 +10,10 @@ import msgspec
 
 from cluster.types import Request, TokenDelta
 
-#: Replicas that a request may lose in a row without getting a token from them: it may be the
-#: request that kills them.
+#: Replicas that a request may lose in a row with next to nothing from them: it may be the request
+#: that kills them, and that with its second token, so that it would get one from each.
 MAX_FRUITLESS_LOSSES = 3
+MIN_FRUIT = 16  # tokens
 
 
 class RequestProgress:
@@ -28,6 +29,7 @@ class RequestProgress:
         self._tokens: dict[int, list[int]] = {index: [] for index in request.indices}
         self._has_begun = False
         self._num_fruitless_losses = 0
+        self._num_tokens_since_loss = 0
 
     @property
     def has_begun(self) -> bool:
@@ -46,7 +48,7 @@ class RequestProgress:
     def record(self, delta: TokenDelta) -> None:
         """Note what has come."""
         self._has_begun = True
-        self._num_fruitless_losses = 0
+        self._num_tokens_since_loss += len(delta.token_ids)
         token_ids = self._tokens.get(delta.index)
         if token_ids is None:
             return  # its reader has ended it
@@ -60,6 +62,9 @@ class RequestProgress:
 
     def note_loss(self) -> bool:
         """A replica failed with this request on it; whether another one should try it."""
+        if self._num_tokens_since_loss >= MIN_FRUIT:
+            self._num_fruitless_losses = 0
+        self._num_tokens_since_loss = 0
         self._num_fruitless_losses += 1
         return self._num_fruitless_losses <= MAX_FRUITLESS_LOSSES
 

@@ -1,7 +1,7 @@
 """What is still to come of a request, after each thing that may have come."""
 
 from cluster.types import BeamParams, FinishReason, Request, SamplingParams, TokenDelta
-from deployments.request_progress import MAX_FRUITLESS_LOSSES, RequestProgress
+from deployments.request_progress import MAX_FRUITLESS_LOSSES, MIN_FRUIT, RequestProgress
 
 
 def progress_of(**params: object) -> RequestProgress:
@@ -54,11 +54,20 @@ def test_a_beam_search_begins_again() -> None:
     assert progress.rest().sampling_params.seed is None
 
 
-def test_losses_count_while_nothing_comes() -> None:
+def test_losses_count_while_next_to_nothing_comes() -> None:
+    progress = progress_of()
+    for _ in range(MAX_FRUITLESS_LOSSES):
+        progress.record(TokenDelta("r", 0, [1]))  # the next one kills every replica
+        assert progress.note_loss()
+    progress.record(TokenDelta("r", 0, [1]))
+    assert not progress.note_loss()
+
+
+def test_losses_are_forgotten_when_enough_has_come() -> None:
     progress = progress_of()
     for _ in range(MAX_FRUITLESS_LOSSES):
         assert progress.note_loss()
-    progress.record(TokenDelta("r", 0, [1]))
+    progress.record(TokenDelta("r", 0, [1] * MIN_FRUIT))
     assert [progress.note_loss() for _ in range(MAX_FRUITLESS_LOSSES + 1)] == [
         *[True] * MAX_FRUITLESS_LOSSES,
         False,
