@@ -121,6 +121,7 @@ def _measure(
     rates: MachineRates,
     peers: Sequence[Peer],
 ) -> None:
+    print(workload.describe())
     concurrencies = [1] if workload.is_single else arguments.concurrency
     loaded = LoadedEngine(setup, workload, max(concurrencies))
     for concurrency in concurrencies:
@@ -169,7 +170,7 @@ def _start_peers(
 
 def measure_prefix(setup: Setup) -> str:
     """The times to first token of a first and a second request with a common prefix."""
-    workload = Workload(name="prefix", what="512 + 32", prompt_len=544, output_len=1)
+    workload = Workload(name="prefix", prompt_len=544, output_len=1)
     engine = LoadedEngine(setup, workload, 8).engine
     first: list[float] = []
     second: list[float] = []

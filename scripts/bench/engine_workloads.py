@@ -35,7 +35,6 @@ class Workload:
     """Requests that come together. Lengths in tokens; prompts are random ids."""
 
     name: str
-    what: str
     prompt_len: int
     output_len: int
     shared_len: int = 0  # the first tokens of every prompt, the same for all
@@ -46,6 +45,12 @@ class Workload:
     @property
     def max_model_len(self) -> int:
         return max(self.prompt_len, self.long_len) + self.output_len
+
+    def describe(self) -> str:
+        """One line for a person."""
+        shared = f", {self.shared_len:,} of the prompt shared" if self.shared_len else ""
+        late = f", beside a prompt of {self.long_len:,}" if self.long_len else ""
+        return f"{self.name}: {self.prompt_len:,}/{self.output_len:,} tokens{shared}{late}"
 
     def num_tokens(self, concurrency: int) -> int:
         """Prompts and outputs of all requests: what the KV cache must hold."""
@@ -92,32 +97,28 @@ class Workload:
 WORKLOADS = {
     workload.name: workload
     for workload in (
-        Workload(name="short", what="random prompts, 128/64", prompt_len=128, output_len=64),
-        Workload(name="long", what="random prompts, 1024/128", prompt_len=1024, output_len=128),
+        Workload(name="short", prompt_len=128, output_len=64),
+        Workload(name="long", prompt_len=1024, output_len=128),
         Workload(
             name="shared",
-            what="512 shared tokens + 64, 64 out",
             prompt_len=576,
             output_len=64,
             shared_len=512,
         ),
         Workload(
             name="mixed",
-            what="sampling of six kinds, 128/64",
             prompt_len=128,
             output_len=64,
             is_mixed=True,
         ),
         Workload(
             name="admission",
-            what="a prompt of 8k among 128-token ones",
             prompt_len=128,
             output_len=512,
             long_len=8192,
         ),
         Workload(
             name="context",
-            what="one prompt that fills the context",
             prompt_len=131_008,
             output_len=32,
             is_single=True,

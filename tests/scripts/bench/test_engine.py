@@ -70,6 +70,7 @@ def test_transformers_takes_its_turn_and_missing_peers_are_named(
     engine.main(arguments.split())
     printed = capsys.readouterr().out
     assert "vLLM: not installed here" in printed
+    assert "short: 16/8 tokens\n" in printed
     assert "llama.cpp: not installed" in printed
     header, short, mixed = tables(printed)["load"]
     column = header.index("transformers generate_batch, output tok/s")
