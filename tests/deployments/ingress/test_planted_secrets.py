@@ -1,7 +1,8 @@
 """What is planted — keys, secrets, a prompt — is searched for wherever the server writes.
 
 In the object store prompts are where they belong: in uploaded files and in batches' outputs.
-The answer to a bad request may quote the refused value to who sent it; no place of ours keeps that.
+The answer to a bad request may quote the refused value to who sent it. Not driven here: a
+batch whose file is refused keeps such quotes among its errors, in Redis, for its owner.
 """
 
 import json
