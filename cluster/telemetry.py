@@ -108,6 +108,7 @@ class Telemetry:
         self._models: dict[str, ModelMetrics] = {}
         self._requests: dict[_RequestKind, int] = {}
         self._loads: dict[str, Callable[[], Mapping[str, ReplicaLoad]]] = {}
+        self._starts: dict[str, Callable[[], Mapping[str, Mapping[str, float]]]] = {}
         self._count_unlimited: Callable[[], int] = lambda: 0
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Families(self))
@@ -127,6 +128,12 @@ class Telemetry:
         """Ask `loads` for each replica's newest report whenever somebody scrapes."""
         self._loads[model] = loads
 
+    def watch_starts(
+        self, model: str, starts: Callable[[], Mapping[str, Mapping[str, float]]]
+    ) -> None:
+        """Ask `starts` for the seconds of each part of each replica's start, when scraped."""
+        self._starts[model] = starts
+
     def watch_unlimited(self, count: Callable[[], int]) -> None:
         """Ask `count` how many requests ran without the limits of their tenants."""
         self._count_unlimited = count
@@ -141,6 +148,7 @@ class Telemetry:
         yield from self._token_families()
         yield from self._latency_families()
         yield from self._load_families()
+        yield self._start_family()
 
     def _request_family(self) -> Metric:
         labels = ["model_name", "route", "status", "finish_reason"]
@@ -196,6 +204,18 @@ class Telemetry:
                 waiting.add_metric([name, replica], load.num_requests_waiting)
                 usage.add_metric([name, replica], load.kv_cache_usage)
         return running, waiting, usage
+
+    def _start_family(self) -> Metric:
+        family = GaugeMetricFamily(
+            f"{PREFIX}replica_start_seconds",
+            "How long each part of a replica's start took",
+            labels=["model_name", "replica", "phase"],
+        )
+        for name, starts in self._starts.items():
+            for replica, phases in starts().items():
+                for phase, seconds in phases.items():
+                    family.add_metric([name, replica, phase], seconds)
+        return family
 
 
 class _Families(Collector):

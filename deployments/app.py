@@ -1,12 +1,14 @@
 """The composition root: a `ShoalConfig` becomes one Serve application.
 
+Deployments whose version (`versions`) stays the same keep their replicas when it is deployed again;
+the ingress takes a changed configuration over in place (`ingress_deployment`).
+
 One pool of `ModelReplica` per model, one of `EmbedderReplica` per embedding model, the pools of
 `RetrievalReplica` and `TaskWorker`, and the `Ingress` that holds a handle to each. Serve places,
 checks, replaces and rolls them out; its own HTTP front is not used (`http_listener`).
 """
 
-import hashlib
-import re
+from collections.abc import Sequence
 from typing import Any
 
 from ray import serve
@@ -14,21 +16,30 @@ from ray.serve import Application
 
 from cluster.config import EmbedderConfig, LogSettings, ModelConfig, ShoalConfig, StorageConfig
 from deployments.autoscaling_policy import embedder_options, retrieval_options
-from deployments.cluster_view import ClusterView, PoolKind
+from deployments.deployment_names import (
+    INGRESS_NAME,
+    RETRIEVAL_NAME,
+    TASK_WORKER_NAME,
+    deployment_name,
+    embedder_deployment_name,
+)
 from deployments.embedder_replica import EmbedderReplica
 from deployments.ingress_deployment import Ingress
 from deployments.local_ray import TASK_WORKER_CPUS
 from deployments.model_replica import ModelReplica
 from deployments.rank_actors import rank_resources
 from deployments.retrieval_replica import RetrievalReplica
-from deployments.serve_private import ON_HEAD
+from deployments.sealed_config import IngressOrder, seal
+from deployments.serve_private import ON_HEAD, with_version
 from deployments.task_worker import TaskWorker
+from deployments.versions import (
+    embedder_version,
+    ingress_version,
+    model_version,
+    retrieval_version,
+    task_worker_version,
+)
 from deployments.work_policy import model_options
-
-APPLICATION_NAME = "shoal"
-INGRESS_NAME = "Ingress"
-RETRIEVAL_NAME = "Retrieval"
-TASK_WORKER_NAME = "TaskWorker"
 
 # A rollout or a scale-down ends a replica when its streams have ended, however long they are;
 # what is still running after this is cut.
@@ -50,9 +61,26 @@ _CARE: dict[str, Any] = {
 }
 
 
-def build_application(config: ShoalConfig) -> Application:
-    """Everything that `shoal up` runs, as Serve deploys it."""
-    pools = {model.name: _pool(model, config.log_settings) for model in config.models}
+def build_application(
+    config: ShoalConfig,
+    *,
+    secret: bytes,
+    with_room: frozenset[str] = frozenset(),
+    leaving: Sequence[ModelConfig] = (),
+) -> Application:
+    """Everything that `shoal up` runs, as Serve deploys it.
+
+    Args:
+        secret: the cluster's.
+        with_room: models for which one more replica has room in the cluster. A rollout starts
+            theirs first; that of the others ends a replica first, and requests wait meanwhile.
+        leaving: models whose pools stay until the ingress does not serve them any more.
+    """
+    pools = {
+        model.name: _pool(model, config.log_settings, has_room=model.name in with_room)
+        for model in config.models
+    }
+    order = seal(ingress_order(config), secret)
     embedders = {one.name: _embedder(one, config.log_settings) for one in config.embedders}
     retrieval = _retrieval(config, embedders) if embedders else None
     task_worker = _task_worker(config, pools, embedders, retrieval) if embedders else None
@@ -62,42 +90,31 @@ def build_application(config: ShoalConfig) -> Application:
         num_replicas=config.http.num_ingress_replicas,
         # On the head, whose address the clients know.
         ray_actor_options={"num_cpus": INGRESS_CPUS, "resources": ON_HEAD},
+        user_config={"order": order},
         **_CARE,
         # A rollout starts the new ones first: the port is never without a listener.
         max_surge_percent=100,
     )
-    return ingress.bind(config, pools, embedders, retrieval, task_worker, cluster_view(config))
+    deployed_with_it = {f"pool of {name}": pool for name, pool in pools.items()}
+    deployed_with_it |= {
+        f"pool of {model.name}, leaving": _pool(model, config.log_settings, has_room=False)
+        for model in leaving
+    }
+    deployed_with_it |= {f"embedder {name}": embedder for name, embedder in embedders.items()}
+    if retrieval is not None and task_worker is not None:
+        deployed_with_it |= {"retrieval": retrieval, "task workers": task_worker}
+    return with_version(ingress, ingress_version(config)).bind(
+        config.http, deployed_with_it, log_settings=config.log_settings
+    )
 
 
-def cluster_view(config: ShoalConfig) -> ClusterView:
-    """A look at everything of this configuration."""
-    deployments: list[tuple[str, PoolKind, str]] = [
-        *((model.name, "model", deployment_name(model.name)) for model in config.models),
-        *((one.name, "embedder", embedder_deployment_name(one.name)) for one in config.embedders),
-        ("retrieval", "retrieval", RETRIEVAL_NAME),
-        ("task workers", "task_worker", TASK_WORKER_NAME),
-        ("ingress", "ingress", INGRESS_NAME),
-    ]
-    return ClusterView(APPLICATION_NAME, deployments)
+def ingress_order(config: ShoalConfig) -> IngressOrder:
+    """What the ingresses are told to serve."""
+    versions = {model.name: model_version(model, config.log_settings) for model in config.models}
+    return IngressOrder(config=config, model_versions=versions)
 
 
-def deployment_name(model_name: str) -> str:
-    """The Serve deployment of a model's pool. Serve's log files are named after it too."""
-    return f"ModelReplica-{_slug(model_name)}"
-
-
-def embedder_deployment_name(model_name: str) -> str:
-    """The same of an embedding model."""
-    return f"EmbedderReplica-{_slug(model_name)}"
-
-
-def _slug(model_name: str) -> str:
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", model_name)
-    digest = hashlib.sha256(model_name.encode()).hexdigest()[:6]  # two names may share a slug
-    return f"{slug}-{digest}"
-
-
-def _pool(model: ModelConfig, log_settings: LogSettings) -> Application:
+def _pool(model: ModelConfig, log_settings: LogSettings, *, has_room: bool) -> Application:
     deployment = serve.deployment(
         ModelReplica,
         name=deployment_name(model.name),
@@ -105,8 +122,10 @@ def _pool(model: ModelConfig, log_settings: LogSettings) -> Application:
         **model_options(model, deployment_name(model.name)),
         **_placement(model),
         **_CARE,
+        max_surge_percent=100 if has_room else 0,
     )
-    return deployment.bind(model, log_settings=log_settings)
+    version = model_version(model, log_settings)
+    return with_version(deployment, version).bind(model, version=version, log_settings=log_settings)
 
 
 def _placement(model: ModelConfig) -> dict[str, Any]:
@@ -130,7 +149,8 @@ def _embedder(config: EmbedderConfig, log_settings: LogSettings) -> Application:
         **embedder_options(config),
         **_CARE,
     )
-    return deployment.bind(config, log_settings=log_settings)
+    version = embedder_version(config, log_settings)
+    return with_version(deployment, version).bind(config, log_settings=log_settings)
 
 
 def _retrieval(config: ShoalConfig, embedders: dict[str, Application]) -> Application:
@@ -141,7 +161,9 @@ def _retrieval(config: ShoalConfig, embedders: dict[str, Application]) -> Applic
         **retrieval_options(config.retrieval),
         **_CARE,
     )
-    return deployment.bind(config, embedders, log_settings=config.log_settings)
+    return with_version(deployment, retrieval_version(config)).bind(
+        config, embedders, log_settings=config.log_settings
+    )
 
 
 def _near_objects(storage: StorageConfig) -> dict[str, Any]:
@@ -163,4 +185,6 @@ def _task_worker(
         ray_actor_options={"num_cpus": TASK_WORKER_CPUS, **_near_objects(config.storage)},
         **_CARE,
     )
-    return deployment.bind(config, pools, embedders, retrieval, log_settings=config.log_settings)
+    return with_version(deployment, task_worker_version(config)).bind(
+        config, pools, embedders, retrieval, log_settings=config.log_settings
+    )

@@ -149,7 +149,7 @@ class ReplicaConnection(asyncio.Protocol):
         self._nonce = new_nonce()
         self._frames = wire.FrameReader(max_frame_bytes=wire.MAX_HANDSHAKE_BYTES)
         self._is_server_proven = False
-        self._is_draining = False
+        self._draining_since_s: float | None = None
         self._is_lost = False
         self._ready: asyncio.Future[None] = loop.create_future()
         self._streams: dict[int, DeltaStream] = {}
@@ -159,11 +159,17 @@ class ReplicaConnection(asyncio.Protocol):
     @property
     def is_usable(self) -> bool:
         """New streams may be opened."""
-        return not (self._is_lost or self._is_draining)
+        return not (self._is_lost or self._draining_since_s is not None)
 
     @property
     def is_lost(self) -> bool:
         return self._is_lost
+
+    @property
+    def draining_for_s(self) -> float:
+        """How long ago the replica said that it is going to end; 0: it has not."""
+        since_s = self._draining_since_s
+        return 0.0 if since_s is None else self._loop.time() - since_s
 
     @property
     def num_streams(self) -> int:
@@ -206,6 +212,13 @@ class ReplicaConnection(asyncio.Protocol):
         """Drop the connection at once; its streams end with `ReplicaGoneError`."""
         logger.warning("connection to replica %s dropped: %s", self.endpoint.replica_id, reason)
         self._transport.abort()
+
+    def hand_over(self) -> None:
+        """Let the streams go on elsewhere: they end here, with `ReplicaGoneError`."""
+        name = f"replica {self.endpoint.replica_id}"
+        for stream_id in tuple(self._streams):
+            self._transport.write(wire.encode_frame(wire.Abort(stream_id)))
+            self._fail(stream_id, ReplicaGoneError(f"{name} is draining", is_refusal=True))
 
     async def wait_until_ready(self) -> None:
         """Return when the handshake is over.
@@ -256,12 +269,12 @@ class ReplicaConnection(asyncio.Protocol):
             case wire.Failed():
                 self._fail(message.stream_id, to_serving_error(message))
             case wire.Refused():
-                self._is_draining = True
+                self._note_draining()
                 self._fail(message.stream_id, self._refusal(message))
             case wire.ReplicaStats():
                 self._take_stats(message)
             case wire.Draining():
-                self._is_draining = True
+                self._note_draining()
             case _:
                 raise wire.ChannelProtocolError("a second handshake")
 
@@ -302,6 +315,10 @@ class ReplicaConnection(asyncio.Protocol):
             stream = streams.get(delta.stream_id)
             if stream is not None and stream.feed(delta):
                 streams.pop(delta.stream_id, None)
+
+    def _note_draining(self) -> None:
+        if self._draining_since_s is None:
+            self._draining_since_s = self._loop.time()
 
     def _refusal(self, message: wire.Refused) -> ReplicaGoneError:
         name = f"replica {self.endpoint.replica_id}"

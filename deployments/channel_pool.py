@@ -7,7 +7,8 @@ later.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from cluster.errors import ServiceUnavailableError
@@ -24,8 +25,13 @@ from deployments.replica_endpoint import ReplicaEndpoint, ReplicaFacts, ReplicaP
 from deployments.request_progress import MAX_FRUITLESS_LOSSES, RequestProgress
 
 REPLICA_WAIT_S = 30.0  # how long a request waits for a replica that takes it
-MOVE_WAIT_S = 120.0  # the same of one that has begun, whose replica was lost
 MAX_HELD_REQUESTS = 2048
+# The same of one that has begun, whose replica was lost, and of all while a replica is swapped for
+# its successor.
+MOVE_WAIT_S = 300.0
+# Streams of a replica that is to end may end there so long; then they go on elsewhere. Where there
+# is no room for a new replica beside it, everybody else waits for them.
+HAND_OVER_AFTER_S = 30.0
 UPKEEP_PERIOD_S = 1.0
 SILENCE_LIMIT_S = 15.0  # replicas report every second
 UNREACHABLE_PAUSE_S = 1.0  # before a replica is tried again
@@ -80,6 +86,9 @@ class ChannelPool:
         self._unreachable_until_s: dict[str, float] = {}
         self._upkeep: asyncio.Task[None] | None = None
         self._reconnecting: asyncio.Task[None] | None = None
+        self._is_retired = False
+        self._has_lost_a_drained = False
+        self._waiting: set[asyncio.Timeout] = set()  # for a replica
 
     def start(self) -> None:
         """Keep connections alive, and at least one of them open, from now on."""
@@ -117,12 +126,31 @@ class ChannelPool:
             if not connection.is_lost
         }
 
-    async def facts(self) -> ReplicaFacts:
-        """What the replicas say of the model; waits for the first of them, and has it started where
-        the pool sleeps."""
+    def start_seconds(self) -> Mapping[str, Mapping[str, float]]:
+        """How long each part of each connected replica's start took, by replica id."""
+        return {
+            replica_id: connection.endpoint.facts.start_seconds
+            for replica_id, connection in self._connections.items()
+        }
+
+    async def facts(self, *, version: str | None = None) -> ReplicaFacts:
+        """What the replicas of that version (None: any) say of the model; waits for the first, and
+        has it started where the pool sleeps."""
         if self._hold.may_sleep:
             await self._picker.wake()
-        return (await self._picker.pick()).facts
+        while True:
+            facts = (await self._picker.pick()).facts
+            if version is None or facts.version == version:
+                return facts
+            await asyncio.sleep(UPKEEP_PERIOD_S / 4)
+
+    def expect_successors(self, expected: bool) -> None:
+        """Whether replicas that end are followed by others. Where they are not, streams stay where
+        they are, and whoever waits for a replica has waited long enough."""
+        self._is_retired = not expected
+        if self._is_retired and not self._is_connected():
+            for limit in self._waiting:
+                limit.reschedule(asyncio.get_running_loop().time())
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
         """Yield deltas until every sequence has finished. Closing the iterator aborts the request.
@@ -157,6 +185,12 @@ class ChannelPool:
         finally:
             del self._running[request.request_id]
 
+    @property
+    def _is_being_swapped(self) -> bool:
+        """A replica ends, or has ended, on purpose, and none has come after it."""
+        is_draining = any(other.draining_for_s for other in self._connections.values())
+        return (is_draining or self._has_lost_a_drained) and not self._is_retired
+
     def _go_on(self, request_id: str, progress: RequestProgress, error: ReplicaGoneError) -> None:
         """
         Raises:
@@ -186,12 +220,21 @@ class ChannelPool:
         if running.stream is not None:
             running.stream.end(index)
 
+    @asynccontextmanager
+    async def _known(self, limit: asyncio.Timeout) -> AsyncIterator[None]:
+        self._waiting.add(limit)
+        try:
+            yield
+        finally:
+            self._waiting.discard(limit)
+
     async def _choose(self, adapter: str, *, has_begun: bool) -> ReplicaConnection:
         """A usable connection: of two offers, the one with fewer streams of ours, or one that has
         the adapter."""
-        wait_s = self._hold.move_s if has_begun else self._hold.max_s
+        waits_long = has_begun or self._is_being_swapped
+        wait_s = self._hold.move_s if waits_long else self._hold.max_s
         try:
-            async with asyncio.timeout(wait_s):
+            async with asyncio.timeout(wait_s) as limit, self._known(limit):
                 connection = await self._first_offer(has_begun=has_begun)
                 if sum(other.is_usable for other in self._connections.values()) > 1:
                     other = await self._connection_to(await self._picker.pick())
@@ -290,11 +333,15 @@ class ChannelPool:
         finally:
             del self._connecting[replica_id]
         self._unreachable_until_s.pop(replica_id, None)
+        self._has_lost_a_drained = False
         self._connections[replica_id] = connection
         return connection
 
     def _drop_lost(self, replica_id: str) -> None:
-        del self._connections[replica_id]
+        connection = self._connections.pop(replica_id)
+        if connection.draining_for_s:
+            # It was ended on purpose: another one comes, which may take its time to load.
+            self._has_lost_a_drained = True
         self._leave_out(replica_id)
 
     def _leave_out(self, replica_id: str) -> None:
@@ -319,6 +366,8 @@ class ChannelPool:
     def _look_after_connections(self) -> None:
         now_s = asyncio.get_running_loop().time()
         for replica_id, connection in tuple(self._connections.items()):
+            if not self._is_retired and connection.draining_for_s > HAND_OVER_AFTER_S:
+                connection.hand_over()
             if connection.is_lost:
                 self._drop_lost(replica_id)
             elif now_s - connection.last_heard_s > SILENCE_LIMIT_S:

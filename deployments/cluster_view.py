@@ -14,8 +14,17 @@ from cluster.admin_schema.cluster import (
     PoolObject,
     ReplicaObject,
 )
+from cluster.config import ShoalConfig
 from cluster.errors import ServiceUnavailableError
 from deployments.decision_board import read_decision
+from deployments.deployment_names import (
+    APPLICATION_NAME,
+    INGRESS_NAME,
+    RETRIEVAL_NAME,
+    TASK_WORKER_NAME,
+    deployment_name,
+    embedder_deployment_name,
+)
 from deployments.serve_private import serve_details
 
 PoolKind = Literal["model", "embedder", "retrieval", "task_worker", "ingress"]
@@ -45,6 +54,18 @@ class ClusterView:
         ]
         nodes = [_node(node) for node in ray.nodes()]
         return ClusterObject(status=_word(application["status"]), nodes=nodes, pools=pools)
+
+
+def cluster_view(config: ShoalConfig, application: str = APPLICATION_NAME) -> ClusterView:
+    """A look at everything of this configuration."""
+    deployments: list[tuple[str, PoolKind, str]] = [
+        *((model.name, "model", deployment_name(model.name)) for model in config.models),
+        *((one.name, "embedder", embedder_deployment_name(one.name)) for one in config.embedders),
+        ("retrieval", "retrieval", RETRIEVAL_NAME),
+        ("task workers", "task_worker", TASK_WORKER_NAME),
+        ("ingress", "ingress", INGRESS_NAME),
+    ]
+    return ClusterView(application, deployments)
 
 
 def _node(node: Mapping[str, Any]) -> NodeObject:

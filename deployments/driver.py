@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 import ray
 from ray import serve
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.exceptions import RayError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.schema import (
     ApplicationStatusOverview,
     DeploymentStatusOverview,
@@ -23,16 +24,18 @@ from ray.serve.schema import (
 
 from cluster.audit import Act, audited
 from cluster.config import ModelConfig, ShoalConfig, shoal_home
-from deployments.app import (
+from deployments.app import build_application, ingress_order
+from deployments.cluster_secret import load_cluster_secret
+from deployments.cluster_view import cluster_view
+from deployments.decision_board import read_decision
+from deployments.deployment_names import (
     APPLICATION_NAME,
+    INGRESS_NAME,
     RETRIEVAL_NAME,
     TASK_WORKER_NAME,
-    build_application,
-    cluster_view,
     deployment_name,
     embedder_deployment_name,
 )
-from deployments.decision_board import read_decision
 from deployments.launch_events import (
     Failed,
     NodeStatus,
@@ -70,14 +73,50 @@ def _deploy(config: ShoalConfig, *, timeout_s: float) -> Ready | Failed:
     )
     _say(Phase(text="starting the Serve controller"))
     serve.start(proxy_location="Disabled", logging_config=logging_config)
+    deadline_s = time.monotonic() + timeout_s
+    leaving = _leaving_models(config)
+    outcome = _run(config, leaving, logging_config, deadline_s=deadline_s)
+    if leaving and isinstance(outcome, Ready):
+        # The ingress has let go of them: what is under way ends in peace, nothing else comes.
+        outcome = _run(config, [], logging_config, deadline_s=deadline_s)
+    return outcome
+
+
+def _run(
+    config: ShoalConfig,
+    leaving: list[ModelConfig],
+    logging_config: LoggingConfig,
+    *,
+    deadline_s: float,
+) -> Ready | Failed:
     target = serve.RunTarget(
-        target=build_application(config),
+        target=build_application(
+            config,
+            secret=load_cluster_secret(shoal_home()),
+            with_room=_models_with_room(config),
+            leaving=leaving,
+        ),
         name=APPLICATION_NAME,
         route_prefix=None,  # the ingress listens by itself
         logging_config=logging_config,
     )
     serve.run_many([target], wait_for_applications_running=False)
-    return _wait_for_outcome(config, deadline_s=time.monotonic() + timeout_s)
+    return _wait_for_outcome(config, deadline_s=deadline_s)
+
+
+def _leaving_models(config: ShoalConfig) -> list[ModelConfig]:
+    """Models that the ingresses serve and that are not in the configuration any more."""
+    if serve.status().applications.get(APPLICATION_NAME) is None:
+        return []
+    handle = serve.get_deployment_handle(INGRESS_NAME, APPLICATION_NAME)
+    try:
+        told: list[list[str]] = handle.broadcast("models").results(timeout_s=CALL_TIMEOUT_S)
+    except (TimeoutError, RayError, RayServeException):
+        return []  # there is no ingress that could serve them
+    texts = {text for models in told for text in models}
+    models = {one.name: one for one in map(ModelConfig.model_validate_json, sorted(texts))}
+    staying = {deployment_name(model.name) for model in config.models}
+    return [model for model in models.values() if deployment_name(model.name) not in staying]
 
 
 def report(config: ShoalConfig) -> None:
@@ -121,6 +160,21 @@ def _connect() -> None:
     ray.init(namespace="serve", log_to_driver=False, logging_level="ERROR")
 
 
+def _models_with_room(config: ShoalConfig) -> frozenset[str]:
+    """Those of which the cluster, as it is now, has room for one more replica beside the others'.
+
+    Cautious: a rollout that waits for room that never comes would not end.
+    """
+    free = ray.available_resources()
+    cpus, gpus = free.get("CPU", 0.0), free.get("GPU", 0.0)
+    found = []
+    for model in config.models:
+        if model.num_cpus <= cpus and model.num_gpus <= gpus:
+            found.append(model.name)
+            cpus, gpus = cpus - model.num_cpus, gpus - model.num_gpus
+    return frozenset(found)
+
+
 def _wait_for_outcome(config: ShoalConfig, *, deadline_s: float) -> Ready | Failed:
     told: set[str] = set()
     while True:
@@ -133,10 +187,30 @@ def _wait_for_outcome(config: ShoalConfig, *, deadline_s: float) -> Ready | Fail
                 told.add(text)
                 _say(Phase(text=text))
         if application.status.value == "RUNNING":
-            return Ready(facts=[_facts(model) for model in config.models])
+            outcome = _ingress_outcome(config)
+            if outcome is not None:
+                return outcome
         if time.monotonic() > deadline_s:
             return Failed(message=_what_is_missing(config, application))
         time.sleep(POLL_S)
+
+
+def _ingress_outcome(config: ShoalConfig) -> Ready | Failed | None:
+    """Whether the ingresses serve this configuration; None while they are about to."""
+    handle = serve.get_deployment_handle(INGRESS_NAME, APPLICATION_NAME)
+    wanted = ingress_order(config).digest
+    try:
+        served: list[tuple[str, str | None]] = handle.broadcast("serving").results(
+            timeout_s=CALL_TIMEOUT_S
+        )
+    except (TimeoutError, RayError, RayServeException):
+        return None  # one of them is being replaced
+    problem = next((text for digest, text in served if digest != wanted and text), None)
+    if problem is not None:
+        return Failed(message=problem)
+    if not served or any(digest != wanted for digest, _ in served):
+        return None
+    return Ready(facts=[_facts(model) for model in config.models])
 
 
 def _failure(application: ApplicationStatusOverview) -> str | None:

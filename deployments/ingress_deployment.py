@@ -1,34 +1,31 @@
-"""One Serve replica of the ingress: the ASGI app, its pools, and its listening socket.
+"""One Serve replica of the ingress: its listening socket, and what is served there at the moment.
 
-Serve places, checks, drains and replaces it; HTTP does not pass through Serve.
+Serve places, checks, drains and replaces it; HTTP does not pass through Serve. A changed
+configuration is taken over without a restart, so that no connection notices.
 """
+
+import asyncio
+import logging
+from collections.abc import Mapping
 
 import ray
 from ray.serve.handle import DeploymentHandle
 
-from cluster.batch_tasks import BatchTasks
-from cluster.bucket_tasks import BucketTasks
-from cluster.chunk_store import ChunkStore
-from cluster.config import ShoalConfig, shoal_home
-from cluster.file_store import FileStore, open_file_objects
-from cluster.integration_secrets import IntegrationSecrets
-from cluster.object_store import open_object_store
-from cluster.redis_client import RedisClient, connect
-from cluster.secret_box import SecretBox
-from cluster.secret_keys import SecretKeys
-from cluster.task_queue.queue import TaskQueue
+from cluster.config import HTTPConfig, LogSettings, shoal_home
+from cluster.errors import ServiceUnavailableError
 from cluster.telemetry import Telemetry
+from deployments.app_switch import AppSwitch
 from deployments.cluster_secret import load_cluster_secret
-from deployments.cluster_view import ClusterView
-from deployments.embedder_handle import ServeEmbedder
 from deployments.http_listener import HTTPListener, bind_shared
-from deployments.ingress.app import build_asgi_app
-from deployments.ingress.services import BatchServices, RetrievalServices, TenantServices
-from deployments.model_pools import ModelPools
+from deployments.ingress_front import IngressFront
 from deployments.process_logs import write_to_serve_log
-from deployments.retriever_handle import ServeRetriever
+from deployments.sealed_config import IngressOrder, unseal
 from deployments.serve_private import keep_replica_server_off_other_interfaces
 from deployments.startup_error import StartupError
+
+RETRY_S = 10.0  # before a configuration that cannot be served yet is tried again
+
+logger = logging.getLogger(__name__)
 
 
 class Ingress:
@@ -36,79 +33,71 @@ class Ingress:
 
     async def __init__(  # type: ignore[misc]  # Serve awaits the constructor
         self,
-        config: ShoalConfig,
-        models: dict[str, DeploymentHandle],
-        embedders: dict[str, DeploymentHandle],
-        retrieval: DeploymentHandle | None,
-        task_worker: DeploymentHandle | None,
-        cluster: ClusterView,
+        http: HTTPConfig,
+        deployed_with_it: Mapping[str, DeploymentHandle],
+        *,
+        log_settings: LogSettings,
     ) -> None:
-        """Wait for a replica of every model, then listen.
+        """Take the port; `reconfigure`, which Serve calls next, says what is served there.
 
         Args:
-            models, embedders: by the model's name.
-            retrieval, task_worker: None without embedders. Task workers are called by nobody: they
-                take their work from Redis, and are here to be deployed.
-            cluster: for who asks what runs.
+            deployed_with_it: what makes one application with the ingress. It is not used: handles
+                are made by name, for whatever configuration comes later.
 
         Raises:
             StartupError: in one readable message, why this process cannot serve.
         """
-        write_to_serve_log(config.log_settings)
+        write_to_serve_log(log_settings)
         keep_replica_server_off_other_interfaces(ray.util.get_node_ip_address())
-        self._redis: RedisClient | None = None
-        self._services: RetrievalServices | None = None
-        self._secrets: IntegrationSecrets | None = None
-        self._batches: BatchServices | None = None
         try:
-            if config.redis.url is not None:
-                self._redis = connect(config.redis)
-                box = SecretBox(SecretKeys.load(shoal_home()))
-                self._secrets = IntegrationSecrets(self._redis, box)
-            secret = load_cluster_secret(shoal_home())
-            listening_socket = bind_shared(config.http.host, config.http.port)
-            if retrieval is not None:
-                assert self._redis is not None, "the launcher fills the URL in"
-                self._services = self._open_services(config, embedders, retrieval)
-                self._batches = _open_batches(config, self._redis)
+            self._secret = load_cluster_secret(shoal_home())
+            self._socket = bind_shared(http.host, http.port)
         except ValueError as error:
             raise StartupError(str(error)) from error
-        self._pools = ModelPools(config, models, secret=secret)
-        served = await self._pools.start()
-        try:
-            app = build_asgi_app(
-                config,
-                served,
-                TenantServices.of(config, self._redis),
-                Telemetry(),
-                retrieval=self._services,
-                secrets=self._secrets,
-                batches=self._batches,
-                read_cluster=cluster.read,
-            )
-        except ValueError as error:
-            raise StartupError(str(error)) from error
-        self._listener = HTTPListener(app, listening_socket)
-        self._listener.start()
+        self._telemetry = Telemetry()
+        self._switch = AppSwitch()
+        self._front: IngressFront | None = None
+        self._listener: HTTPListener | None = None
+        self._taking_over: asyncio.Task[None] | None = None
+        self._problem: str | None = None
 
-    def _open_services(
-        self,
-        config: ShoalConfig,
-        embedders: dict[str, DeploymentHandle],
-        retrieval: DeploymentHandle,
-    ) -> RetrievalServices:
-        timeout_s = config.retrieval.search_timeout_s
-        assert self._redis is not None, "where retrieval is on there is a Redis"
-        return RetrievalServices(
-            embedders={
-                name: ServeEmbedder(handle, model_name=name, timeout_s=timeout_s)
-                for name, handle in embedders.items()
-            },
-            retriever=ServeRetriever(retrieval, timeout_s=timeout_s),
-            chunks=ChunkStore(self._redis),
-            tasks=BucketTasks(TaskQueue(self._redis)),
-            objects=open_object_store(config.storage, shoal_home()),
-        )
+    # Called by Serve.
+
+    async def reconfigure(self, user_config: dict[str, str]) -> None:
+        """Serve by the sealed `order` in it; the first time, begin to listen.
+
+        The first one is served when this returns. A later one is taken over beside the one before,
+        however long its models take to load; Serve would not bring yet another one before this
+        returns. `serving` tells.
+
+        Raises:
+            StartupError: the first one cannot be served.
+        """
+        await self._stop_taking_over()
+        try:
+            order = unseal(user_config["order"], self._secret)
+        except ValueError as error:
+            raise StartupError(str(error)) from error
+        if self._front is None:
+            await self._serve(order)
+            self._listener = HTTPListener(self._switch, self._socket)
+            self._listener.start()
+            return
+        self._front.expect(order)
+        if order != self._front.order:
+            self._taking_over = asyncio.create_task(self._take_over(order), name="configuration")
+
+    # Called through handles.
+
+    def serving(self) -> tuple[str, str | None]:
+        """The digest of the order that is served, and what a person has to mend about a newer."""
+        assert self._front is not None, "Serve calls `reconfigure` first"
+        return self._front.order.digest, self._problem
+
+    def models(self) -> list[str]:
+        """The configurations of the models that are served, as JSON."""
+        assert self._front is not None, "Serve calls `reconfigure` first"
+        return [model.model_dump_json() for model in self._front.order.config.models]
 
     # Called by Serve.
 
@@ -117,26 +106,45 @@ class Ingress:
         Raises:
             RuntimeError: nothing listens any more; Serve replaces the replica.
         """
-        self._listener.check_health()
+        if self._listener is not None:
+            self._listener.check_health()
 
     async def __del__(self) -> None:
         """Serve awaits this before it ends the process: finish the running responses."""
-        if not hasattr(self, "_listener"):
-            return  # the constructor failed
-        await self._listener.drain()
-        await self._pools.stop()
-        if self._services is not None:
-            await self._services.objects.close()
-        if self._batches is not None:
-            await self._batches.files.objects.close()
-        if self._redis is not None:
-            await self._redis.close()
+        listener: HTTPListener | None = getattr(self, "_listener", None)
+        if listener is None:
+            return  # it never served
+        await self._stop_taking_over()
+        await listener.drain()
+        await self._switch.close()
 
+    async def _serve(self, order: IngressOrder) -> None:
+        front = await IngressFront.open(
+            order, secret=self._secret, telemetry=self._telemetry, previous=self._front
+        )
+        previous = self._front
+        if previous is not None:
+            previous.successor = front
+        await self._switch.switch_to(front.app, on_closed=front.close)
+        self._front = front
 
-def _open_batches(config: ShoalConfig, redis: RedisClient) -> BatchServices:
-    files = FileStore(
-        redis,
-        open_file_objects(config.storage, config.batches, shoal_home()),
-        max_bytes=config.batches.max_file_bytes,
-    )
-    return BatchServices(files=files, tasks=BatchTasks(redis, files, config.batches))
+    async def _take_over(self, order: IngressOrder) -> None:
+        while True:
+            try:
+                await self._serve(order)
+            except StartupError as error:
+                self._problem = error.message
+                logger.warning("the changed configuration cannot be served: %s", error.message)
+            except ServiceUnavailableError as error:
+                logger.warning("the changed configuration cannot be served yet: %s", error)
+            else:
+                logger.info("the changed configuration is served")
+                return
+            await asyncio.sleep(RETRY_S)
+
+    async def _stop_taking_over(self) -> None:
+        self._problem = None
+        if self._taking_over is not None:
+            self._taking_over.cancel()
+            await asyncio.gather(self._taking_over, return_exceptions=True)
+            self._taking_over = None

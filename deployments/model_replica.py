@@ -13,12 +13,15 @@ import time
 from pathlib import Path
 
 import msgspec
+import psutil
 import ray
 from ray import serve
 
 from cluster.adapter_catalog import AdapterCatalog
 from cluster.config import LogSettings, ModelConfig, shoal_home
+from cluster.errors import EngineGoneError
 from cluster.model_source import resolve_model_source
+from cluster.types import Request, SamplingParams
 from deployments.channel_server import ChannelServer
 from deployments.channel_wire import ReplicaStats
 from deployments.cluster_secret import load_cluster_secret
@@ -40,13 +43,15 @@ class ModelReplica:
     """The Serve deployment class; `app.build_application` sets its options."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits the constructor
-        self, config: ModelConfig, *, log_settings: LogSettings
+        self, config: ModelConfig, *, version: str, log_settings: LogSettings
     ) -> None:
         """Load the checkpoint, start the engine, open the channel.
 
         Raises:
             StartupError: in one readable message, what is wrong with the checkpoint or its limits.
         """
+        constructed_s = time.perf_counter()
+        start_seconds = {"process": time.time() - psutil.Process().create_time()}
         write_to_serve_log(log_settings)
         node_ip: str = ray.util.get_node_ip_address()
         keep_replica_server_off_other_interfaces(node_ip)
@@ -62,6 +67,11 @@ class ModelReplica:
             max_num_queued_tokens=config.engine.max_num_queued_tokens,
         )
         self._engine.start()
+        built_s = time.perf_counter()
+        await _warm_up(self._engine)
+        start_seconds |= engine.start_seconds
+        start_seconds["other"] = built_s - constructed_s - sum(engine.start_seconds.values())
+        start_seconds["first_token"] = time.perf_counter() - built_s
         self._prefill_speed = PrefillSpeed()
         self._channel = ChannelServer(self._engine, secret=secret, read_stats=self._read_stats)
         # A short path: the name of a Unix socket has at most 107 bytes.
@@ -75,12 +85,14 @@ class ModelReplica:
             unix_path=str(unix_path),
             tcp_host=node_ip,
             tcp_port=port,
-            facts=_facts(config.name, engine),
+            facts=_facts(config, engine, version, start_seconds),
         )
         # What is loaded stays: collections need not walk through it while tokens wait.
         gc.collect()
         gc.freeze()
         logger.info("%s", self._endpoint.facts.summary)
+        parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in start_seconds.items())
+        logger.info("started in %.2f s: %s", sum(start_seconds.values()), parts)
 
     # Called by Serve.
 
@@ -161,12 +173,36 @@ def _load_engine(config: ModelConfig, ranks: RankStarter | None) -> Engine:
     )
 
 
-def _facts(model_name: str, engine: Engine) -> ReplicaFacts:
+async def _warm_up(engine: AsyncEngine) -> None:
+    """One token, so that nobody's first one waits for what happens once.
+
+    Raises:
+        RuntimeError: the engine cannot compute it.
+    """
+    request = Request(
+        request_id="warm-up",
+        prompt_token_ids=[0],
+        sampling_params=SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True),
+    )
+    try:
+        async for _ in engine.generate(request):
+            pass
+    except EngineGoneError:
+        engine.check_health()  # says more
+        raise
+
+
+def _facts(
+    config: ModelConfig, engine: Engine, version: str, start_seconds: dict[str, float]
+) -> ReplicaFacts:
     stats = engine.stats()
     return ReplicaFacts(
-        model_name=model_name,
+        model_name=config.name,
         max_model_len=engine.max_model_len,
         vocab_size=engine.vocab_size,
         num_blocks=stats.num_blocks,
         summary=engine.describe(),
+        source=config.source,
+        version=version,
+        start_seconds=start_seconds,
     )

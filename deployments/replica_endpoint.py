@@ -17,6 +17,9 @@ class ReplicaFacts(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int
     num_blocks: int
     summary: str  # one line for a person
+    source: str = ""  # of the checkpoint, as configured: equal sources have equal tokens
+    version: str = ""  # see `versions`
+    start_seconds: dict[str, float] = {}  # how long each part of its start took, in their order
 
 
 class ReplicaEndpoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from ray.serve import Application
 
 from cluster.api_keys import FirstKey, KeySource, with_first_key
-from cluster.config import ConfigError, load_config
+from cluster.config import ConfigError, load_config, shoal_home
 from deployments.app import build_application
+from deployments.cluster_secret import load_cluster_secret
 from deployments.readiness import needs_own_redis
 
 
@@ -41,4 +42,8 @@ def build(args: EntryArguments) -> Application:
         config = with_first_key(config, FirstKey(text=key, source=KeySource.ENVIRONMENT))
     if config.auth.required and not config.auth.api_keys:
         raise ConfigError("no API key: set SHOAL_API_KEY, or auth.api_keys in the configuration")
-    return build_application(config)
+    try:
+        secret = load_cluster_secret(shoal_home())
+    except ValueError as error:
+        raise ConfigError(f"no cluster secret: set SHOAL_CLUSTER_SECRET ({error})") from error
+    return build_application(config, secret=secret)

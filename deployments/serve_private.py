@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 import ray.serve._private.replica as serve_replica
 import ray.serve.context as serve_context
+from ray import serve
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.exceptions import RayActorError
+from ray.serve import Deployment
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -18,6 +20,7 @@ from cluster.errors import ServiceUnavailableError
 from deployments.replica_endpoint import ReplicaEndpoint
 
 _CRASH_PAUSE_S = 0.1
+_OTHER_SOURCE_PAUSE_S = 0.02
 
 # A resource that Ray gives to the head alone, one of it: who asks for a little runs there. Serve
 # places its own controller so.
@@ -31,16 +34,21 @@ class ServeReplicaPicker:
     slot that our own channel does not use. Without it a pick costs 0.1 ms.
     """
 
-    def __init__(self, handle: DeploymentHandle, *, model_name: str) -> None:
+    def __init__(self, handle: DeploymentHandle, *, model_name: str, source: str) -> None:
+        """`source`: of the checkpoint. While it is being changed, a pool has replicas of both."""
         self._handle = handle
         self._model_name = model_name
+        self._source = source
 
     async def pick(self) -> ReplicaEndpoint:
         """See `ReplicaPicker`."""
         while True:
             try:
                 async with self._handle.choose_replica(_reserve=False) as selection:
-                    return msgspec.convert(selection.replica_metadata, ReplicaEndpoint)
+                    endpoint = msgspec.convert(selection.replica_metadata, ReplicaEndpoint)
+                if endpoint.facts.source == self._source:
+                    return endpoint
+                await asyncio.sleep(_OTHER_SOURCE_PAUSE_S)
             except DeploymentUnavailableError as error:
                 raise self._is_unavailable() from error
             except (RayActorError, RayServeException):
@@ -80,6 +88,27 @@ def serve_details() -> dict[str, Any]:
     client = serve_context._get_global_client()
     details: dict[str, Any] = client.get_serve_details()
     return details
+
+
+def with_version(deployment: Deployment, version: str) -> Deployment:
+    """The deployment whose replicas are replaced when its version changes.
+
+    Without one, each deployment of an application replaces the replicas of all of it.
+    """
+    return deployment.options(version=version, _internal=True)
+
+
+def handle_of(deployment: str) -> DeploymentHandle:
+    """A handle by name, also of a deployment that is about to be, of this replica's application:
+    asking whether it exists would block the event loop.
+    """
+    return serve.get_deployment_handle(deployment, application_name(), _check_exists=False)
+
+
+def application_name() -> str:
+    """Of this replica's application."""
+    name: str = serve.get_replica_context().app_name
+    return name
 
 
 def keep_replica_server_off_other_interfaces(node_ip: str) -> None:

@@ -4,7 +4,7 @@ import logging
 import secrets
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -125,6 +125,11 @@ class Engine:
             f"{self._runner.describe()}; up to {limits.max_num_seqs} sequences and "
             f"{limits.max_num_batched_tokens} tokens per step"
         )
+
+    @property
+    def start_seconds(self) -> Mapping[str, float]:
+        """How long the parts of the runner's construction took."""
+        return self._runner.start_seconds
 
     @property
     def has_unfinished(self) -> bool:

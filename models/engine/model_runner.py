@@ -7,6 +7,7 @@ M = model width, V = vocabulary.
 """
 
 import importlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +142,7 @@ class ModelRunner:
             GroupError: another rank did not get so far.
         """
         group = group or TPGroup()
+        began_s = time.perf_counter()
         set_threads(engine_config.num_threads, group.size)
         self._device = find_device(device, group.device_index)
         self._bank: AdapterBank | None = None
@@ -172,6 +174,7 @@ class ModelRunner:
                 checkpoint_dir, dtype=self._dtype, device=str(self._device)
             )
             shape = shape_of_rank = decoder.shape
+        loaded_s = time.perf_counter()
         memory_bytes = kv_cache_memory_bytes(engine_config, self._device, num_ranks=group.size)
         cache_dtype = kv_cache_dtype(engine_config, self._dtype)
         self._plan = plan_kv_cache(
@@ -183,6 +186,10 @@ class ModelRunner:
         self._kv_cache = KVCache.allocate(
             self._plan, shape_of_rank, dtype=cache_dtype, device=self._device
         )
+        self.start_seconds = {
+            "weights": loaded_s - began_s,
+            "kv_cache": time.perf_counter() - loaded_s,
+        }
         self._gpu_steps: GPUSteps | None = None
         if runs_triton(self._device):
             self._gpu_steps = self._make_gpu_steps(shape_of_rank, engine_config, group)
@@ -193,10 +200,8 @@ class ModelRunner:
                 dtype=self._dtype,
                 is_deterministic=engine_config.deterministic,
             )
-        self._sampler = Sampler()
-        self._interrupt = StepInterrupt()
+        self._sampler, self._interrupt, self._shape = Sampler(), StepInterrupt(), shape
         self._overlaps_steps = overlaps_steps(engine_config, self._device, group.size)
-        self._shape = shape
 
     @property
     def dtype(self) -> torch.dtype:

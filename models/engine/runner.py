@@ -1,5 +1,6 @@
 """What the engine asks of whoever computes its steps."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from models.engine.step_inputs import StepInputs, StepOutputs
@@ -29,6 +30,10 @@ class Runner(Protocol):
     @property
     def default_max_num_batched_tokens(self) -> int:
         """Tokens of a step that suit the device."""
+
+    @property
+    def start_seconds(self) -> Mapping[str, float]:
+        """How long each part of its construction took."""
 
     def describe(self) -> str:
         """One line for a person: device, dtype, context limit, blocks, memory."""

@@ -5,6 +5,7 @@ on the monotonic clock, so that another process on the machine knows when a toke
 """
 
 import time
+from collections.abc import Mapping
 
 from models.engine.step_inputs import StepInputs, StepOutputs
 
@@ -25,6 +26,10 @@ class SyntheticRunner:
         self.default_max_num_batched_tokens = 65_536
         self._step_s = step_ms / 1000
         self._last_beat = 0
+
+    @property
+    def start_seconds(self) -> Mapping[str, float]:
+        return {}
 
     def describe(self) -> str:
         return f"synthetic steps of {self._step_s * 1000:g} ms, no model is computed"

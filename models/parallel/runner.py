@@ -6,7 +6,7 @@ the other ranks' processes are killed, and every later step fails. A replica is 
 
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cluster.config import EngineConfig
@@ -120,6 +120,11 @@ class TPRunner:
     def process_ids(self) -> list[int]:
         """Of the other ranks, in their order."""
         return [rank.process_id for rank in self._ranks]
+
+    @property
+    def start_seconds(self) -> Mapping[str, float]:
+        """Of rank 0; its parts include waiting for the others'."""
+        return self._runner.start_seconds
 
     def describe(self) -> str:
         return f"{self._size} ranks, each {self._runner.describe()}"

@@ -59,6 +59,14 @@ def test_replicas_are_asked_at_each_scrape_and_vanish_with_their_replica() -> No
     assert ("shoal:num_requests_running", labels) not in samples(telemetry)
 
 
+def test_the_parts_of_a_replicas_start_are_on_the_page() -> None:
+    telemetry = Telemetry()
+    telemetry.watch_starts("m", lambda: {"r1": {"weights": 2.5, "kv_cache": 0.5}})
+    found = samples(telemetry)
+    labels = (("model_name", "m"), ("phase", "weights"), ("replica", "r1"))
+    assert found["shoal:replica_start_seconds", labels] == 2.5
+
+
 def test_a_model_is_on_the_page_before_its_first_request() -> None:
     telemetry = Telemetry()
     telemetry.model("m").prompt_tokens += 5

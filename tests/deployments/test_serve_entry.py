@@ -13,6 +13,7 @@ from deployments.serve_entry import EntryArguments, build
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EntryArguments:
     for name in ("SHOAL_API_KEY", "SHOAL_REDIS_URL", "SHOAL_PORT"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SHOAL_CLUSTER_SECRET", "s" * 32)
     path = tmp_path / "shoal.yaml"
     path.write_text("models:\n- {name: m, source: demo}\n")
     return EntryArguments(config=path)
@@ -33,4 +34,8 @@ def test_what_is_missing_in_the_environment_is_named(
         build(arguments)
     monkeypatch.setenv("SHOAL_REDIS_URL", "redis://redis:6379")
     with pytest.raises(ConfigError, match="no API key: set SHOAL_API_KEY"):
+        build(arguments)
+    monkeypatch.setenv("SHOAL_API_KEY", "shoal-key")
+    monkeypatch.setenv("SHOAL_CLUSTER_SECRET", "short")
+    with pytest.raises(ConfigError, match="set SHOAL_CLUSTER_SECRET"):
         build(arguments)

@@ -27,7 +27,8 @@ RECOVERY_TIMEOUT_S = 600.0
 def pools(
     tmp_path_factory: pytest.TempPathFactory, session_environment: pytest.MonkeyPatch
 ) -> Iterator[Cluster]:
-    demo = {"source": "demo", "dtype": "float32", "num_cpus": 0.5, "engine": {"num_threads": 1}}
+    engine = {"num_threads": 1, "kv_cache_memory_bytes": 2**26}
+    demo = {"source": "demo", "dtype": "float32", "num_cpus": 0.5, "engine": engine}
     models = [
         {**demo, "name": "two", "num_replicas": 2},
         {**demo, "name": "shared", "tensor_parallel_size": 2, "rank_placement": "pack"},
