@@ -87,6 +87,7 @@ class ChannelPool:
         self._upkeep: asyncio.Task[None] | None = None
         self._reconnecting: asyncio.Task[None] | None = None
         self._is_retired = False
+        self._is_removed = False
         self._has_lost_a_drained = False
         self._waiting: set[asyncio.Timeout] = set()  # for a replica
 
@@ -144,10 +145,12 @@ class ChannelPool:
                 return facts
             await asyncio.sleep(UPKEEP_PERIOD_S / 4)
 
-    def expect_successors(self, expected: bool) -> None:
+    def expect_successors(self, expected: bool, *, is_removed: bool = False) -> None:
         """Whether replicas that end are followed by others. Where they are not, streams stay where
-        they are, and whoever waits for a replica has waited long enough."""
+        they are, and whoever waits for a replica has waited long enough. Where the model itself is
+        removed, nobody waits any more."""
         self._is_retired = not expected
+        self._is_removed = is_removed
         if self._is_retired and not self._is_connected():
             for limit in self._waiting:
                 limit.reschedule(asyncio.get_running_loop().time())
@@ -254,11 +257,13 @@ class ChannelPool:
         """Waits for a replica where there is none; the request is held meanwhile.
 
         Raises:
-            ServiceUnavailableError: too many wait already.
+            ServiceUnavailableError: too many wait already, or there is nothing to wait for.
         """
         if self._is_connected():
             return await self._pick_usable()
         hold = self._hold
+        if self._is_removed and not has_begun:
+            raise ServiceUnavailableError(f"{self._model_name} is being removed.")
         if not has_begun and self._num_held >= hold.max_requests:
             raise ServiceUnavailableError(
                 f"{self._model_name} has no replica yet, and {self._num_held} requests wait for it,"

@@ -78,7 +78,8 @@ class ModelPools:
         for model in self._config.models:
             following = next((one for one in config.models if one.name == model.name), None)
             self._pools[model.name].expect_successors(
-                following is not None and following.source == model.source
+                following is not None and following.source == model.source,
+                is_removed=following is None,
             )
 
     def watch(self, telemetry: Telemetry) -> None:
