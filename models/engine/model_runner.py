@@ -190,18 +190,24 @@ class ModelRunner:
             "weights": loaded_s - began_s,
             "kv_cache": time.perf_counter() - loaded_s,
         }
-        self._gpu_steps: GPUSteps | None = None
-        if runs_triton(self._device):
-            self._gpu_steps = self._make_gpu_steps(shape_of_rank, engine_config, group)
-        else:
-            self._attention = choose_attention(
-                self._kv_cache,
-                shape_of_rank,
-                dtype=self._dtype,
-                is_deterministic=engine_config.deterministic,
-            )
+        self._prepare_steps(shape_of_rank, engine_config, group)
         self._sampler, self._interrupt, self._shape = Sampler(), StepInterrupt(), shape
         self._overlaps_steps = overlaps_steps(engine_config, self._device, group.size)
+
+    def _prepare_steps(
+        self, shape: DecoderShape, engine_config: EngineConfig, group: TPGroup
+    ) -> None:
+        """What computes attention: on a GPU a part of its steps as a whole."""
+        self._gpu_steps: GPUSteps | None = None
+        if runs_triton(self._device):
+            self._gpu_steps = self._make_gpu_steps(shape, engine_config, group)
+            return
+        self._attention = choose_attention(
+            self._kv_cache,
+            shape,
+            dtype=self._dtype,
+            is_deterministic=engine_config.deterministic,
+        )
 
     @property
     def dtype(self) -> torch.dtype:
