@@ -23,12 +23,7 @@ from models.adapters.bank import AdapterBank, AdapterStep, adapter_bank
 from models.adapters.checkpoint import LayerPairs, LoadedAdapter, read_adapter
 from models.attention.backend import StepAttention
 from models.attention.choice import choose_attention
-from models.checkpoint import (
-    DecoderConfig,
-    DecoderShape,
-    is_native,
-    read_decoder_config,
-)
+from models.checkpoint import DecoderConfig, DecoderShape, is_native, read_decoder_config
 from models.decoder import Decoder
 from models.engine.beam_candidates import candidates_by_row
 from models.engine.cuda_graphs import ComputedStep
@@ -56,11 +51,7 @@ from models.engine.launched_step import (
     following_inputs,
 )
 from models.engine.sampler import NonFiniteLogitsError, Sampler, token_logprobs
-from models.engine.step_inputs import (
-    PromptLogprobsRow,
-    StepInputs,
-    StepOutputs,
-)
+from models.engine.step_inputs import PromptLogprobsRow, StepInputs, StepOutputs
 from models.engine.step_interrupt import InterruptibleAttention, StepInterrupt
 from models.engine.transfers import upload
 from models.layers import can_pack
@@ -203,10 +194,7 @@ class ModelRunner:
             self._gpu_steps = self._make_gpu_steps(shape, engine_config, group)
             return
         self._attention = choose_attention(
-            self._kv_cache,
-            shape,
-            dtype=self._dtype,
-            is_deterministic=engine_config.deterministic,
+            self._kv_cache, shape, dtype=self._dtype, is_deterministic=engine_config.deterministic
         )
 
     @property
