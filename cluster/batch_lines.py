@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 import orjson
 
-from cluster.errors import ValidationError
+from cluster.errors import FieldProblem, ValidationError
 from cluster.openai_schema.batches import BatchError
 from cluster.openai_schema.chat import ChatCompletionRequest
 from cluster.openai_schema.completions import CompletionRequest
@@ -22,6 +22,7 @@ from cluster.openai_schema.values import shown
 MAX_CUSTOM_ID_CHARS = 512
 MAX_ERRORS = 100  # then the rest of a file is not looked at
 MAX_EMBEDDING_INPUTS = 50_000  # of a batch, as at OpenAI
+_CONTENT_FIELDS = frozenset({"messages", "prompt", "input", "tools"})
 _FIELDS = ("custom_id", "method", "url", "body")
 _BOM = b"\xef\xbb\xbf"
 
@@ -172,7 +173,7 @@ class InputCheck:
         except ValidationError as error:
             for problem in error.problems:
                 path = ".".join(map(str, ("body", *problem.loc)))
-                self._note(problem.kind, number, f"{path}: {problem.message}", path)
+                self._note(problem.kind, number, f"{path}: {_without_content(problem)}", path)
             return
         if isinstance(request, EmbeddingRequest):
             self._num_inputs += len(request.input.items)
@@ -190,6 +191,12 @@ class InputCheck:
                 f"{shown(self.model)}."
             )
             self._note("mismatched_model", number, message, "body.model")
+
+
+def _without_content(problem: FieldProblem) -> str:
+    """What is wrong, without what people wrote: errors are kept in Redis, prompts are not."""
+    has_content = bool(problem.loc) and problem.loc[0] in _CONTENT_FIELDS
+    return problem.message.partition("; given ")[0] if has_content else problem.message
 
 
 class _LineReader:

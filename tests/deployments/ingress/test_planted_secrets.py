@@ -1,8 +1,7 @@
 """What is planted — keys, secrets, a prompt — is searched for wherever the server writes.
 
 In the object store prompts are where they belong: in uploaded files and in batches' outputs.
-The answer to a bad request may quote the refused value to who sent it. Not driven here: a
-batch whose file is refused keeps such quotes among its errors, in Redis, for its owner.
+The answer to a bad request may quote the refused value to who sent it.
 """
 
 import json
@@ -204,28 +203,34 @@ async def _batch(planted: Planted) -> None:
         call = {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body}
         return json.dumps(call)
 
+    async def run(*lines: str) -> tuple[str, Any]:
+        """The file's id, and the batch when it is over."""
+        uploaded = await planted.client.post(
+            "/v1/files",
+            data={"purpose": "batch"},
+            files={"file": ("in.jsonl", "\n".join(lines).encode())},
+        )
+        assert uploaded.status_code == 200, uploaded.text
+        batch = started = await planted.post(
+            "/v1/batches",
+            status=200,
+            input_file_id=uploaded.json()["id"],
+            endpoint=CHAT,
+            completion_window="24h",
+        )
+        while batch["status"] not in FINAL:
+            batch = (await planted.client.get(f"/v1/batches/{started['id']}")).json()
+        return uploaded.json()["id"], batch
+
+    _, refused = await run(line(1, {"model": MODEL, "messages": PROMPT}))
+    assert refused["status"] == "failed"
+    assert PROMPT not in json.dumps(refused)
     body = {"model": MODEL, "messages": MESSAGES}
-    lines = [line(1, body), line(2, {**body, "max_tokens": 2 * CONTEXT})]
-    uploaded = await planted.client.post(
-        "/v1/files",
-        data={"purpose": "batch"},
-        files={"file": ("in.jsonl", "\n".join(lines).encode())},
-    )
-    assert uploaded.status_code == 200, uploaded.text
-    started = await planted.post(
-        "/v1/batches",
-        status=200,
-        input_file_id=uploaded.json()["id"],
-        endpoint=CHAT,
-        completion_window="24h",
-    )
-    batch = started
-    while batch["status"] not in FINAL:
-        batch = (await planted.client.get(f"/v1/batches/{started['id']}")).json()
+    file_id, batch = await run(line(1, body), line(2, {**body, "max_tokens": 2 * CONTEXT}))
     assert batch["status"] == "completed", batch["errors"]
     output = (await planted.client.get(f"/v1/files/{batch['output_file_id']}/content")).text
     assert PROMPT in output, "here it belongs"
-    deleted = await planted.client.delete(f"/v1/files/{uploaded.json()['id']}")
+    deleted = await planted.client.delete(f"/v1/files/{file_id}")
     assert deleted.status_code == 200
 
 
