@@ -169,7 +169,7 @@ def test_a_start_that_fails_in_the_replica_gives_one_message_and_leaves_nothing_
 ) -> None:
     incomplete = tmp_path / "incomplete"
     incomplete.mkdir()
-    for path in tiny_checkpoint.iterdir():
+    for path in tiny_checkpoint.glob("*.*"):
         (incomplete / path.name).write_bytes(path.read_bytes())
     # Sound files that do not fit together: only the engine finds out.
     weights = load_file(tiny_checkpoint / "model.safetensors")
