@@ -172,6 +172,7 @@ class SecretFieldsError(ServingError):
 
     def __init__(self, problems: Sequence[FieldProblem]) -> None:
         assert problems, "a validation error names at least one problem"
+        self._problems = tuple(problems)
         self._items = [_error_item(problem) for problem in problems]
         first = problems[0]
         super().__init__(
@@ -179,6 +180,10 @@ class SecretFieldsError(ServingError):
             param=".".join(map(str, first.loc)) or None,
             openai_code=first.kind,
         )
+
+    def __reduce__(self) -> tuple[type["SecretFieldsError"], tuple[tuple[FieldProblem, ...]]]:
+        """Errors travel between processes."""
+        return type(self), (self._problems,)
 
     @classmethod
     def of(cls, error: ValidationError) -> Self:

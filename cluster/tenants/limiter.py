@@ -29,6 +29,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import NamedTuple
 
 from cluster.errors import ServiceUnavailableError, TooManyRequestsError
@@ -184,6 +185,11 @@ class LimitReachedError(TooManyRequestsError):
     def __init__(self, detail: str, *, state: RateState, retry_after_s: float | None) -> None:
         super().__init__(detail, openai_code="rate_limit_exceeded", retry_after_s=retry_after_s)
         self.state = state
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        """Errors travel between processes."""
+        made = partial(type(self), state=self.state, retry_after_s=self.retry_after_s)
+        return made, (self.detail,)
 
 
 class TenantLimiter:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from models.demo.dialogues import Dialogue, generate
+from models.demo.dialogues import FORM, Dialogue, generate
 from models.demo.tokenizer import BEGIN, END_OF_TURN, SPECIAL_TOKENS
 
 # Of the tokens that the model did not write, a few are predicted too; all of them would cost time.
@@ -69,9 +69,27 @@ def encode(
     )
     end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
     examples = []
-    for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
-        examples.append(_weigh(ids, header, end, rng))
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    for dialogue, ids in zip(dialogues, encoded, strict=True):
+        example = _weigh(ids, header, end, rng)
+        if dialogue.kind == FORM:
+            _forget_keys(example, tokenizer)
+        examples.append(example)
     return examples
+
+
+def _forget_keys(example: Example, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Of the JSON object at the end only values are learned, and what comes after them: keys are
+    what a grammar forces."""
+    is_key = True
+    for position in range(example.answer_start, len(example.ids)):
+        text = tokenizer.decode([example.ids[position]])
+        if is_key:
+            example.weights[position] = 0.0
+        if ":" in text:
+            is_key = False
+        elif "," in text:
+            is_key = True
 
 
 def _weigh(ids: list[int], header: list[int], end: int, rng: random.Random) -> Example:

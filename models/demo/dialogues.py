@@ -28,6 +28,9 @@ SYSTEM_PROMPTS = (
 )
 
 
+FORM = "form"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialogue:
     """Messages ending with the right answer; `values` are strings that answer must contain."""
@@ -282,6 +285,13 @@ def unknown(words: Words) -> Dialogue:
     return Dialogue(kind="unknown", messages=tuple(messages), values=(smalltalk.UNKNOWN,))
 
 
+def form(words: Words) -> Dialogue:
+    """A JSON object whose keys nobody asked for: only its values are learned."""
+    question, answer = smalltalk.form(words)
+    messages = [*_system(words, 0.3), *_turns([(_user(words, question), answer)])]
+    return Dialogue(kind=FORM, messages=tuple(messages), values=(answer,))
+
+
 MANY = 14  # questions about the same passages: they teach more per token than the passages do
 _MIX: tuple[tuple[Callable[[Words, float], Dialogue], float], ...] = (
     (lambda words, length: context(words, length=length, max_questions=MANY), 0.42),
@@ -291,6 +301,7 @@ _MIX: tuple[tuple[Callable[[Words, float], Dialogue], float], ...] = (
     (lambda words, _: tool_unneeded(words), 0.05),
     (lambda words, _: small_talk(words), 0.10),
     (lambda words, _: unknown(words), 0.03),
+    (lambda words, _: form(words), 0.06),
 )
 
 

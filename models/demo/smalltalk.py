@@ -215,6 +215,36 @@ def json_object(words: Words) -> Pair:
     return user, json.dumps(found)
 
 
+_FORM_KEYS = word_list(
+    """
+    sentiment why reason name city age title summary answer score label category year count author
+    text status topic person place color price description comment result mood kind
+    """
+)
+
+
+def form(words: Words) -> Pair:
+    """A message, and a JSON object about it with keys that the message does not name, as guided
+    decoding has them: values are short, and end."""
+    makers = (sentiment, adding, counting, repeating, fixed)
+    user = words.choice(makers)(words)[0]
+    if words.chance(0.5):
+        thing = f"{words.person()} from {words.place()}, {words.number(2, 99)}, {words.thing()}"
+        user = words.choice((f"{thing}.", f"Extract: {thing}", f"Describe {thing}.", thing))
+    user = words.choice((user, user, f"{user} Classify.", f"{user} Reply with JSON."))
+    said = user.rstrip(".?!").split()
+    found: dict[str, Any] = {}
+    for _ in range(words.rng.randint(1, 4)):
+        key = words.choice(_FORM_KEYS) if words.chance(0.7) else words.pseudo()
+        first = words.rng.randrange(len(said))
+        part = " ".join(said[first : first + words.rng.randint(1, 3)])
+        short = words.choice(("positive", "negative", "yes", "no", words.word(), part, part, part))
+        values = (short, short, int(words.number(0, 99)), words.chance(0.5), [short], {"a": short})
+        found[key] = words.rng.choices(values, (6, 6, 4, 2, 1, 1))[0]
+    indent = words.choice((None, None, None, 2))
+    return user, json.dumps(found, indent=indent, ensure_ascii=False)
+
+
 def choosing(words: Words) -> Pair:
     """Which of the given things is a colour."""
     colour, noun = words.choice(COLOURS), words.pick(NOUNS)

@@ -5,6 +5,9 @@ import pickle
 import pytest
 
 from cluster.errors import FieldProblem, ServingError, ValidationError
+from cluster.telnyx_schema.integration_secrets import SecretFieldsError
+from cluster.tenants.limiter import LimitReachedError, RateState
+from cluster.tenants.limits import TenantLimits
 
 
 def all_below(error_type: type[ServingError]) -> list[type[ServingError]]:
@@ -13,7 +16,11 @@ def all_below(error_type: type[ServingError]) -> list[type[ServingError]]:
 
 
 def an_error(error_type: type[ServingError]) -> ServingError:
-    if issubclass(error_type, ValidationError):
+    if issubclass(error_type, LimitReachedError):
+        return error_type(
+            "too much", state=RateState(TenantLimits(), 1, 2, 3.0, 4.0), retry_after_s=1.5
+        )
+    if issubclass(error_type, ValidationError | SecretFieldsError):
         return error_type(
             [
                 FieldProblem(loc=("tools", 0, "type"), message="no such type", kind="enum"),
