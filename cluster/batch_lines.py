@@ -195,7 +195,8 @@ class InputCheck:
 
 def _without_content(problem: FieldProblem) -> str:
     """What is wrong, without what people wrote: errors are kept in Redis, prompts are not."""
-    has_content = bool(problem.loc) and problem.loc[0] in _CONTENT_FIELDS
+    is_within = bool(problem.loc) and problem.loc[0] in _CONTENT_FIELDS
+    has_content = is_within and problem.loc[-1] not in ("role", "type")
     return problem.message.partition("; given ")[0] if has_content else problem.message
 
 

@@ -80,7 +80,7 @@ def test_all_that_is_wrong_with_a_line_is_said() -> None:
 
 
 def test_what_people_wrote_is_not_repeated_in_errors() -> None:
-    messages = [{"role": "zebra", "content": "zebra"}, "zebra", {"role": "user", "content": 1}]
+    messages = [{"role": "user", "content": {"zebra": "zebra"}}, "zebra", {"role": "user"}]
     chat = "/v1/chat/completions"
     made = InputCheck(chat, is_served=lambda _: True, max_requests=10)
     for content in (messages, "zebra"):
