@@ -9,6 +9,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -71,6 +72,16 @@ async def wait_for_answers(redis: RedisClient, num: int) -> None:
 
 
 async def check(server: BatchServer, batch_id: str, num: int) -> None:
+    """As `check_lines`, of the only batch: its lines are what the tenant has used."""
+    lines = await check_lines(server, batch_id, num)
+    usages = [line["response"]["body"]["usage"] for line in lines]
+    counts = await used(server.redis)
+    assert counts.num_requests == num
+    assert counts.prompt_tokens == sum(usage["prompt_tokens"] for usage in usages)
+    assert counts.completion_tokens == sum(usage["completion_tokens"] for usage in usages)
+
+
+async def check_lines(server: BatchServer, batch_id: str, num: int) -> list[dict[str, Any]]:
     """Every line once, in order, with the answer of an undisturbed run."""
     batch = await server.end_of(batch_id)
     assert batch.status == "completed", batch
@@ -78,11 +89,7 @@ async def check(server: BatchServer, batch_id: str, num: int) -> None:
     lines = await server.lines_of(batch.output_file_id)
     assert [line["custom_id"] for line in lines] == [f"c{n}" for n in range(num)]
     assert [content_of(line) for line in lines] == [f"hello {n}" for n in range(num)]
-    usages = [line["response"]["body"]["usage"] for line in lines]
-    counts = await used(server.redis)
-    assert counts.num_requests == num
-    assert counts.prompt_tokens == sum(usage["prompt_tokens"] for usage in usages)
-    assert counts.completion_tokens == sum(usage["completion_tokens"] for usage in usages)
+    return lines
 
 
 async def used(redis: RedisClient) -> UsageCounts:
@@ -129,8 +136,9 @@ async def test_a_worker_that_freezes_and_thaws_changes_nothing_and_works_on(
             await check(server, started.id, 200)
         frozen.send_signal(signal.SIGCONT)
         another = await server.start([chat_line(f"c{n}", f"hello {n}") for n in range(50)])
-        await check(server, another.id, 50)  # by the one that thawed
-        await check(server, started.id, 200)
+        await check_lines(server, another.id, 50)  # by the one that thawed
+        await check_lines(server, started.id, 200)
+        assert (await used(server.redis)).num_requests == 250
         record = await server.tasks.queue.get(
             "default", (await server.tasks.get("default", started.id)).task_id
         )
@@ -149,7 +157,8 @@ async def test_two_workers_share_batches_and_each_line_is_answered_once(
         lines = [chat_line(f"c{n}", f"hello {n}") for n in range(100)]
         started = [await server.start(lines) for _ in range(3)]
         for batch in started:
-            await check(server, batch.id, 100)
+            await check_lines(server, batch.id, 100)
+        assert (await used(server.redis)).num_requests == 300
         assert int(await server.redis.execute("GET", ANSWERED_KEY)) == 300
 
 
