@@ -58,6 +58,10 @@ fingerprint() {
 
 install_environment() {
   local profile=$1 started=$SECONDS
+  # Making it anew would empty the folder of whoever it belongs to.
+  if [[ -L $VENV_DIR ]]; then
+    die "$(venv_path) is a link to $(readlink "$VENV_DIR"); remove the link, or set SHOAL_VENV to that folder"
+  fi
   say "setting up $(venv_path) ($profile)"
   rm -f "$VENV_DIR"/shoal-*.stamp
   make_venv
