@@ -73,23 +73,35 @@ def encode(
     for dialogue, ids in zip(dialogues, encoded, strict=True):
         example = _weigh(ids, header, end, rng)
         if dialogue.kind == FORM:
-            _forget_keys(example, tokenizer)
+            example = _as_guided(example, tokenizer, rng)
         examples.append(example)
     return examples
 
 
-def _forget_keys(example: Example, tokenizer: PreTrainedTokenizerFast) -> None:
+def _as_guided(example: Example, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Example:
     """Of the JSON object at the end only values are learned, and what comes after them: keys are
-    what a grammar forces."""
+    what a grammar forces. Now and then a space and its quote are two tokens, as where the model
+    had expected a number.
+    """
+    space, quote = tokenizer.encode(" ", add_special_tokens=False), tokenizer.encode('"')
+    whole = tokenizer.encode(' "', add_special_tokens=False)
+    start = example.answer_start
+    ids, weights = example.ids[:start], example.weights[:start]
     is_key = True
-    for position in range(example.answer_start, len(example.ids)):
-        text = tokenizer.decode([example.ids[position]])
-        if is_key:
-            example.weights[position] = 0.0
+    for token_id in example.ids[start:]:
+        text = tokenizer.decode([token_id])
+        weight = 0.0 if is_key else 1.0
+        if [token_id] == whole and not is_key and rng.random() < 0.4:
+            ids += [*space, *quote]
+            weights += [0.0, weight]
+        else:
+            ids.append(token_id)
+            weights.append(weight)
         if ":" in text:
             is_key = False
         elif "," in text:
             is_key = True
+    return Example(ids=ids, weights=weights, answer_start=start)
 
 
 def _weigh(ids: list[int], header: list[int], end: int, rng: random.Random) -> Example:
