@@ -214,7 +214,7 @@ def test_a_failure_of_rank_0_itself_is_raised_as_it_is(
     with parallel_runner(folder, 2) as runner:
         engine = engine_on(runner)
         engine.add_request(ENDLESS)
-        monkeypatch.setattr(runner._runner._sampler, "sample", lambda *_: 1 / 0)
+        monkeypatch.setattr(runner._runner._sampler, "draw", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.step()
         with pytest.raises(RankError, match="rank 0 failed: division by zero"):
