@@ -216,7 +216,7 @@ def _wait_for_one(
 def _shell(host: Host, command: str) -> str:
     """Run a command on the host as its user's shell would, in all of its namespaces."""
     inside = ["nsenter", f"--target={host.init_pid()}", "--all", "--", "bash", "-c"]
-    return host.run([*inside, f". /root/.bashrc; {command}"], timeout_s=2 * CONNECT_TIMEOUT_S)
+    return host.run([*inside, f". ~root/.bashrc; {command}"], timeout_s=2 * CONNECT_TIMEOUT_S)
 
 
 def _open_ports(host: Host, address: str, ports: Sequence[int]) -> set[int]:

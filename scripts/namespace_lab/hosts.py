@@ -39,18 +39,18 @@ set -e
 hostname {name}
 {cover}
 mkdir -p /run/sshd
-cp {lab}/bashrc /root/.bashrc
-echo '. ~/.bashrc' >/root/.profile
-mkdir -p /root/shoal/scripts /root/shoal-env
-cp {lab}/pyproject.toml /root/shoal/
-cp -r {lab}/lib /root/shoal/scripts/
-ln -s {venv}/* /root/shoal-env/
+cp {lab}/bashrc ~root/.bashrc
+echo '. ~/.bashrc' >~root/.profile
+mkdir -p ~root/shoal/scripts ~root/shoal-env
+cp {lab}/pyproject.toml ~root/shoal/
+cp -r {lab}/lib ~root/shoal/scripts/
+ln -s {venv}/* ~root/shoal-env/
 (
-  cd /root/shoal
-  export SHOAL_VENV=/root/shoal-env
+  cd ~root/shoal
+  export SHOAL_VENV=~root/shoal-env
   . scripts/lib/console.sh
   . scripts/lib/environment.sh
-  fingerprint >/root/shoal-env/shoal-runtime.stamp
+  fingerprint >~root/shoal-env/shoal-runtime.stamp
 )
 exec /usr/sbin/sshd -D -e -f {lab}/sshd_config
 """
@@ -213,8 +213,8 @@ class Lab:
             host.run(["ip", *words])
 
     def _cover(self, *kept: Path) -> str:
-        """Shell lines: fresh /root, /tmp, /dev/shm and /run, and the laboratory's names; but what a
-        host needs stays where it is: the laboratory, Python, its packages, and `kept`.
+        """Shell lines: a fresh home of root, /tmp, /dev/shm and /run, and names; but
+        what a host needs stays where it is: the laboratory, Python, its packages, and `kept`.
 
         They are run in a mount namespace, so nothing outside changes.
         """
@@ -222,8 +222,8 @@ class Lab:
         lines = ["mount --make-rprivate /", "mount -t tmpfs tmpfs /mnt"]
         for number, path in enumerate(sorted(folders)):
             lines.append(f"mkdir /mnt/{number} && mount --bind {path} /mnt/{number}")
-        lines += [f"mount -t tmpfs tmpfs {path}" for path in ("/root", "/tmp", "/dev/shm", "/run")]
-        lines += ["chmod 700 /root", "chmod 1777 /tmp /dev/shm"]
+        lines += [f"mount -t tmpfs tmpfs {path}" for path in ("~root", "/tmp", "/dev/shm", "/run")]
+        lines += ["chmod 700 ~root", "chmod 1777 /tmp /dev/shm"]
         for number, path in enumerate(sorted(folders)):
             lines.append(f"mkdir -p {path} && mount --bind /mnt/{number} {path}")
         for name in ("hosts", "resolv.conf"):
