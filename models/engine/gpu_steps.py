@@ -3,32 +3,16 @@
 Shapes: T = rows of the step, M = model width, V = vocabulary.
 """
 
-from typing import Protocol
-
 import torch
 
 from models.adapters.bank import AdapterStep
-from models.attention.backend import StepAttention
 from models.attention.step_tensors import StepTensors, num_decodes, send_step
 from models.attention.triton import TritonAttention
 from models.engine.cuda_graphs import ComputedStep, DecodeGraphs, Recorder, graph_sizes
+from models.engine.step_decoder import StepDecoder
 from models.engine.step_inputs import StepInputs
 
 MAX_GRAPH_SIZE = 512  # sequences; larger steps are launched kernel by kernel
-
-
-class StepModel(Protocol):
-    """A decoder; `logits` gives None on ranks that have none."""
-
-    def forward(
-        self,
-        token_ids_T: torch.Tensor,
-        positions_T: torch.Tensor,
-        attention: StepAttention,
-        adapters: AdapterStep | None = None,
-    ) -> torch.Tensor: ...
-
-    def logits(self, hidden_RM: torch.Tensor) -> torch.Tensor | None: ...
 
 
 class GPUSteps:
@@ -36,7 +20,7 @@ class GPUSteps:
 
     def __init__(
         self,
-        model: StepModel,
+        model: StepDecoder,
         attention: TritonAttention,
         *,
         max_num_seqs: int,

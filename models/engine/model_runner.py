@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from cluster.config import EngineConfig
 from cluster.types import TokenLogprobs
 from models.adapters.bank import AdapterBank, AdapterStep, adapter_bank
 from models.adapters.checkpoint import LayerPairs, LoadedAdapter, read_adapter
-from models.attention.backend import StepAttention
 from models.attention.choice import choose_attention
 from models.checkpoint import DecoderConfig, DecoderShape, is_native, read_decoder_config
 from models.decoder import Decoder
@@ -51,6 +50,7 @@ from models.engine.launched_step import (
     following_inputs,
 )
 from models.engine.sampler import NonFiniteLogitsError, Sampler, token_logprobs
+from models.engine.step_decoder import StepDecoder
 from models.engine.step_inputs import PromptLogprobsRow, StepInputs, StepOutputs
 from models.engine.step_interrupt import InterruptibleAttention, StepInterrupt
 from models.engine.transfers import upload
@@ -85,20 +85,6 @@ def padded_size(num_rows: int) -> int:
         if num_rows <= limit:
             return -(-num_rows // multiple) * multiple
     return -(-num_rows // 64) * 64
-
-
-class StepDecoder(Protocol):
-    """`models.decoder.Decoder`, or `TransformersDecoder` for families that it does not have."""
-
-    def forward(
-        self,
-        token_ids_T: torch.Tensor,
-        positions_T: torch.Tensor,
-        attention: StepAttention,
-        adapters: AdapterStep | None = None,
-    ) -> torch.Tensor: ...
-
-    def logits(self, hidden_RM: torch.Tensor) -> torch.Tensor | None: ...
 
 
 class ModelRunner:
