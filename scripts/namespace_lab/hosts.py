@@ -213,7 +213,7 @@ class Lab:
             host.run(["ip", *words])
 
     def _cover(self, *kept: Path) -> str:
-        """Shell lines: a fresh home of root, /tmp, /dev/shm and /run, and names; but
+        """Shell lines: a fresh home of root, /tmp, /dev/shm and /run, the lab's names; but
         what a host needs stays where it is: the laboratory, Python, its packages, and `kept`.
 
         They are run in a mount namespace, so nothing outside changes.
