@@ -1,16 +1,11 @@
 """Tiny random checkpoints made by transformers, and a driver that runs steps on them by hand."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-
-# Read when the kernels' modules are loaded: without a GPU they run in Triton's interpreter.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 _CLASSES = {
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
