@@ -52,6 +52,15 @@ _STREAM = (
     "The answer; with `stream: true` as server-sent events, and an error after the first of them "
     "as an event."
 )
+# OpenAPI 3.1 says nothing about streams of events; its tools read the schema as that of one event.
+_EVENT: Schema = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "description": "Where the API has names for its events."},
+        "data": {"type": "string", "description": "An object in JSON, or the `[DONE]` at the end."},
+    },
+    "required": ["data"],
+}
 
 
 def openapi_document(
@@ -181,7 +190,7 @@ class _Writer:
         if answers:
             content = {JSON: {"schema": _any_of(answers)}}
         if operation.has_stream:
-            content["text/event-stream"] = {"schema": {"type": "string"}}
+            content["text/event-stream"] = {"schema": _EVENT}
         description = _STREAM if operation.has_stream else _DESCRIPTIONS[200]
         return {"description": description, "content": content}
 
