@@ -17,11 +17,17 @@ from cluster.types import BucketRef, FoundChunk
 
 
 class InputKind(StrEnum):
-    """What a text is, for models that want to be told by a prefix."""
+    """What a text is, for models that want to be told by a prefix; and how urgent it is."""
 
     PLAIN = "plain"  # as it is: the embeddings endpoint
     QUERY = "query"
     PASSAGE = "passage"
+    BULK = "bulk"  # as PLAIN, in a batch: nobody waits for it
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a text that is longer than the model reads is cut, and not refused."""
+        return self in (InputKind.QUERY, InputKind.PASSAGE)
 
 
 class SearchMode(StrEnum):
@@ -63,8 +69,8 @@ class Embedder(Protocol):
     async def embed(
         self, inputs: Sequence[str] | Sequence[Sequence[int]], *, kind: InputKind
     ) -> Embeddings:
-        """Embed texts or token ids; texts longer than the model reads are cut for PASSAGE and
-        QUERY, and refused for PLAIN.
+        """Embed texts or token ids; texts longer than the model reads are cut or refused, see
+        `InputKind.is_cut`.
 
         Raises:
             ValidationError: an input is empty, too long or has unknown tokens; names `input.i`.

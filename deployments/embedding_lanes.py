@@ -1,9 +1,10 @@
 """Which waiting texts are embedded next: queries before anything else, and no caller for ever last.
 
-Three lanes: queries (a search waits for them), plain texts (a client of the embeddings endpoint
-waits), passages (a bucket is being embedded). A lane that has been passed over eight times in a
-row has its turn. Within a lane the calls take turns; a batch is filled up with texts of like length
-of the others. Integers only; one thread at a time.
+Four lanes: queries (a search waits for them), plain texts (a client of the embeddings endpoint
+waits), passages (a bucket is being embedded), and the texts of batches, which have a day's time. A
+lane that has been passed over eight times in a row has its turn; that of batches after twenty.
+Within a lane the calls take turns; a batch is filled up with texts of like length of the others.
+Integers only; one thread at a time.
 """
 
 from collections import deque
@@ -14,8 +15,14 @@ from itertools import islice
 from cluster.retrieval import InputKind
 from models.embedding.batching import BatchLimits, BatchShape, next_batch
 
-_LANES = (InputKind.QUERY, InputKind.PLAIN, InputKind.PASSAGE)  # in order of urgency
-_MAX_PASSED_OVER = 8
+# In order of urgency; and how often each is passed over in a row.
+_MAX_PASSED_OVER = {
+    InputKind.QUERY: 8,
+    InputKind.PLAIN: 8,
+    InputKind.PASSAGE: 8,
+    InputKind.BULK: 20,  # so what batches take of busy replicas is a twentieth
+}
+_LANES = tuple(_MAX_PASSED_OVER)
 _MAX_CANDIDATES = 1024  # texts that are looked at to fill a batch
 
 
@@ -50,6 +57,7 @@ class Batch:
 
 @dataclass(slots=True)
 class _Lane:
+    max_passed_over: int
     calls: deque[WaitingCall] = field(default_factory=deque)  # the next in turn first
     num_passed_over: int = 0
 
@@ -58,7 +66,7 @@ class EmbeddingLanes:
     """All waiting calls."""
 
     def __init__(self) -> None:
-        self._lanes = {kind: _Lane() for kind in _LANES}
+        self._lanes = {kind: _Lane(times) for kind, times in _MAX_PASSED_OVER.items()}
 
     def add(self, call: WaitingCall, kind: InputKind) -> None:
         assert call.order, "a call has at least one text"
@@ -85,7 +93,7 @@ class EmbeddingLanes:
         waiting = [lane for lane in self._lanes.values() if lane.calls]
         if not waiting:
             return None
-        overdue = (lane for lane in waiting if lane.num_passed_over >= _MAX_PASSED_OVER)
+        overdue = (lane for lane in waiting if lane.num_passed_over >= lane.max_passed_over)
         chosen = next(overdue, waiting[0])
         for lane in waiting:
             lane.num_passed_over += 1

@@ -103,7 +103,8 @@ class EmbeddingQueue:
         """Make room for a call of about so many tokens; use it as a context.
 
         A call is refused when the tokens that go before it, with its own, are more than are kept;
-        passages are so refused before queries. One that nothing goes before is always admitted.
+        batches are so refused before passages, and those before queries. One that nothing goes
+        before is always admitted.
 
         Raises:
             TooManyRequestsError: has `retry_after_s`.

@@ -106,10 +106,9 @@ class LocalEmbedder:
             return rows, await call.compute(rows)
 
     async def _rows(self, inputs: Sequence[str] | Sequence[Sequence[int]], kind: InputKind) -> Rows:
-        is_cut = kind is not InputKind.PLAIN
         if not isinstance(inputs[0], str):
             token_ids = cast(Sequence[Sequence[int]], inputs)
-            return self._embedder.checked(token_ids, is_cut=is_cut)
+            return self._embedder.checked(token_ids, is_cut=kind.is_cut)
         texts = cast(Sequence[str], inputs)
         if sum(map(len, texts)) <= _MAX_INLINE_CHARS:
             return self._tokenize(texts, kind, 0)
@@ -122,12 +121,12 @@ class LocalEmbedder:
             )
             rows += found
             num_tokens += sum(len(row) for row in found)
-            if kind is InputKind.PLAIN and num_tokens > MAX_REQUEST_TOKENS:
+            if not kind.is_cut and num_tokens > MAX_REQUEST_TOKENS:
                 raise too_many_tokens(f"{num_tokens} in the first {len(rows)} inputs")
         return rows
 
     def _tokenize(self, texts: Sequence[str], kind: InputKind, first: int) -> Rows:
-        if kind is InputKind.PLAIN:
+        if not kind.is_cut:
             return self._embedder.whole(texts, first=first)
         prefixes = self._embedder.prefixes
         prefix = prefixes.query if kind is InputKind.QUERY else prefixes.passage

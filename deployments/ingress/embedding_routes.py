@@ -98,9 +98,10 @@ class OpenAIEmbeddings:
             _check_dimensions(request.dimensions, (await embedder.facts()).width)
         used = UsageCounts(num_requests=1)
         estimate = _num_tokens_about(request.input)
+        kind = InputKind.BULK if exchange.is_batch else InputKind.PLAIN
         async with exchange.meter.running(model=name, num_tokens=estimate, used=lambda: used):
             try:
-                embedding = embedder.embed(request.input.items, kind=InputKind.PLAIN)
+                embedding = embedder.embed(request.input.items, kind=kind)
                 embeddings = await bounded(exchange.deadline, embedding)
             except ValidationError as error:
                 raise _placed(error, request.input) from None

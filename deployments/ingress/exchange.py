@@ -7,7 +7,7 @@ from cluster.config import DEFAULT_TENANT
 from cluster.errors import PermissionDeniedError, ServingError
 from cluster.tenant_config import KeyScope
 from cluster.tenants.records import ApiKey
-from cluster.types import PRIORITY_ONLINE, FinishReason
+from cluster.types import PRIORITY_BATCH, PRIORITY_ONLINE, FinishReason
 from deployments.ingress.deadline import Deadline
 from deployments.ingress.metering import Meter
 
@@ -32,6 +32,11 @@ class Exchange:
     is_anthropic: bool = False  # whose headers and errors the path speaks
     finish_reason: str = ""  # of the choice that ended last
     failure: ServingError | None = None  # midway, after the status was sent
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether it is a line of a batch: nobody waits for it."""
+        return self.priority == PRIORITY_BATCH
 
     @property
     def tenant(self) -> str:

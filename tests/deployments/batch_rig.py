@@ -80,11 +80,14 @@ class EchoPool:
 class LengthEmbedder:
     """The vector of a text says how long it is."""
 
+    def __init__(self) -> None:
+        self.kinds: list[InputKind] = []
+
     async def facts(self) -> EmbedderFacts:
         return EmbedderFacts(model_name=EMBED_MODEL, revision="1", width=2, max_input_tokens=512)
 
     async def embed(self, inputs: Any, *, kind: InputKind) -> Embeddings:
-        assert kind is InputKind.PLAIN
+        self.kinds.append(kind)
         vectors = np.array([[len(item), 1] for item in inputs], dtype=np.float32)
         return Embeddings(vectors_ND=vectors, num_tokens=sum(map(len, inputs)))
 
@@ -111,12 +114,17 @@ def configuration(redis_url: str, **storage: object) -> ShoalConfig:
     )
 
 
-def echo_calls(config: ShoalConfig, checkpoint: Path, pool: EchoPool) -> LineCalls:
+def echo_calls(
+    config: ShoalConfig,
+    checkpoint: Path,
+    pool: EchoPool,
+    embedder: LengthEmbedder | None = None,
+) -> LineCalls:
     model: ServedModel = load_served_model(
         config.models[0], checkpoint, pool, max_model_len=CONTEXT
     )
     pool.tokenizer = model.tokenizer
-    return line_calls(config, {MODEL: model}, {EMBED_MODEL: LengthEmbedder()}, None)
+    return line_calls(config, {MODEL: model}, {EMBED_MODEL: embedder or LengthEmbedder()}, None)
 
 
 @asynccontextmanager

@@ -26,12 +26,21 @@ def all_taken(lanes: EmbeddingLanes) -> list[Sequence[int]]:
     return batches
 
 
-def test_queries_go_before_plain_texts_and_those_before_passages() -> None:
+def test_queries_go_before_plain_texts_those_before_passages_and_batches_last() -> None:
     lanes = EmbeddingLanes()
+    lanes.add(call(8, first=400), InputKind.BULK)
     lanes.add(call(8, first=300), InputKind.PASSAGE)
     lanes.add(call(8, first=200), InputKind.PLAIN)
     lanes.add(call(8, first=100), InputKind.QUERY)
-    assert all_taken(lanes) == [[100], [200], [300]]
+    assert all_taken(lanes) == [[100], [200], [300], [400]]
+
+
+def test_batches_get_a_twentieth_beside_texts_that_somebody_waits_for() -> None:
+    lanes = EmbeddingLanes()
+    lanes.add(call(*[64] * 60, first=100), InputKind.PLAIN)
+    lanes.add(call(*[64] * 60, first=300), InputKind.BULK)
+    turns = [tokens[0] >= 300 for tokens in all_taken(lanes)]
+    assert turns[:42] == ([False] * 20 + [True]) * 2
 
 
 def test_a_lane_that_is_passed_over_has_its_turn_in_the_end() -> None:
@@ -80,4 +89,5 @@ def test_a_call_that_nobody_waits_for_is_forgotten() -> None:
 def test_what_is_computed_before_a_text() -> None:
     assert lanes_before(InputKind.QUERY) == (InputKind.QUERY,)
     assert lanes_before(InputKind.PLAIN) == (InputKind.QUERY, InputKind.PLAIN)
-    assert set(lanes_before(InputKind.PASSAGE)) == set(InputKind)
+    assert set(lanes_before(InputKind.PASSAGE)) == set(InputKind) - {InputKind.BULK}
+    assert set(lanes_before(InputKind.BULK)) == set(InputKind)

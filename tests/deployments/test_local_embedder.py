@@ -16,7 +16,7 @@ from deployments.local_embedder import LocalEmbedder
 from models.embedding.text_embedder import TextEmbedder
 from tests.models.embedding.checkpoints import TEXTS, add_layout, save_checkpoint
 
-QUERY, PLAIN, PASSAGE = InputKind.QUERY, InputKind.PLAIN, InputKind.PASSAGE
+QUERY, PLAIN, PASSAGE, BULK = InputKind.QUERY, InputKind.PLAIN, InputKind.PASSAGE, InputKind.BULK
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ async def test_it_is_an_embedder_and_knows_its_facts(
 
 
 @pytest.mark.parametrize(
-    ("kind", "prefix"), [(PLAIN, ""), (QUERY, "query: "), (PASSAGE, "passage: ")]
+    ("kind", "prefix"), [(PLAIN, ""), (BULK, ""), (QUERY, "query: "), (PASSAGE, "passage: ")]
 )
 async def test_each_kind_has_its_prefix_and_its_tokens_are_counted(
     local: LocalEmbedder, model: TextEmbedder, kind: InputKind, prefix: str
@@ -72,18 +72,19 @@ async def test_each_kind_has_its_prefix_and_its_tokens_are_counted(
     assert found.num_tokens == sum(map(len, rows))
 
 
-async def test_long_texts_are_cut_but_for_plain_ones_which_are_refused(
+async def test_long_texts_are_cut_but_for_those_of_the_endpoint_and_of_batches_which_are_refused(
     local: LocalEmbedder, model: TextEmbedder
 ) -> None:
     long = "one, two, three " * 40
     for kind in (QUERY, PASSAGE):
         assert (await local.embed([long], kind=kind)).num_tokens == 64
-    with pytest.raises(ValidationError, match=r"input\.1: has \d+ tokens; .* at most 64"):
-        await local.embed(["short", long], kind=PLAIN)
     row = list(range(4, 104))
     assert (await local.embed([row], kind=PASSAGE)).num_tokens == 64
-    with pytest.raises(ValidationError, match=r"input\.0: has 100 tokens"):
-        await local.embed([row], kind=PLAIN)
+    for kind in (PLAIN, BULK):
+        with pytest.raises(ValidationError, match=r"input\.1: has \d+ tokens; .* at most 64"):
+            await local.embed(["short", long], kind=kind)
+        with pytest.raises(ValidationError, match=r"input\.0: has 100 tokens"):
+            await local.embed([row], kind=kind)
 
 
 @pytest.mark.parametrize("kind", list(InputKind))
@@ -103,10 +104,13 @@ async def test_a_wrong_text_far_behind_is_named_by_its_place(local: LocalEmbedde
         await local.embed(texts, kind=PASSAGE)
 
 
-async def test_a_request_has_a_limit_of_tokens_in_all(local: LocalEmbedder) -> None:
+@pytest.mark.parametrize("kind", [PLAIN, BULK])
+async def test_a_request_has_a_limit_of_tokens_in_all(
+    local: LocalEmbedder, kind: InputKind
+) -> None:
     texts = ["one, two, three, four, five"] * (MAX_REQUEST_TOKENS // 10)
     with pytest.raises(ValidationError, match=rf"at most {MAX_REQUEST_TOKENS} tokens in all"):
-        await local.embed(texts, kind=PLAIN)
+        await local.embed(texts, kind=kind)
     assert local.queue.num_queued_tokens == 0
 
 

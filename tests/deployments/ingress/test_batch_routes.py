@@ -18,6 +18,7 @@ from cluster.errors import (
     ServiceUnavailableError,
     TooManyRequestsError,
 )
+from cluster.retrieval import InputKind
 from cluster.task_queue.retry_policy import RetryPolicy
 from cluster.types import PRIORITY_BATCH
 from deployments import line_run
@@ -27,6 +28,7 @@ from tests.deployments.batch_rig import (
     OTHER_KEY,
     BatchServer,
     EchoPool,
+    LengthEmbedder,
     chat_line,
     content_of,
     echo_calls,
@@ -50,11 +52,20 @@ def pool() -> EchoPool:
 
 
 @pytest.fixture
+def embedder() -> LengthEmbedder:
+    return LengthEmbedder()
+
+
+@pytest.fixture
 async def server(
-    served: BatchServer, checkpoint: Path, tmp_path: Path, pool: EchoPool
+    served: BatchServer,
+    checkpoint: Path,
+    tmp_path: Path,
+    pool: EchoPool,
+    embedder: LengthEmbedder,
 ) -> AsyncIterator[BatchServer]:
     """With a worker."""
-    calls = echo_calls(served.config, checkpoint, pool)
+    calls = echo_calls(served.config, checkpoint, pool, embedder)
     async with working(served.config, served.batches, tmp_path, calls):
         yield served
 
@@ -94,7 +105,9 @@ async def test_a_batch_is_run_and_its_results_are_in_the_inputs_order(
     assert output.expires_at is not None
 
 
-async def test_completions_and_embeddings_are_targets_too(server: BatchServer) -> None:
+async def test_completions_and_embeddings_are_targets_too(
+    server: BatchServer, embedder: LengthEmbedder
+) -> None:
     prompt = {"model": MODEL, "prompt": "<user>once more\n", "max_tokens": 50}
     line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": prompt}
     started = await server.start([line], endpoint="/v1/completions")
@@ -106,6 +119,7 @@ async def test_completions_and_embeddings_are_targets_too(server: BatchServer) -
     (answer,) = await server.lines_of((await server.end_of(started.id)).output_file_id)
     vectors = [item["embedding"] for item in answer["response"]["body"]["data"]]
     assert vectors == [[4, 1], [7, 1]]
+    assert embedder.kinds == [InputKind.BULK], "behind everything that somebody waits for"
 
 
 async def test_lines_that_are_refused_are_results_in_the_error_file(
