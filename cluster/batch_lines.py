@@ -181,7 +181,10 @@ class InputCheck:
 
     def _check_model(self, model: str | None, number: int) -> None:
         if not self._is_served(model):
-            message = f"The model {shown(model)} does not exist here, or is none for this endpoint."
+            message = (
+                f"The model {shown(model)} does not exist here, or is none for this endpoint; "
+                "those of external providers are none for batches."
+            )
             self._note("model_not_found", number, message, "body.model")
         elif self.num_requests == 1:
             self.model = model

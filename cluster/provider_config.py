@@ -208,6 +208,12 @@ def _is_web_address(url: str) -> bool:
 DEFAULT_PROVIDERS = tuple(ProviderConfig.model_validate({"name": name}) for name in BUILTIN)
 
 
+def provider_of(name: str, providers: Sequence[ProviderConfig]) -> ProviderConfig | None:
+    """Whose model it would be by its name; of several prefixes the longest counts."""
+    found = [provider for provider in providers if provider.serves(name)]
+    return max(found, key=lambda provider: len(provider.prefix), default=None)
+
+
 def check_providers(providers: Sequence[ProviderConfig]) -> None:
     """
     Raises:

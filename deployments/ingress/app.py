@@ -93,7 +93,9 @@ def build_asgi_app(  # noqa: PLR0913 - all that it serves, part by part
     Raises:
         ValueError: a file of a provider cannot be used.
     """
-    directory = ModelDirectory(models, default_name=config.default_model_name)
+    directory = ModelDirectory(
+        models, default_name=config.default_model_name, providers=config.providers
+    )
     prompts = PromptBuilder()
     for model in models.values():
         telemetry.model(model.name)  # present from the first scrape on

@@ -14,6 +14,7 @@ from cluster.adapter_catalog import AdapterCatalog
 from cluster.config import ModelConfig
 from cluster.errors import NotFoundError
 from cluster.openai_schema.models import ModelObject, parameters_text, tier_of
+from cluster.provider_config import ProviderConfig, provider_of
 from cluster.tenants.limits import TenantLimits, allowed_names
 from deployments.ingress.model_pool import ModelPool
 from models.chat_template import ChatTemplate, ChatTemplateError
@@ -96,8 +97,16 @@ def load_served_model(
 class ModelDirectory:
     """All models by name, their adapters among them. Adapters in a folder come and go."""
 
-    def __init__(self, models: Mapping[str, ServedModel], *, default_name: str) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        *,
+        default_name: str,
+        providers: Sequence[ProviderConfig] = (),
+    ) -> None:
+        """`providers`: whose models are none of ours, to say so."""
         self._models = dict(models)
+        self._providers = providers
         self._by_any_name = {
             name: model for model in models.values() for name in model.config.names
         }
@@ -117,9 +126,21 @@ class ModelDirectory:
         wanted = self._default_name if name is None else name
         model = self._by_any_name.get(wanted) or self._with_adapter(wanted)
         if model is None or not allowed_names([model.name], limits):
+            if model is None and allowed_names([wanted], limits):
+                self._refuse_external(wanted)
             names = [*sorted(self._models), *(adapter.name for adapter in self.adapters())]
             raise unknown_model(wanted, allowed_names(names, limits))
         return model
+
+    def _refuse_external(self, name: str) -> None:
+        provider = provider_of(name, self._providers)
+        if provider is not None:
+            raise NotFoundError(
+                f"The model {name[:200]!r} is one of the external provider {provider.name}; those"
+                " are there for POST /v1/chat/completions only.",
+                param="model",
+                openai_code="model_not_found",
+            )
 
     def has(self, name: str) -> bool:
         """Whether `find` finds it."""

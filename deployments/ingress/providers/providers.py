@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.openai_schema.models import ModelObject
-from cluster.provider_config import ProviderConfig, check_providers
+from cluster.provider_config import ProviderConfig, check_providers, provider_of
 from deployments.ingress.providers.provider_client import ProviderClient, tls_context
 from models.context_template import ContextTemplate
 
@@ -42,9 +42,10 @@ class Providers:
             contexts = {ca_file: tls_context(ca_file) for ca_file in {c.ca_file for c in configs}}
         except OSError as error:
             raise ValueError(f"providers: ca_file: {error}") from error
-        self._clients = [
-            (config, ProviderClient(config, contexts[config.ca_file])) for config in configs
-        ]
+        self._configs = configs
+        self._clients = {
+            config.name: ProviderClient(config, contexts[config.ca_file]) for config in configs
+        }
         self._templates = {config.name: _template(config) for config in configs}
 
     @property
@@ -52,7 +53,7 @@ class Providers:
         """Of the models that the configuration names, but for those that are served here."""
         return [
             _card(name, config)
-            for config, _ in self._clients
+            for config in self._configs
             for name in config.models
             if not self._is_served(name)
         ]
@@ -61,15 +62,18 @@ class Providers:
         """None: it is no provider's. Of several prefixes the longest counts."""
         if name is None:
             return None
-        found = [item for item in self._clients if item[0].serves(name)]
-        if not found or self._is_served(name):
+        config = provider_of(name, self._configs)
+        if config is None or self._is_served(name):
             return None
-        config, client = max(found, key=lambda item: len(item[0].prefix))
-        template = self._templates[config.name]
-        return ExternalModel(name=name, config=config, client=client, context_template=template)
+        return ExternalModel(
+            name=name,
+            config=config,
+            client=self._clients[config.name],
+            context_template=self._templates[config.name],
+        )
 
     async def close(self) -> None:
-        for _, client in self._clients:
+        for client in self._clients.values():
             await client.close()
 
 

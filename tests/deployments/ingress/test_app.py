@@ -35,6 +35,26 @@ async def test_models_are_listed_and_found_by_id(server: Server, path: str) -> N
         await client.models.retrieve("no/such")
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "hi"}),
+        ("/v1/responses", {"input": "hi"}),
+        ("/v1/messages", {"messages": USER, "max_tokens": 4}),
+        ("/v1/messages/count_tokens", {"messages": USER}),
+        ("/v1/tokenize", {"prompt": "hi"}),
+    ],
+)
+async def test_models_of_providers_are_refused_where_they_are_not_served(
+    server: Server, path: str, body: dict[str, Any]
+) -> None:
+    async with server.http() as client:
+        answer = await client.post(path, json={"model": "openai/gpt-4o", **body})
+    assert answer.status_code == 404
+    message = answer.json()["error"]["message"]
+    assert message.endswith("provider openai; those are there for POST /v1/chat/completions only.")
+
+
 async def test_health_readiness_and_metrics_need_no_key(server: Server) -> None:
     async with server.http(key=None) as client:
         assert (await client.get("/health")).status_code == 200

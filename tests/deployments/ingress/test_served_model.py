@@ -9,6 +9,8 @@ import pytest
 
 from cluster.config import ModelConfig
 from cluster.errors import NotFoundError
+from cluster.provider_config import ProviderConfig
+from cluster.tenants.limits import TenantLimits
 from deployments.ingress.served_model import (
     ModelDirectory,
     ServedModel,
@@ -72,6 +74,20 @@ def test_models_are_found_by_name_or_by_default(checkpoint: Path) -> None:
     assert directory.find(None) is directory.find("org/name") is model
     with pytest.raises(NotFoundError, match="org/name"):
         directory.find("other")
+
+
+def test_a_model_of_a_provider_is_none_of_ours_and_the_error_says_where_it_is(
+    checkpoint: Path,
+) -> None:
+    model = load(checkpoint)
+    directory = ModelDirectory(
+        {model.name: model}, default_name=model.name, providers=[ProviderConfig(name="openai")]
+    )
+    with pytest.raises(NotFoundError, match=r"provider openai; .* POST /v1/chat/completions only"):
+        directory.find("openai/gpt-4o")
+    limits = TenantLimits(models=("org/*",))
+    with pytest.raises(NotFoundError, match="does not exist here; there is: org/name"):
+        directory.find("openai/gpt-4o", limits)
 
 
 def test_adapters_are_models_beside_their_base(checkpoint: Path, tmp_path: Path) -> None:
