@@ -149,6 +149,11 @@ class EngineGoneError(ServiceUnavailableError):
     """The replica's engine has failed or stopped: another replica can take the request over."""
 
 
+class PoolReplacedError(ServiceUnavailableError):
+    """The model's replicas are being replaced by those of another checkpoint; of the answer nothing
+    has come. Whoever serves the new ones can answer."""
+
+
 class DeadlineExceededError(ServingError):
     """The time that the client allowed for its answer is over."""
 

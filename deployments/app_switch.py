@@ -1,13 +1,21 @@
 """One ASGI app in front of another one that is exchanged while requests run.
 
-A request ends in the app in which it began. The app that was there before is closed when its last
-request has ended.
+A request ends in the app in which it began, unless that one has sent nothing and says that a
+model's checkpoint is being replaced: such requests wait for the next app, and begin again there.
+The app that was there before is closed when its last request has ended.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
+
+from cluster.errors import PoolReplacedError
+from deployments.ingress.replay import REPLAY_KEY, Replay
+
+# As long as `channel_pool` lets requests wait while replicas are swapped, and as many.
+MAX_WAIT_S = 300.0
+MAX_WAITING = 2048
 
 Message = MutableMapping[str, Any]
 ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
@@ -78,13 +86,33 @@ class AppSwitch:
         self._current: RunningApp | None = None
         self._on_closed: OnClosed = _nothing_to_do
         self._closing: set[asyncio.Task[None]] = set()
+        self._next = asyncio.Event()  # set, and replaced, when those that wait should try again
+        self._num_waiting = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await _answer_lifespan(receive, send)
             return
-        assert self._current is not None, "the listener is started when there is an app"
-        await self._current.serve(scope, receive, send)
+        replay = Replay(receive)
+        wait_until_s = asyncio.get_running_loop().time() + MAX_WAIT_S
+        while True:
+            assert self._current is not None, "the listener is started when there is an app"
+            following = self._next
+            # An app, or its router, may write into the scope.
+            try:
+                await self._current.serve({**scope, REPLAY_KEY: replay}, replay.receive, send)
+            except PoolReplacedError:
+                if not replay.is_possible:
+                    raise
+                has_next = await self._wait(following, replay, until_s=wait_until_s)
+                replay.begin_again(is_last=not has_next)
+            else:
+                return
+
+    def try_again(self) -> None:
+        """Requests that wait for the next app begin again in the present one."""
+        self._next.set()
+        self._next = asyncio.Event()
 
     async def switch_to(self, app: ASGIApp, *, on_closed: OnClosed) -> None:
         """From now on requests go to this app.
@@ -100,6 +128,7 @@ class AppSwitch:
         if previous is not None:
             self._close_later(previous, self._on_closed)
         self._on_closed = on_closed
+        self.try_again()
 
     async def close(self) -> None:
         """When no request runs any more: close what there is."""
@@ -108,6 +137,27 @@ class AppSwitch:
             self._current = None
         while self._closing:
             await asyncio.gather(*self._closing)
+
+    async def _wait(self, following: asyncio.Event, replay: Replay, *, until_s: float) -> bool:
+        """Whether the request should begin again; else it gets its last chance to be answered."""
+        if self._num_waiting >= MAX_WAITING:
+            return False
+        if replay.deadline is not None:
+            until_s = min(until_s, replay.deadline.at_s)
+        waiting = asyncio.ensure_future(following.wait())
+        leaving = asyncio.ensure_future(replay.until_client_leaves())
+        self._num_waiting += 1
+        try:
+            wait_s = until_s - asyncio.get_running_loop().time()
+            await asyncio.wait(
+                {waiting, leaving}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            return waiting.done()
+        finally:
+            self._num_waiting -= 1
+            waiting.cancel()
+            leaving.cancel()
+            await asyncio.gather(waiting, leaving, return_exceptions=True)
 
     def _close_later(self, app: RunningApp, on_closed: OnClosed) -> None:
         async def close() -> None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from cluster.errors import ServiceUnavailableError
+from cluster.errors import PoolReplacedError, ServiceUnavailableError
 from cluster.types import Request, TokenDelta
 from deployments.adapter_affinity import prefer_loaded
 from deployments.channel_client import (
@@ -89,7 +89,8 @@ class ChannelPool:
         self._is_retired = False
         self._is_removed = False
         self._has_lost_a_drained = False
-        self._waiting: set[asyncio.Timeout] = set()  # for a replica
+        # For a replica, and whether the request has begun.
+        self._waiting: dict[asyncio.Timeout, bool] = {}
 
     def start(self) -> None:
         """Keep connections alive, and at least one of them open, from now on."""
@@ -146,19 +147,24 @@ class ChannelPool:
             await asyncio.sleep(UPKEEP_PERIOD_S / 4)
 
     def expect_successors(self, expected: bool, *, is_removed: bool = False) -> None:
-        """Whether replicas that end are followed by others. Where they are not, streams stay where
-        they are, and whoever waits for a replica has waited long enough. Where the model itself is
-        removed, nobody waits any more."""
+        """Whether replicas that end are followed by others of the same checkpoint. Where they are
+        not, streams stay where they are, and whoever waits for a replica has waited long enough.
+        `is_removed`: the model itself goes."""
         self._is_retired = not expected
         self._is_removed = is_removed
+        self._end_vain_waits(also_begun=True)
+
+    def _end_vain_waits(self, *, also_begun: bool) -> None:
         if self._is_retired and not self._is_connected():
-            for limit in self._waiting:
-                limit.reschedule(asyncio.get_running_loop().time())
+            for limit, has_begun in self._waiting.items():
+                if also_begun or not has_begun:
+                    limit.reschedule(asyncio.get_running_loop().time())
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
         """Yield deltas until every sequence has finished. Closing the iterator aborts the request.
 
         Raises:
+            PoolReplacedError: it has not begun, and replicas of another checkpoint take over.
             ServiceUnavailableError: no replica took it in time, at its beginning or after its own
                 one was lost, or one after the other was lost with it.
             ServingError: the replica refused or failed it, or the reader is too slow.
@@ -224,12 +230,12 @@ class ChannelPool:
             running.stream.end(index)
 
     @asynccontextmanager
-    async def _known(self, limit: asyncio.Timeout) -> AsyncIterator[None]:
-        self._waiting.add(limit)
+    async def _known(self, limit: asyncio.Timeout, *, has_begun: bool) -> AsyncIterator[None]:
+        self._waiting[limit] = has_begun
         try:
             yield
         finally:
-            self._waiting.discard(limit)
+            del self._waiting[limit]
 
     async def _choose(self, adapter: str, *, has_begun: bool) -> ReplicaConnection:
         """A usable connection: of two offers, the one with fewer streams of ours, or one that has
@@ -237,7 +243,10 @@ class ChannelPool:
         waits_long = has_begun or self._is_being_swapped
         wait_s = self._hold.move_s if waits_long else self._hold.max_s
         try:
-            async with asyncio.timeout(wait_s) as limit, self._known(limit):
+            async with (
+                asyncio.timeout(wait_s) as limit,
+                self._known(limit, has_begun=has_begun),
+            ):
                 connection = await self._first_offer(has_begun=has_begun)
                 if sum(other.is_usable for other in self._connections.values()) > 1:
                     other = await self._connection_to(await self._picker.pick())
@@ -251,7 +260,7 @@ class ChannelPool:
                         connection = prefer_loaded(adapter, connection, everyone)
                 return connection
         except TimeoutError as error:
-            raise self._waited_in_vain(wait_s) from error
+            raise self._waited_in_vain(wait_s, has_begun=has_begun) from error
 
     async def _first_offer(self, *, has_begun: bool) -> ReplicaConnection:
         """Waits for a replica where there is none; the request is held meanwhile.
@@ -263,7 +272,7 @@ class ChannelPool:
             return await self._pick_usable()
         hold = self._hold
         if self._is_removed and not has_begun:
-            raise ServiceUnavailableError(f"{self._model_name} is being removed.")
+            raise self._is_going()
         if not has_begun and self._num_held >= hold.max_requests:
             raise ServiceUnavailableError(
                 f"{self._model_name} has no replica yet, and {self._num_held} requests wait for it,"
@@ -278,7 +287,18 @@ class ChannelPool:
         finally:
             self._num_held -= 1
 
-    def _waited_in_vain(self, wait_s: float) -> ServiceUnavailableError:
+    def _is_going(self) -> ServiceUnavailableError:
+        if self._is_removed:
+            return ServiceUnavailableError(f"{self._model_name} is being removed.")
+        return PoolReplacedError(
+            f"The replicas of {self._model_name} are being replaced by those of another"
+            " checkpoint.",
+            retry_after_s=UNREACHABLE_PAUSE_S,
+        )
+
+    def _waited_in_vain(self, wait_s: float, *, has_begun: bool) -> ServiceUnavailableError:
+        if self._is_retired and not has_begun:
+            return self._is_going()
         if self._hold.may_sleep:
             return ServiceUnavailableError(
                 f"{self._model_name} was asleep and is starting; it was not ready within"
@@ -370,6 +390,7 @@ class ChannelPool:
 
     def _look_after_connections(self) -> None:
         now_s = asyncio.get_running_loop().time()
+        self._end_vain_waits(also_begun=False)
         for replica_id, connection in tuple(self._connections.items()):
             if not self._is_retired and connection.draining_for_s > HAND_OVER_AFTER_S:
                 connection.hand_over()

@@ -84,6 +84,7 @@ class Ingress:
             self._listener.start()
             return
         self._front.expect(order)
+        self._switch.try_again()  # what was being replaced may stay after all
         if order != self._front.order:
             self._taking_over = asyncio.create_task(self._take_over(order), name="configuration")
 

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.anthropic_schema.message import error_body, status_of
 from cluster.config import ShoalConfig
-from cluster.errors import AuthenticationError, BodyTooLargeError
+from cluster.errors import AuthenticationError, BodyTooLargeError, PoolReplacedError
 from cluster.integration_secrets import IntegrationSecrets
 from cluster.log_context import add_log_tags, tagged
 from cluster.object_store import S3_FACE_PATH
@@ -60,6 +60,7 @@ from deployments.ingress.plain_routes import (
 from deployments.ingress.prompts import PromptBuilder
 from deployments.ingress.providers.external_chat import ExternalChat
 from deployments.ingress.providers.providers import Providers
+from deployments.ingress.replay import Replay, replay_of
 from deployments.ingress.request_body import linger
 from deployments.ingress.response_routes import Responses
 from deployments.ingress.s3.face import S3Face
@@ -326,6 +327,8 @@ class ErrorBoundary:
         exchange = Exchange(
             request_id=request_id_of(scope), is_anthropic=speaks_anthropic(scope["path"])
         )
+        if (replay := replay_of(scope)) is not None:
+            exchange.started_s = replay.started_s
         scope[SCOPE_KEY] = exchange
         scope["app"] = self  # makes the router raise its 404 and 405, for us to shape
         with tagged(request_id=exchange.request_id):
@@ -333,34 +336,59 @@ class ErrorBoundary:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope[SCOPE_KEY]
+        replay = replay_of(scope)
         status = 0
+        moves_on = False
 
         async def watched_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
+                if replay is not None:
+                    replay.forget()
                 status = message["status"]
                 headers = [*message.get("headers", ()), exchange.request_id_header]
                 message = {**message, "headers": headers}
             await send(message)
 
         try:
-            exchange.deadline = Deadline.of(scope)
+            exchange.deadline = _deadline(scope, replay)
             await self._app(scope, receive, watched_send)
         except ClientLeftError:
             status = STATUS_CLIENT_LEFT
         except Exception as error:
             if status:
                 raise  # half an answer is out: only closing the connection is left
+            if isinstance(error, PoolReplacedError) and replay is not None and replay.is_possible:
+                moves_on = True
+                raise
             await _send_error(error, exchange, receive, watched_send)
         finally:
-            status = status or STATUS_CLIENT_LEFT
-            self._telemetry.count_request(
-                model=exchange.model,
-                route=exchange.route,
-                status=status,
-                finish_reason=exchange.finish_reason,
-            )
-            log_request(scope, exchange, status=status)
+            if not moves_on:
+                self._note(scope, exchange, status=status or STATUS_CLIENT_LEFT)
+
+    def _note(self, scope: Scope, exchange: Exchange, *, status: int) -> None:
+        self._telemetry.count_request(
+            model=exchange.model,
+            route=exchange.route,
+            status=status,
+            finish_reason=exchange.finish_reason,
+        )
+        log_request(scope, exchange, status=status)
+
+
+def _deadline(scope: Scope, replay: Replay | None) -> Deadline | None:
+    """See `Deadline.of`; the time of a request that begins again goes on.
+
+    Raises:
+        DeadlineExceededError: and is over.
+    """
+    if replay is None:
+        return Deadline.of(scope)
+    if replay.deadline is None:
+        replay.deadline = Deadline.of(scope)
+    else:
+        replay.deadline.check()
+    return replay.deadline
 
 
 async def _send_error(error: Exception, exchange: Exchange, receive: Receive, send: Send) -> None:

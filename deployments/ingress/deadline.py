@@ -58,10 +58,21 @@ class Deadline:
             async with asyncio.timeout_at(self.at_s):
                 return await awaitable
         except TimeoutError as error:
-            raise DeadlineExceededError(
-                f"The answer was not complete within the {self.timeout_s:g} seconds that "
-                f"{HEADER} allows."
-            ) from error
+            raise self._is_over() from error
+
+    def check(self) -> None:
+        """
+        Raises:
+            DeadlineExceededError: it is over already.
+        """
+        if asyncio.get_running_loop().time() >= self.at_s:
+            raise self._is_over()
+
+    def _is_over(self) -> DeadlineExceededError:
+        return DeadlineExceededError(
+            f"The answer was not complete within the {self.timeout_s:g} seconds that "
+            f"{HEADER} allows."
+        )
 
 
 async def bounded(deadline: Deadline | None, awaitable: Awaitable[T]) -> T:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
+from cluster.errors import PoolReplacedError
 from cluster.tenants.key_directory import KeyDirectory
 from cluster.tenants.limiter import LimitReachedError, RateState, TenantLimiter
 from cluster.tenants.limits import TenantLimits
@@ -59,10 +60,14 @@ class Meter:
             except LimitReachedError as error:
                 self.state = error.state
                 raise
+        moves_on = False
         try:
             yield
+        except PoolReplacedError:
+            moves_on = True  # and is counted where it is answered
+            raise
         finally:
-            counts = self.counts = used()
+            counts = self.counts = UsageCounts() if moves_on else used()
             if self.limiter is not None and ticket is not None:
                 self.limiter.finish(ticket, num_tokens=counts.num_tokens)
             if self.usage is not None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from cluster.config import shoal_home
+
 API_KEY = "shoal-benchmark-key"
 
 
@@ -28,6 +30,7 @@ def running_cluster(
 ) -> Iterator[RunningCluster]:
     """`shoal up` with a configuration, `shoal down` at the end. Without a Redis it has its own."""
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as home:
+        _share_kernels(Path(home))
         path = Path(home) / "shoal.yaml"
         path.write_text(yaml.safe_dump(dict(config)))
         environ = {**os.environ, "SHOAL_HOME": home, "SHOAL_PORT": str(port)}
@@ -40,3 +43,11 @@ def running_cluster(
             yield RunningCluster(f"http://127.0.0.1:{port}", Path(home))
         finally:
             subprocess.run([*shoal, "down"], env=environ, check=True)
+
+
+def _share_kernels(home: Path) -> None:
+    """Compiled CPU kernels are the same for every home (their names are hashes); compiling them
+    takes most of a start."""
+    kernels = shoal_home() / "native"
+    kernels.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (home / "native").symlink_to(kernels)

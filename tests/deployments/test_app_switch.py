@@ -1,8 +1,9 @@
 """Apps come and go; requests end where they began."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -10,7 +11,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from cluster.errors import PoolReplacedError
+from deployments import app_switch as app_switch_module
 from deployments.app_switch import AppSwitch, Message
+from deployments.ingress.replay import replay_of
 
 
 class Named:
@@ -119,3 +123,156 @@ async def test_the_listeners_own_lifespan_is_answered() -> None:
 
     await switch({"type": "lifespan"}, receive, send)
     assert answers == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+class Replaced:
+    """Reads the body, as much of it as there is, and cannot answer; the last time it does."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.was_asked = asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        self.bodies.append(await read(receive))
+        self.was_asked.set()
+        replay = replay_of(scope)
+        assert replay is not None
+        if replay.is_possible:
+            raise PoolReplacedError("another checkpoint")
+        await answer(send, b"sorry")
+
+
+class Echo:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+        else:
+            await answer(send, b"echo " + await read(receive))
+
+
+async def _lifespan(receive: Any, send: Any) -> None:
+    for _ in range(2):
+        await send({"type": f"{(await receive())['type']}.complete"})
+
+
+async def read(receive: Any) -> bytes:
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return body + b" and left"
+        body += message["body"]
+        if not message["more_body"]:
+            return body
+
+
+async def answer(send: Any, body: bytes) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Client:
+    """Sends two parts of a body, and may leave."""
+
+    def __init__(self) -> None:
+        self._messages: asyncio.Queue[Message] = asyncio.Queue()
+        self.answer = b""
+        for part in (b"one", b"two"):
+            self.say({"type": "http.request", "body": part, "more_body": part == b"one"})
+
+    def say(self, message: Message) -> None:
+        self._messages.put_nowait(message)
+
+    async def ask(self, switch: AppSwitch) -> bytes:
+        async def send(message: Message) -> None:
+            self.answer += message.get("body", b"")
+
+        await switch({"type": "http", "path": "/"}, self._messages.get, send)
+        return self.answer
+
+
+async def test_a_request_whose_pool_is_replaced_begins_again_in_the_next_app() -> None:
+    switch = AppSwitch()
+    replaced = Replaced()
+    await switch.switch_to(replaced, on_closed=_nothing)
+    asking = asyncio.create_task(Client().ask(switch))
+    await replaced.was_asked.wait()
+    await switch.switch_to(Echo(), on_closed=_nothing)
+    assert await asking == b"echo onetwo"
+    assert replaced.bodies == [b"onetwo"]
+    await switch.close()
+
+
+async def test_it_is_asked_again_when_nothing_is_replaced_after_all() -> None:
+    switch = AppSwitch()
+    replaced = Replaced()
+    await switch.switch_to(replaced, on_closed=_nothing)
+    asking = asyncio.create_task(Client().ask(switch))
+    for number in (1, 2):
+        await asyncio.wait_for(replaced.was_asked.wait(), 5)
+        assert replaced.bodies == [b"onetwo"] * number
+        replaced.was_asked.clear()
+        await asyncio.sleep(0)
+        switch.try_again()
+    await asyncio.wait_for(replaced.was_asked.wait(), 5)
+    await switch.switch_to(Echo(), on_closed=_nothing)
+    assert await asking == b"echo onetwo"
+    await switch.close()
+
+
+def _too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_switch_module, "MAX_WAIT_S", 0.01)
+
+
+def _too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_switch_module, "MAX_WAITING", 0)
+
+
+@pytest.mark.parametrize("limit", [_too_long, _too_many])
+async def test_who_has_waited_too_long_or_is_too_many_is_told_by_the_app(
+    monkeypatch: pytest.MonkeyPatch, limit: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    limit(monkeypatch)
+    switch = AppSwitch()
+    replaced = Replaced()
+    await switch.switch_to(replaced, on_closed=_nothing)
+    assert await asyncio.wait_for(Client().ask(switch), 5) == b"sorry"
+    assert replaced.bodies == [b"onetwo"] * 2
+    await switch.close()
+
+
+async def test_who_leaves_while_waiting_is_not_waited_for() -> None:
+    switch = AppSwitch()
+    replaced = Replaced()
+    await switch.switch_to(replaced, on_closed=_nothing)
+    client = Client()
+    asking = asyncio.create_task(client.ask(switch))
+    await replaced.was_asked.wait()
+    client.say({"type": "http.disconnect"})
+    assert await asyncio.wait_for(asking, 5) == b"sorry"  # sent to nobody
+    await switch.close()
+
+
+async def test_an_answer_that_has_begun_is_not_begun_again() -> None:
+    async def begins(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        replay = replay_of(scope)
+        assert replay is not None
+        replay.forget()
+        await answer(send, b"half")
+        raise PoolReplacedError("too late")
+
+    switch = AppSwitch()
+    await switch.switch_to(begins, on_closed=_nothing)
+    with pytest.raises(PoolReplacedError):
+        await asyncio.wait_for(Client().ask(switch), 5)
+    await switch.close()
+
+
+async def _nothing() -> None:
+    return

@@ -4,9 +4,7 @@ import asyncio
 
 import pytest
 
-from cluster.errors import (
-    ServiceUnavailableError,
-)
+from cluster.errors import PoolReplacedError, ServiceUnavailableError
 from deployments import channel_pool as channel_pool_module
 from deployments.channel_client import ReplicaConnection
 from deployments.channel_pool import HoldLimits
@@ -127,6 +125,39 @@ async def test_whoever_waits_for_a_model_that_is_removed_is_told() -> None:
     async with pool(FakePicker(), hold=HoldLimits(max_s=60)) as channel_pool:
         waiting = asyncio.create_task(collect(channel_pool.generate(request())))
         await asyncio.sleep(0)
-        channel_pool.expect_successors(False)
-        with pytest.raises(ServiceUnavailableError, match="No replica"):
+        channel_pool.expect_successors(False, is_removed=True)
+        with pytest.raises(ServiceUnavailableError, match="is being removed"):
             await asyncio.wait_for(waiting, 5)
+
+
+async def test_whoever_waits_when_another_checkpoint_takes_over_is_told_that() -> None:
+    async with pool(FakePicker(), hold=HoldLimits(max_s=60)) as channel_pool:
+        waiting = asyncio.create_task(collect(channel_pool.generate(request())))
+        await asyncio.sleep(0)
+        channel_pool.expect_successors(False)
+        with pytest.raises(PoolReplacedError):
+            await asyncio.wait_for(waiting, 5)
+        with pytest.raises(PoolReplacedError):
+            await asyncio.wait_for(collect(channel_pool.generate(request("later"))), 5)
+
+
+async def test_before_another_checkpoint_takes_over_the_old_replica_answers_until_it_drains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(channel_pool_module, "UPKEEP_PERIOD_S", 0.01)
+    picker = FakePicker()
+    async with replica("a") as old, pool(picker, hold=HoldLimits(max_s=60)) as channel_pool:
+        picker.offer(old.endpoint)
+        channel_pool.expect_successors(False)
+        running = asyncio.create_task(collect(channel_pool.generate(request())))
+        await old.engine.until_num_running(1)
+        picker.withdraw()  # from now on the router offers the new ones, which this pool leaves out
+        waiting = asyncio.create_task(collect(channel_pool.generate(request("waits"))))
+        await asyncio.sleep(0)
+        drained = asyncio.create_task(old.server.drain())
+        with pytest.raises(PoolReplacedError):
+            await asyncio.wait_for(waiting, 5)
+        for _ in range(3):
+            old.engine.step()
+        assert token_ids(await running) == [101, 102, 103]
+        await drained
