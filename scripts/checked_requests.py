@@ -26,7 +26,7 @@ class Ending:
     is_streamed: bool
     started_s: float  # of the monotonic clock
     ended_s: float
-    first_s: float  # from the request to its first token, or to the whole answer
+    first_s: float  # from the request to its first event, or to the whole answer
     longest_pause_s: float  # between two events of a stream; 0 of a whole answer
     num_tokens: int
     has_begun: bool  # the client had the status and something of the answer

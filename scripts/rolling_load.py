@@ -222,7 +222,7 @@ def judge(seen: Seen, endings: Sequence[Ending]) -> list[str]:
 def report(seen: Seen, endings: Sequence[Ending]) -> str:
     """A table, one line per name that was asked for."""
     header = ["model", "streams", "whole answers", "tokens", "failed", "cut"]
-    header += ["first token, slowest s", "pause in a stream, longest s"]
+    header += ["first event, slowest s", "pause in a stream, longest s"]
     rows: list[list[object]] = []
     for model in (SHARED, ADAPTED, *ADAPTERS, SLEEPER):
         of_model = [one for one in endings if one.model == model]
@@ -247,7 +247,7 @@ def report(seen: Seen, endings: Sequence[Ending]) -> str:
     across = sum(one.started_s < ended_s and one.ended_s > started_s for one in endings)
     return (
         f"{table(header, rows)}\n\n{across} answers were under way at some time of the update; the "
-        f"first of {SLEEPER} after its sleep took {first_s:.1f} s to its first token."
+        f"first of {SLEEPER} after its sleep took {first_s:.1f} s to its first event."
     )
 
 

@@ -20,10 +20,12 @@ class Ours:
 
     name = "Shoal"
 
-    def __init__(self, shape: PoolShape) -> None:
+    def __init__(self, shape: PoolShape, settings: ScalingSettings | None = None) -> None:
+        """`settings`: None: the defaults, for a pool of this shape."""
         self._shape = shape
         self._scaler = PoolScaler(
-            ScalingSettings(
+            settings
+            or ScalingSettings(
                 min_replicas=shape.min_replicas,
                 max_replicas=shape.max_replicas,
                 slots_per_replica=shape.slots_per_replica,

@@ -51,6 +51,7 @@ class Outcome:
     replica_hours: float
     num_changes: int  # of the wanted number
     target_T: NDArray[np.int64]
+    ready_T: NDArray[np.int64]
     waiting_T: NDArray[np.int64]
 
     def waiting_time_s(self, quantile: float) -> float:
@@ -99,6 +100,7 @@ class SimulatedPool:
         self._starting = np.zeros(num_s + 100 * int(self.shape.start_s + 1), dtype=np.int64)
         waits_W = np.zeros(num_s + 1, dtype=np.int64)
         target_T = np.zeros(num_s, dtype=np.int64)
+        ready_T = np.zeros(num_s, dtype=np.int64)
         waiting_T = np.zeros(num_s, dtype=np.int64)
         replica_s, target, num_changes = 0.0, self.num_ready, 0
         for now in range(num_s):
@@ -120,7 +122,8 @@ class SimulatedPool:
             self._scale(now, wanted - target, rng)
             target = wanted
             replica_s += target + sum(one.num_left() for one in self._draining)
-            target_T[now], waiting_T[now] = target, self._num_waiting
+            target_T[now], ready_T[now] = target, self.num_ready
+            waiting_T[now] = self._num_waiting
         for since, number in self._queue:  # who waits at the end has waited so long
             waits_W[num_s - since] += number
         return Outcome(
@@ -129,6 +132,7 @@ class SimulatedPool:
             replica_hours=replica_s / 3600,
             num_changes=num_changes,
             target_T=target_T,
+            ready_T=ready_T,
             waiting_T=waiting_T,
         )
 
