@@ -28,6 +28,6 @@ def choose_attention(
     if native is None and is_deterministic:
         raise unsupported(
             f"block_size {kv_cache.block_size} and {heads // shape.num_kv_heads} heads to a key "
-            "head; supported: multiples of 16 up to 128, and at most 12"
+            "head; supported: multiples of 16 up to 128, and at most 128"
         )
     return native or CPUAttention(kv_cache, num_heads=heads, layer_windows=windows, dtype=dtype)

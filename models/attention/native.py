@@ -1,6 +1,6 @@
 """Attention over the paged KV cache by the CPU kernels: nothing is gathered, nothing is masked.
 
-Blocks have a layout of the kernels' own (`models/native/kernels.cpp`); outside of this backend
+Blocks have a layout of the kernels' own (`models/native/attention.cpp`); outside of this backend
 they are only copied, cleared and counted, always as a whole.
 
 Shapes: T = tokens in the step, H = query heads, K = key/value heads, D = head width.
@@ -21,7 +21,7 @@ from models.native.operations import DTYPES, HEAD_MULTIPLE
 
 SLOT_MULTIPLE = 16
 MAX_BLOCK_SIZE = 128
-MAX_GROUP_SIZE = 12  # query heads of a key head
+MAX_GROUP_SIZE = 128  # query heads of a key head
 
 
 def native_attention(

@@ -23,7 +23,7 @@ from cluster.config import shoal_home
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = (FOLDER / "kernels.cpp", FOLDER / "matmul.cpp")
+SOURCES = tuple(FOLDER / f"{name}.cpp" for name in ("kernels", "attention", "matmul"))
 HEADERS = (FOLDER / "vectors.h",)
 SWITCH = "SHOAL_NATIVE"  # "0": never; the operations are torch's own then
 FLAGS = (
@@ -34,6 +34,8 @@ FLAGS = (
     "-fopenmp",
     "-Wall",
     "-Wextra",
+    "-Wno-uninitialized",  # GCC 12 finds them in its own header of AVX-512
+    "-Wno-maybe-uninitialized",
     f"-I{FOLDER}",
 )
 COMPILERS = ("c++", "g++", "clang++")

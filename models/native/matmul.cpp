@@ -18,8 +18,6 @@
 // Scales and zeros of groups: [O / 16, G, 16]; scales of whole outputs: [O].
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
 #include <vector>
 
 #include "vectors.h"
@@ -75,13 +73,6 @@ inline Floats to_floats(Zeros zeros) {
   return __builtin_convertvector(zeros, Floats);
 #endif
 }
-
-struct Aligned {
-  std::unique_ptr<void, decltype(&free)> memory{nullptr, free};
-  void reserve(size_t bytes) { memory.reset(aligned_alloc(64, (bytes + 63) / 64 * 64)); }
-  template <class T>
-  T *as() const { return (T *)memory.get(); }
-};
 
 // ---------------------------------------------------------------- levels to numbers
 

@@ -1,4 +1,5 @@
-// Vectors of 16 numbers, bfloat16, and whether there is a matrix unit: what the kernels have in common.
+// Vectors of 16 numbers, bfloat16, powers, aligned memory, and whether there is a matrix unit: what the
+// kernels have in common.
 // GCC's vector types, so that the same source fits AVX2, AVX-512 and NEON, with one instruction of its
 // own for bfloat16 dot products where the CPU has it.
 
@@ -6,7 +7,9 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <type_traits>
 
 #if defined(__AVX512F__) || defined(__AMX_TILE__)
@@ -86,6 +89,78 @@ inline float sum(Floats x) {
   for (int i = 0; i < LANES; i++) total += x[i];
   return total;
 }
+
+// Lane by lane the larger one; `y` where either is NaN.
+inline Floats larger(Floats x, Floats y) {
+#ifdef __AVX512F__
+  return (Floats)_mm512_max_ps((__m512)x, (__m512)y);
+#else
+  return x > y ? x : y;
+#endif
+}
+inline float largest(Floats x) {
+#ifdef __AVX512F__
+  return _mm512_reduce_max_ps((__m512)x);
+#else
+  float top = x[0];
+  for (int i = 1; i < LANES; i++) top = x[i] > top ? x[i] : top;
+  return top;
+#endif
+}
+
+constexpr float LOG2_E = 1.44269504f;
+
+// 2 to the z, for z up to 127; 0 far below -126. A power of two times a polynomial, with as many terms
+// as the element type has use for; exactly 1 for 0.
+template <class T>
+inline Floats power_of_two(Floats z) {
+#ifdef __AVX512DQ__
+  // On [0, 1): what the instruction leaves of z is what the other one rounds off.
+  const Floats f = (Floats)_mm512_reduce_ps((__m512)z, _MM_FROUND_TO_NEG_INF);
+  Floats p;
+  if constexpr (std::is_same_v<T, float>) {
+    p = splat(2.16129153e-4f);
+    p = p * f + 1.24678463e-3f;
+    p = p * f + 9.67545158e-3f;
+    p = p * f + 5.54852806e-2f;
+    p = p * f + 2.40229306e-1f;
+    p = p * f + 6.93147044e-1f;
+  } else {
+    p = splat(7.70670440e-2f);
+    p = p * f + 2.27644988e-1f;
+    p = p * f + 6.95116788e-1f;
+  }
+  p = p * f + 1.f;
+  return (Floats)_mm512_scalef_ps((__m512)p, (__m512)z);
+#else
+  constexpr float ROUNDS = 12582912.f;  // 3 * 2^22: adding it leaves the integer in the low bits
+  const Ints is_tiny = z < splat(-126.f);
+  z = is_tiny ? splat(0.f) : z;
+  const Floats shifted = z + ROUNDS;
+  const Floats f = z - (shifted - ROUNDS);  // on [-1/2, 1/2]
+  Floats p;
+  if constexpr (std::is_same_v<T, float>) {
+    p = splat(1.54035304e-4f);
+    p = p * f + 1.33335581e-3f;
+    p = p * f + 9.61812911e-3f;
+  } else {
+    p = splat(9.61812911e-3f);
+  }
+  p = p * f + 5.55041087e-2f;
+  p = p * f + 2.40226507e-1f;
+  p = p * f + 6.93147181e-1f;
+  p = p * f + 1.f;
+  const Floats value = (Floats)((Ints)p + ((Ints)shifted << 23));
+  return is_tiny ? splat(0.f) : value;
+#endif
+}
+
+struct Aligned {
+  std::unique_ptr<void, decltype(&free)> memory{nullptr, free};
+  void reserve(size_t bytes) { memory.reset(aligned_alloc(64, (bytes + 63) / 64 * 64)); }
+  template <class T>
+  T *as() const { return (T *)memory.get(); }
+};
 
 // acc += the lanes of 16 x P elements times the P elements of one query (or weight), lane by lane.
 inline void multiply_add(Floats &acc, const float *sixteen, const float *one) {

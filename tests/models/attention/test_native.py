@@ -61,7 +61,7 @@ def test_random_batches_equal_attention_written_out(
 @DTYPES
 @pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 3])
-@pytest.mark.parametrize("group_size", [1, 3, 4, 5, 8, MAX_GROUP_SIZE])
+@pytest.mark.parametrize("group_size", [1, 3, 5, 8, 16, 40])
 def test_every_shape_of_heads_is_served(
     head_dim: int, num_kv_heads: int, group_size: int, dtype: torch.dtype
 ) -> None:
@@ -79,6 +79,23 @@ def test_a_long_context_is_shared_among_threads_and_put_together_again(dtype: to
     for window in (None, 3000):
         Case([(1, 5000)], num_heads=3, num_kv_heads=1, window=window, dtype=dtype).check()
         Case([(3, 4100), (1, 2500)], num_heads=2, num_kv_heads=1, dtype=dtype).check()
+
+
+@DTYPES
+@pytest.mark.parametrize("window", [None, 70, 500])
+@pytest.mark.parametrize("block_size", [16, 48, 64, 80, 112])
+def test_a_tile_of_many_strips_sees_what_each_of_its_queries_sees(
+    block_size: int, window: int | None, dtype: torch.dtype
+) -> None:
+    for num_heads, num_kv_heads in ((4, 4), (9, 3)):
+        Case(
+            [(1, 77), (350, 700), (130, 130), (2, 129)],
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            block_size=block_size,
+            window=window,
+            dtype=dtype,
+        ).check()
 
 
 def test_large_scores_do_not_overflow() -> None:
@@ -107,5 +124,6 @@ def test_shapes_that_the_kernels_do_not_know_are_left_to_torch() -> None:
 
     for odd in (cache(block_size=8), cache(head_dim=80), cache(dtype=torch.float16)):
         assert native_attention(odd, num_heads=2, layer_windows=(None,)) is None
-    assert native_attention(cache(), num_heads=13, layer_windows=(None,)) is None
-    assert native_attention(cache(), num_heads=12, layer_windows=(None,)) is not None
+    for num_heads, is_served in ((MAX_GROUP_SIZE, True), (MAX_GROUP_SIZE + 1, False)):
+        found = native_attention(cache(), num_heads=num_heads, layer_windows=(None,))
+        assert (found is not None) is is_served
