@@ -31,6 +31,8 @@ DEMO_EMBED_MODEL = "shoal/demo-embed"
 DEFAULT_PORT = 8000
 DEFAULT_TENANT = "default"
 TENANT_PATTERN = r"^[a-z0-9]{1,32}$"  # no hyphen: `{tenant}-{bucket}` is then unambiguous
+# More sequences and guessed tokens in one step keep any machine busy.
+MAX_GUESSING_ROWS = 256
 _BUCKET_TEMPLATE = re.compile(
     r"[^{}]*(?:\{bucket\}|\{tenant\}[^{}]*[-.][^{}]*\{bucket\}|\{bucket\}[^{}]*[-.][^{}]*\{tenant\})"
     r"[^{}]*"
@@ -47,6 +49,29 @@ class Section(BaseModel):
     """A part of the file: frozen, and refusing what it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class SpeculativeConfig(Section):
+    """Prompt lookup: where a sequence's last tokens were there before, what followed them then is
+    guessed to follow now. The names are vLLM's."""
+
+    num_speculative_tokens: Annotated[int, Field(ge=1, le=64)] = 8  # guessed at once, at most
+    # Tokens that have to be the same for a guess; of several such places the one with most of them
+    # the same is taken, counted up to prompt_lookup_max.
+    prompt_lookup_min: Annotated[int, Field(ge=1, le=64)] = 3
+    prompt_lookup_max: Annotated[int, Field(ge=1, le=64)] = 8
+    # Guess as much as pays: by how often guesses were right, and what they cost the step. Off: as
+    # much as there is room for, for measuring.
+    adaptive: bool = True
+
+    @model_validator(mode="after")
+    def _range_is_in_order(self) -> Self:
+        if self.prompt_lookup_max < self.prompt_lookup_min:
+            raise ValueError(
+                f"prompt_lookup_max ({self.prompt_lookup_max}) must be at least prompt_lookup_min "
+                f"({self.prompt_lookup_min})"
+            )
+        return self
 
 
 class EngineConfig(Section):
@@ -74,6 +99,9 @@ class EngineConfig(Section):
     enable_cuda_graphs: bool = True  # on a GPU, of steps that only decode; off: for debugging
     # The next step begins before this one's tokens are read; None: on a GPU. One rank only.
     overlap_steps: bool | None = None
+    # Tokens are guessed from what the sequence has said before; null: none are. The output is the
+    # same.
+    speculative_config: SpeculativeConfig | None = None
     # LoRA adapters that are loaded at once, and the highest rank of one: slots of this size are
     # kept beside the model. 0: none; a model with adapters: 8.
     max_loaded_adapters: Annotated[int, Field(ge=0, le=256)] = 0
@@ -81,6 +109,24 @@ class EngineConfig(Section):
     # No model is computed: each step takes this long and every sequence's next token is its last
     # plus one. For measuring the serving layer alone.
     synthetic_step_ms: Annotated[float, Field(ge=0)] | None = None
+
+    @property
+    def max_step_rows(self) -> int:
+        """Sequences of a step, where each token that one of them guesses counts as another: as many
+        guesses as fit, and those of one sequence in any case."""
+        if self.speculative_config is None:
+            return self.max_num_seqs
+        num_guesses = self.speculative_config.num_speculative_tokens
+        every_guess = self.max_num_seqs * (1 + num_guesses)
+        return max(self.max_num_seqs + num_guesses, min(every_guess, MAX_GUESSING_ROWS))
+
+    @model_validator(mode="after")
+    def _something_is_computed_where_it_is_guessed(self) -> Self:
+        if self.synthetic_step_ms is not None and self.speculative_config is not None:
+            raise ValueError(
+                "synthetic_step_ms computes no model, so speculative_config has nothing to save"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_step_holds_every_sequence(self) -> Self:

@@ -51,6 +51,15 @@ class ReplicaLoad(Protocol):
         """Owned blocks as a share of all, 0 … 1."""
         ...
 
+    # Of speculative decoding, since the replica's start: guesses, tokens of them, and those that
+    # came true.
+    @property
+    def spec_decode_drafts_total(self) -> int: ...
+    @property
+    def spec_decode_draft_tokens_total(self) -> int: ...
+    @property
+    def spec_decode_accepted_tokens_total(self) -> int: ...
+
 
 class Histogram:
     """Counts by bucket; cheap enough for every token."""
@@ -148,6 +157,7 @@ class Telemetry:
         yield from self._token_families()
         yield from self._latency_families()
         yield from self._load_families()
+        yield from self._speculation_families()
         yield self._start_family()
 
     def _request_family(self) -> Metric:
@@ -204,6 +214,21 @@ class Telemetry:
                 waiting.add_metric([name, replica], load.num_requests_waiting)
                 usage.add_metric([name, replica], load.kv_cache_usage)
         return running, waiting, usage
+
+    def _speculation_families(self) -> Iterable[Metric]:
+        def family(name: str, text: str) -> CounterMetricFamily:
+            labels = ["model_name", "replica"]
+            return CounterMetricFamily(f"{PREFIX}spec_decode_num_{name}", text, labels=labels)
+
+        drafts = family("drafts", "Guesses of next tokens that were verified")
+        proposed = family("draft_tokens", "Tokens that were guessed")
+        accepted = family("accepted_tokens", "Tokens that were guessed and came true")
+        for name, loads in self._loads.items():
+            for replica, load in loads().items():
+                drafts.add_metric([name, replica], load.spec_decode_drafts_total)
+                proposed.add_metric([name, replica], load.spec_decode_draft_tokens_total)
+                accepted.add_metric([name, replica], load.spec_decode_accepted_tokens_total)
+        return drafts, proposed, accepted
 
     def _start_family(self) -> Metric:
         family = GaugeMetricFamily(

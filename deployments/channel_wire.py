@@ -146,6 +146,9 @@ class ReplicaStats(msgspec.Struct, frozen=True, array_like=True, tag=6):
     cached_prompt_tokens_total: int = 0
     generation_tokens_total: int = 0
     preemptions_total: int = 0
+    spec_decode_drafts_total: int = 0
+    spec_decode_draft_tokens_total: int = 0
+    spec_decode_accepted_tokens_total: int = 0
     loaded_adapters: list[str] = []
 
     @property

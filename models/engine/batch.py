@@ -13,16 +13,33 @@ from models.engine.sequence import Sequence
 from models.engine.step_inputs import PromptLogprobsRow, SamplingRow, StepInputs
 
 
+@dataclass(slots=True, eq=False)
+class Draft:
+    """A sequence that lacks one token, and what is guessed to follow that token."""
+
+    sequence: Sequence
+    token_ids: list[int]
+    num_accepted: int = 0  # of them, once the step is recorded
+
+    @property
+    def num_tokens(self) -> int:
+        """That the step computes."""
+        return 1 + len(self.token_ids)
+
+
 @dataclass(slots=True, kw_only=True)
 class Batch:
     """One step, as it is being filled and then computed.
 
     A sequence that lacks one token is there by itself, because there are many of them and they
-    need little; the others are there with the number of their tokens that the step computes.
+    need little; the others are there with the number of their tokens that the step computes. Some
+    of those that lack one token may guess more.
     """
 
     max_num_tokens: int
     singles: list[Sequence] = field(default_factory=list)
+    drafts: list[Draft] = field(default_factory=list)
+    num_draft_tokens: int = 0  # the certain ones among them
     chunks: list[tuple[Sequence, int]] = field(default_factory=list)
     num_chunk_tokens: int = 0
     num_online_tokens: int | None = None  # None: no batch sequence was asked
@@ -33,12 +50,16 @@ class Batch:
     unpublished: list[tuple[Sequence, int]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.singles or self.chunks)
+        return bool(self.singles or self.drafts or self.chunks)
 
     @property
     def num_tokens(self) -> int:
         """That the step computes."""
-        return len(self.singles) + self.num_chunk_tokens
+        return len(self.singles) + self.num_draft_tokens + self.num_chunk_tokens
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.singles) + len(self.drafts) + len(self.chunks)
 
     @property
     def num_batch_tokens(self) -> int:
@@ -48,7 +69,7 @@ class Batch:
     @property
     def num_tokens_left(self) -> int:
         """Of the step's budget."""
-        return self.max_num_tokens - len(self.singles) - self.num_chunk_tokens
+        return self.max_num_tokens - self.num_tokens
 
     def add(self, sequence: Sequence, num_new_tokens: int) -> None:
         if sequence.num_computed_tokens + 1 == sequence.num_tokens:
@@ -57,14 +78,28 @@ class Batch:
             self.chunks.append((sequence, num_new_tokens))
             self.num_chunk_tokens += num_new_tokens
 
+    def guess(self, drafts: list[Draft]) -> None:
+        """Let some of the singles guess. To be called once, when the rest is chosen."""
+        guessing = {id(draft.sequence) for draft in drafts}
+        self.singles = [seq for seq in self.singles if id(seq) not in guessing]
+        self.drafts = drafts
+        self.num_draft_tokens = sum(draft.num_tokens for draft in drafts)
+        if self.num_online_tokens:
+            # Beside online sequences, only they guess.
+            self.num_online_tokens += self.num_draft_tokens - len(drafts)
+
     def sequences(self) -> Iterator[Sequence]:
         yield from self.singles
+        for draft in self.drafts:
+            yield draft.sequence
         for sequence, _ in self.chunks:
             yield sequence
 
     def sampled(self) -> Iterator[Sequence]:
         """The sequences whose last known token the step reaches, so that it chooses the next."""
         yield from self.singles
+        for draft in self.drafts:
+            yield draft.sequence
         for sequence, num_new_tokens in self.chunks:
             if sequence.num_computed_tokens + num_new_tokens == sequence.num_tokens:
                 yield sequence
@@ -106,6 +141,8 @@ def build_step_inputs(
             inputs.sampling_rows.append(row)
         else:
             inputs.sampling_rows.extend(_rows(sequence, index, eos_token_ids, mask_rows))
+    for draft in batch.drafts:
+        _append_draft(inputs, draft, block_size, eos_token_ids)
     for sequence, num_new_tokens in batch.chunks:
         _append_chunk(inputs, sequence, num_new_tokens, block_size)
         if sequence.num_computed_tokens + num_new_tokens == sequence.num_tokens:
@@ -115,7 +152,10 @@ def build_step_inputs(
 
 
 def _adapter_slots(batch: Batch) -> list[int | None]:
-    slots = [sequence.adapter_slot for sequence in batch.sequences()]
+    slots = [sequence.adapter_slot for sequence in batch.singles]
+    for draft in batch.drafts:
+        slots += [draft.sequence.adapter_slot] * draft.num_tokens
+    slots += [sequence.adapter_slot for sequence, _ in batch.chunks]
     return slots if any(slot is not None for slot in slots) else []
 
 
@@ -140,6 +180,47 @@ def prompt_logprobs_row(
         target_token_ids=sequence.prompt_token_ids[start + 1 : stop + 1],
         num_top=num_top,
     )
+
+
+def _append_draft(
+    inputs: StepInputs, draft: Draft, block_size: int, eos_token_ids: frozenset[int]
+) -> None:
+    """Each of its tokens as a sequence of its own on the same blocks, one token longer than the one
+    before: keys and values are written before any are read. So guesses are decoded by whatever
+    decodes fastest, and to the same bits as one at a time.
+    """
+    sequence, table = draft.sequence, draft.sequence.block_table
+    first = sequence.num_computed_tokens
+    positions = range(first, first + draft.num_tokens)
+    rows = _draft_rows(draft, len(inputs.token_ids), eos_token_ids)
+    inputs.sampling_rows.extend(rows)
+    inputs.token_ids.append(sequence.last_token_id)
+    inputs.token_ids.extend(draft.token_ids)
+    inputs.positions.extend(positions)
+    inputs.slot_mapping.extend(
+        table[position // block_size] * block_size + position % block_size for position in positions
+    )
+    inputs.query_lens.extend([1] * draft.num_tokens)
+    inputs.context_lens.extend(position + 1 for position in positions)
+    inputs.block_tables.extend([table] * draft.num_tokens)
+
+
+def _draft_rows(
+    draft: Draft, logit_index: int, eos_token_ids: frozenset[int]
+) -> Iterator[SamplingRow]:
+    """The sequence's row, and one for each guessed token, as if those before it had come."""
+    sequence = draft.sequence
+    for num_guessed in range(draft.num_tokens):
+        yield SamplingRow(
+            params=sequence.params,
+            seed=sequence.seed,
+            logit_index=logit_index + num_guessed,
+            position=sequence.num_tokens + num_guessed,
+            prompt_token_ids=sequence.prompt_token_ids,
+            output_token_ids=sequence.output_token_ids,
+            guessed_token_ids=draft.token_ids[:num_guessed],
+            forbidden_token_ids=_forbidden_token_ids(sequence, num_guessed, eos_token_ids),
+        )
 
 
 def _append_chunk(
@@ -176,15 +257,23 @@ def _rows(
             for fork in range(1, sequence.num_slots)
         ]
     mask_row = None if sequence.matcher is None else next(mask_rows)
-    forbidden: tuple[int, ...] = ()
-    if len(sequence.output_token_ids) < params.min_tokens:
-        forbidden = tuple(eos_token_ids.union(params.stop_token_ids))
+    forbidden = _forbidden_token_ids(sequence, 0, eos_token_ids)
     for row in rows:
         row.logit_index = logit_index
         row.position = sequence.num_tokens
         row.forbidden_token_ids = forbidden
         row.mask_row = mask_row
     return rows
+
+
+def _forbidden_token_ids(
+    sequence: Sequence, num_guessed: int, eos_token_ids: frozenset[int]
+) -> tuple[int, ...]:
+    """After its output and so many guessed tokens."""
+    params = sequence.params
+    if len(sequence.output_token_ids) + num_guessed >= params.min_tokens:
+        return ()
+    return tuple(eos_token_ids.union(params.stop_token_ids))
 
 
 def _new_row(sequence: Sequence, seed: int, eos_token_ids: frozenset[int]) -> SamplingRow:

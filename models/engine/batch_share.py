@@ -57,24 +57,24 @@ class BatchShare:
         """`max_slowdown`: how much longer batch tokens may make the steps of online requests, as a
         share of their time; None: as long as they like."""
         self._max_slowdown = max_slowdown
-        self._cost = TokenCost()
+        self.token_cost = TokenCost()
         self._kept_s = 0.0
 
     def num_tokens(self, num_left: int) -> int:
         """Batch tokens that the step with online requests may have, of the `num_left` that fit."""
         if self._max_slowdown is None:
             return num_left
-        token_s = self._cost.seconds
+        token_s = self.token_cost.seconds
         if token_s is None or self._kept_s <= 0.0:
             return 0
         return num_left if token_s == 0.0 else min(num_left, int(self._kept_s / token_s))
 
     def observe(self, *, num_tokens: int, num_batch_tokens: int, seconds: float) -> None:
         """A step was computed: `num_batch_tokens` of its tokens were of batch sequences."""
-        self._cost.observe(num_tokens, seconds)
+        self.token_cost.observe(num_tokens, seconds)
         if self._max_slowdown is None or num_batch_tokens == num_tokens:
             return
-        added_s = num_batch_tokens * (self._cost.seconds or 0.0)
+        added_s = num_batch_tokens * (self.token_cost.seconds or 0.0)
         online_s = max(0.0, seconds - added_s)
         self._kept_s += self._max_slowdown * online_s - added_s
         self._kept_s = min(self._kept_s, self._max_slowdown * _KEPT_STEPS * online_s)

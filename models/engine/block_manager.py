@@ -93,6 +93,14 @@ class BlockManager:
         block_table.extend(self._take() for _ in range(num_fresh))
         return copies
 
+    def shrink(self, block_table: list[int], num_tokens: int) -> None:
+        """Give back the last blocks, which the first `num_tokens` tokens do not need."""
+        num_kept = self._num_blocks_for(num_tokens)
+        if num_kept < len(block_table):
+            rest = block_table[num_kept:]
+            del block_table[num_kept:]
+            self.release(rest)
+
     def publish(self, block: int, block_hash: bytes) -> None:
         """Offer an owned, full block for reuse. The first block of a given content wins."""
         assert self._ref_counts[block] > 0, "only an owned block has content"

@@ -56,6 +56,21 @@ def token_delta(
     )
 
 
+def joined_delta(deltas: AbstractSequence[TokenDelta]) -> TokenDelta:
+    """Deltas of one sequence that come one after the other, as one."""
+    last = deltas[-1]
+    logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
+    return TokenDelta(
+        request_id=last.request_id,
+        index=last.index,
+        token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
+        finish_reason=last.finish_reason,
+        stop_token_id=last.stop_token_id,
+        logprobs=logprobs or None,
+        num_cached_tokens=deltas[0].num_cached_tokens,
+    )
+
+
 def failed_delta(sequence: Sequence, index: int) -> TokenDelta:
     """The end of a sequence that has no next token."""
     return TokenDelta(

@@ -48,6 +48,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     cached_prompt_tokens_total: int = 0
     generation_tokens_total: int = 0
     preemptions_total: int = 0
+    spec_decode_drafts_total: int = 0  # guesses; tokens of them; those that came true
+    spec_decode_draft_tokens_total: int = 0
+    spec_decode_accepted_tokens_total: int = 0
     last_step_at_s: float = 0.0  # time.monotonic() of the last step's end
     loaded_adapters: list[str] = []
 
@@ -85,6 +88,7 @@ class Engine:
             budget = max(runner.default_max_num_batched_tokens, config.max_num_seqs)
         self._limits = SchedulerLimits(
             max_num_seqs=config.max_num_seqs,
+            max_step_rows=config.max_step_rows,
             max_num_batched_tokens=budget,
             max_model_len=runner.max_model_len,
             enable_prefix_caching=config.enable_prefix_caching,
@@ -103,6 +107,7 @@ class Engine:
             eos_token_ids=runner.eos_token_ids,
             adapters=self._adapters,
             token_bytes=token_bytes,
+            speculative_config=config.speculative_config,
         )
         self._overlap: StepOverlap | None = None
         if isinstance(runner, LaunchingRunner) and runner.overlaps_steps:
@@ -299,7 +304,9 @@ class Engine:
         """One round of continuous batching: choose tokens, compute them, record them. Nothing comes
         of it where it was interrupted."""
         failures = self._install_adapters()
-        batch = self._scheduler.schedule()
+        # A step that was launched already is of sequences that do not guess.
+        is_ahead = self._overlap is not None and self._overlap.is_ahead
+        batch = self._scheduler.schedule(may_guess=not is_ahead)
         self._found_nothing = not batch
         if not batch:
             return StepDeltas(failures=failures)
@@ -307,6 +314,7 @@ class Engine:
         try:
             outputs = self._execute(batch)
         except StepInterrupted:
+            self._scheduler.give_up(batch)
             return StepDeltas(failures=failures)
         seconds = time.perf_counter() - started_s
         deltas = self._scheduler.update(batch, outputs, seconds=seconds)
@@ -356,6 +364,9 @@ class Engine:
             cached_prompt_tokens_total=scheduler.num_cached_tokens,
             generation_tokens_total=scheduler.num_generated_tokens,
             preemptions_total=scheduler.num_preemptions,
+            spec_decode_drafts_total=scheduler.num_drafts,
+            spec_decode_draft_tokens_total=scheduler.num_draft_tokens,
+            spec_decode_accepted_tokens_total=scheduler.num_accepted_tokens,
             last_step_at_s=self._last_step_at_s,
             loaded_adapters=self._adapters.loaded,
         )

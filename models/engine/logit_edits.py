@@ -107,6 +107,8 @@ def _add_penalties(index: int, row: SamplingRow, *, repetition: _Edits, counted:
     if not (is_repetition_on or is_counting_on):
         return
     output_ids = np.asarray(row.output_token_ids, dtype=np.int64)
+    if row.guessed_token_ids:
+        output_ids = np.append(output_ids, row.guessed_token_ids)
     if is_repetition_on:
         # A token named twice is written twice with the same value: no need to deduplicate.
         repetition.add(index, row.prompt_token_ids, params.repetition_penalty)

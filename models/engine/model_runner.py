@@ -372,10 +372,10 @@ class ModelRunner:
                 self._kv_cache,
                 num_heads=shape.num_heads,
                 layer_windows=shape.layer_windows,
-                max_num_seqs=engine_config.max_num_seqs,
+                max_num_seqs=engine_config.max_step_rows,
                 max_model_len=self._plan.max_model_len,
             ),
-            max_num_seqs=engine_config.max_num_seqs,
+            max_num_seqs=engine_config.max_step_rows,
             device=self._device,
             recorder=make_recorder() if is_captured else None,
         )

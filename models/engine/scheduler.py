@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 
+from cluster.config import SpeculativeConfig
 from cluster.types import PRIORITY_BATCH, TokenDelta
 from models.engine.adapter_slots import AdapterSlots
 from models.engine.batch import Batch
@@ -27,6 +28,7 @@ from models.engine.block_manager import BlockCopy, BlockManager
 from models.engine.prefix_cache import PrefixCache
 from models.engine.sequence import Sequence, SequenceStatus
 from models.engine.sequence_table import SequenceTable
+from models.engine.speculation import Speculator
 from models.engine.step_inputs import StepOutputs
 from models.engine.step_recorder import StepRecorder
 
@@ -36,6 +38,7 @@ class SchedulerLimits:
     """What a step and the running set may hold."""
 
     max_num_seqs: int
+    max_step_rows: int  # sequences and guessed tokens
     max_num_batched_tokens: int
     max_model_len: int
     enable_prefix_caching: bool = True
@@ -55,8 +58,10 @@ class Scheduler:
         eos_token_ids: frozenset[int],
         adapters: AdapterSlots,
         token_bytes: Callable[[int], bytes] | None = None,
+        speculative_config: SpeculativeConfig | None = None,
     ) -> None:
-        """`token_bytes` spells tokens, for the stop strings of beams."""
+        """`token_bytes` spells tokens, for the stop strings of beams. `speculative_config`: None:
+        nothing is guessed."""
         self._blocks = blocks
         self._limits = limits
         self._table = SequenceTable(blocks)
@@ -69,6 +74,14 @@ class Scheduler:
         self._prefixes = PrefixCache(blocks, is_enabled=limits.enable_prefix_caching)
         self._adapters = adapters
         self._batch_share = BatchShare(limits.max_batch_slowdown)
+        self._speculator: Speculator | None = None
+        if speculative_config is not None:
+            self._speculator = Speculator(
+                speculative_config,
+                blocks,
+                max_num_rows=limits.max_step_rows,
+                token_cost=self._batch_share.token_cost,
+            )
         # The most important priority that lacks room in this step: it lost blocks, or the next of
         # its tenants found too little. Nobody of it or below is admitted: a victim would come
         # straight back, and what becomes free bit by bit would never be enough for a large one.
@@ -111,6 +124,21 @@ class Scheduler:
         return self._recorder.num_generated_tokens
 
     @property
+    def num_drafts(self) -> int:
+        """Guesses that were verified, since the start."""
+        return 0 if self._speculator is None else self._speculator.num_drafts
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """Tokens of these."""
+        return 0 if self._speculator is None else self._speculator.num_draft_tokens
+
+    @property
+    def num_accepted_tokens(self) -> int:
+        """Of these, those that came true."""
+        return 0 if self._speculator is None else self._speculator.num_accepted_tokens
+
+    @property
     def has_unfinished(self) -> bool:
         return bool(self._table)
 
@@ -140,12 +168,17 @@ class Scheduler:
         """The requests with sequences that wait with this adapter."""
         return {sequence.request_id for sequence in self._table.waiting.with_adapter(name)}
 
-    def schedule(self) -> Batch:
-        """Choose the next step. Blocks are taken here; nothing else about a sequence changes."""
+    def schedule(self, *, may_guess: bool = True) -> Batch:
+        """Choose the next step. Blocks are taken here; nothing else about a sequence changes.
+
+        `may_guess`: whether sequences may guess tokens, where the scheduler has them do that.
+        """
         batch = self._choose()
         # Where beams that wait for their groups have all the room, those they wait for need it.
         while not batch and self._park_idle():
             batch = self._choose()
+        if self._speculator is not None and may_guess:
+            self._speculator.add_drafts(batch)
         self._charge(batch)
         return batch
 
@@ -171,17 +204,37 @@ class Scheduler:
         )
         for sequence, num_tokens in batch.unpublished:
             self._prefixes.publish(sequence, num_tokens)
-        return self._recorder.record(batch, outputs)
+        deltas = self._recorder.record(batch, outputs)
+        if self._speculator is not None:
+            self._speculator.observe(batch, seconds=seconds)
+            self._take_back_guesses(batch)
+        return deltas
+
+    def give_up(self, batch: Batch) -> None:
+        """A step was interrupted: nothing of it is recorded."""
+        self._take_back_guesses(batch)
+
+    def _take_back_guesses(self, batch: Batch) -> None:
+        """Leave sequences the blocks that their tokens need, and offer those that are full."""
+        for draft in batch.drafts:
+            sequence = draft.sequence
+            if sequence.status is SequenceStatus.RUNNING:
+                self._blocks.shrink(sequence.block_table, sequence.num_tokens)
+                self._table.note_room(sequence)
+                self._prefixes.publish(sequence, sequence.num_computed_tokens)
 
     def try_reserve_next(self, batch: Batch) -> bool:
         """Whether the step after this one, which is under way, may decode the same sequences once
-        more: none ends by its length, nobody would join them, and there is room for the keys and
-        values. That room belongs to the sequences already when the next step is chosen.
+        more: none ends by its length or is about to guess tokens, nobody would join them, and there
+        is room for the keys and values. That room belongs to the sequences already when the next
+        step is chosen.
         """
         num_running = self._table.num_slots
         if self.num_waiting and num_running < self._limits.max_num_seqs:
             return False
         if any(seq.num_tokens + 1 >= seq.max_num_tokens for seq in batch.singles):
+            return False
+        if self._speculator is not None and self._speculator.would_guess(batch):
             return False
         size = self._blocks.block_size
         for sequence in batch.singles:
@@ -249,6 +302,12 @@ class Scheduler:
             return  # a newcomer starts level with whoever is alone here
         for tenant, count in Counter(sequence.tenant for sequence in batch.singles).items():
             shares.charge(tenant, num_output_tokens=count)
+        for draft in batch.drafts:
+            shares.charge(
+                draft.sequence.tenant,
+                num_output_tokens=1,
+                num_prompt_tokens=len(draft.token_ids),
+            )
         for sequence, num_new_tokens in batch.chunks:
             shares.charge(sequence.tenant, num_prompt_tokens=num_new_tokens)
 

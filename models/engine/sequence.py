@@ -8,6 +8,7 @@ from enum import StrEnum
 from cluster.types import FinishReason, Request, SamplingParams, TokenLogprobs
 from models.engine.outlet import Outlet
 from models.engine.randomness import derive_seed
+from models.engine.sequence_guesses import SequenceGuesses
 from models.engine.step_inputs import SamplingRow
 from models.grammar.compiler import GrammarMatcher, GrammarStepError
 
@@ -39,6 +40,7 @@ class Sequence:
         "block_table",
         "cumulative_logprob",
         "end_token_ids",
+        "guesses",
         "index",
         "is_plain",
         "key",
@@ -105,6 +107,8 @@ class Sequence:
         # Past its first token, with one row to sample and nothing to tell but the token.
         self.is_plain = False
         self.sampling_row: SamplingRow | None = None  # made for its first step, and kept
+        # Made where it may guess; see `models.engine.speculation`.
+        self.guesses: SequenceGuesses | None = None
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
         self.num_published_blocks = 0  # leading blocks offered for prefix reuse

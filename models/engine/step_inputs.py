@@ -26,6 +26,7 @@ class SamplingRow:
     # Both lists belong to the sequence: read them, do not keep them.
     prompt_token_ids: AbstractSequence[int]
     output_token_ids: AbstractSequence[int]
+    guessed_token_ids: AbstractSequence[int] = ()  # taken to follow the output here
     forbidden_token_ids: tuple[int, ...] = ()  # stop tokens before min_tokens
     num_candidates: int = 0  # beam search: the best tokens instead of one; 0: off
     mask_row: int | None = None  # row of StepInputs.grammar_masks; None: every token is allowed
@@ -43,7 +44,8 @@ class PromptLogprobsRow:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInputs:
     """Sequences with one query token come first, the others (prefill) after them, shorter ones
-    first."""
+    first. A sequence that guesses its next tokens is there once for each of them and for the one
+    before, on the same blocks."""
 
     token_ids: list[int]  # T
     positions: list[int]  # T

@@ -26,10 +26,21 @@ class StepOverlap:
         self._ahead: tuple[list[Sequence], LaunchedStep] | None = None
         self.num_hits = 0  # guesses that were right
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether a step was launched that is to be taken yet."""
+        return self._ahead is not None
+
     def take(self, batch: Batch) -> LaunchedStep | None:
         """The step that was launched for just this batch; forgets one that was for another."""
         ahead, self._ahead = self._ahead, None
-        if ahead is None or batch.chunks or batch.block_copies or batch.is_interruptible:
+        if (
+            ahead is None
+            or batch.chunks
+            or batch.drafts
+            or batch.block_copies
+            or batch.is_interruptible
+        ):
             return None
         sequences, launched = ahead
         if sequences != batch.singles:
@@ -42,7 +53,12 @@ class StepOverlap:
 
     def finish(self, batch: Batch, launched: LaunchedStep) -> StepOutputs:
         """The batch's outputs; meanwhile the step after it begins, if it can be guessed."""
-        if not batch.chunks and launched.can_be_continued and self._reserve(batch):
+        if (
+            not batch.chunks
+            and not batch.drafts
+            and launched.can_be_continued
+            and self._reserve(batch)
+        ):
             following = self._runner.continue_step(launched)
             self._ahead = list(batch.singles), following
         outputs = launched.result()

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 
 from cluster.types import TokenDelta, TokenLogprobs
-from models.engine.batch import Batch, end_token_ids, prompt_logprobs_row
+from models.engine.batch import Batch, Draft, end_token_ids, prompt_logprobs_row
 from models.engine.beam_group import BeamGroup
 from models.engine.beam_search import BeamSearch
-from models.engine.deltas import failed_delta, hypothesis_deltas, token_delta
-from models.engine.sequence import Sequence
+from models.engine.deltas import failed_delta, hypothesis_deltas, joined_delta, token_delta
+from models.engine.sequence import Sequence, SequenceStatus
 from models.engine.sequence_table import SequenceTable
 from models.engine.step_inputs import BeamCandidates, StepOutputs
 from models.engine.stop_string_tail import StopStringTail
@@ -56,6 +56,9 @@ class StepRecorder:
         """Plain tokens go to their sequences' outlets; returned is what else there is to tell."""
         deltas: list[TokenDelta] = []
         row = self._record_singles(batch, outputs, deltas)
+        for draft in batch.drafts:
+            deltas.append(self._record_draft(draft, outputs, row))
+            row += draft.num_tokens
         self._record_chunks(batch, outputs, row, deltas)
         return deltas
 
@@ -78,6 +81,29 @@ class StepRecorder:
                 sequence.outlet.add(sequence.key, sequence.index, token_id)
         self.num_generated_tokens += num_plain
         return row
+
+    def _record_draft(self, draft: Draft, outputs: StepOutputs, row: int) -> TokenDelta:
+        """Record what was chosen, from `row` on, as long as the guess was right about the choices
+        before it."""
+        sequence = draft.sequence
+        told: list[TokenDelta] = []
+        for index in range(draft.num_tokens):
+            sequence.num_computed_tokens += 1
+            if row + index in outputs.failed_rows:
+                told.append(self._fail(sequence))
+                break
+            token_id = outputs.token_ids[row + index]
+            told.append(self._append(sequence, token_id, outputs.logprobs[row + index]))
+            if index == len(draft.token_ids) or token_id != draft.token_ids[index]:
+                break
+            draft.num_accepted += 1
+            if sequence.status is SequenceStatus.FINISHED:
+                break
+        is_over = sequence.status is SequenceStatus.FINISHED
+        if not is_over and not outputs.failed_rows.isdisjoint(range(row, row + draft.num_tokens)):
+            # What is not a number, behind its last token, would survive the mask of attention.
+            self._table.preempt(sequence)
+        return joined_delta(told)
 
     def _record_chunks(
         self, batch: Batch, outputs: StepOutputs, row: int, deltas: list[TokenDelta]

@@ -2,7 +2,14 @@
 
 import pytest
 
-from cluster.config import ConfigError, ShoalConfig, StorageConfig, parse_config
+from cluster.config import (
+    ConfigError,
+    EngineConfig,
+    ShoalConfig,
+    SpeculativeConfig,
+    StorageConfig,
+    parse_config,
+)
 
 MODELS = [{"name": "chat", "source": "unused"}]
 SECRET = "0123456789-nobody-may-see-this"
@@ -173,3 +180,20 @@ def test_an_alias_that_is_another_models_name_is_refused() -> None:
     models = [{**MODELS[0], "aliases": ["other"]}, {"name": "other", "source": "unused"}]
     with pytest.raises(ConfigError, match="the name 'other' is used twice"):
         parse_config({"models": models})
+
+
+def test_guesses_need_a_range_of_matches_and_a_number() -> None:
+    with pytest.raises(ConfigError, match=r"prompt_lookup_max \(2\) must be at least .*\(3\)"):
+        with_model(engine={"speculative_config": {"prompt_lookup_max": 2}})
+    with pytest.raises(ConfigError, match=r"num_speculative_tokens: .*greater than or equal to 1"):
+        with_model(engine={"speculative_config": {"num_speculative_tokens": 0}})
+
+
+@pytest.mark.parametrize(
+    ("max_num_seqs", "num_rows"), [(1, 1 + 8), (8, 8 * 9), (100, 256), (256, 256 + 8)]
+)
+def test_a_step_has_rows_for_guesses(max_num_seqs: int, num_rows: int) -> None:
+    config = EngineConfig(max_num_seqs=max_num_seqs, speculative_config=SpeculativeConfig())
+    assert config.max_step_rows == num_rows
+    off = config.model_copy(update={"speculative_config": None})
+    assert off.max_step_rows == max_num_seqs

@@ -48,13 +48,23 @@ def test_requests_are_counted_by_what_became_of_them() -> None:
 def test_replicas_are_asked_at_each_scrape_and_vanish_with_their_replica() -> None:
     telemetry = Telemetry()
     loads = {
-        "r1": SimpleNamespace(num_requests_running=4, num_requests_waiting=1, kv_cache_usage=0.5)
+        "r1": SimpleNamespace(
+            num_requests_running=4,
+            num_requests_waiting=1,
+            kv_cache_usage=0.5,
+            spec_decode_drafts_total=3,
+            spec_decode_draft_tokens_total=20,
+            spec_decode_accepted_tokens_total=17,
+        )
     }
     telemetry.watch_replicas("m", lambda: loads)
     labels = (("model_name", "m"), ("replica", "r1"))
     assert samples(telemetry)["shoal:num_requests_running", labels] == 4
     assert samples(telemetry)["shoal:num_requests_waiting", labels] == 1
     assert samples(telemetry)["shoal:kv_cache_usage_perc", labels] == 0.5
+    assert samples(telemetry)["shoal:spec_decode_num_drafts_total", labels] == 3
+    assert samples(telemetry)["shoal:spec_decode_num_draft_tokens_total", labels] == 20
+    assert samples(telemetry)["shoal:spec_decode_num_accepted_tokens_total", labels] == 17
     loads.clear()
     assert ("shoal:num_requests_running", labels) not in samples(telemetry)
 

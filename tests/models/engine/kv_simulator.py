@@ -75,7 +75,7 @@ class KVSimulator:
         candidates = {}
         for index, row in enumerate(inputs.sampling_rows):
             context = contexts[row.logit_index]
-            assert context == [*row.prompt_token_ids, *row.output_token_ids]
+            assert context == [*row.prompt_token_ids, *row.output_token_ids, *row.guessed_token_ids]
             token = next_token(context, row.seed if self.uses_seed else 0)
             while token in row.forbidden_token_ids:
                 token = (token + 1) % VOCAB_SIZE
