@@ -88,6 +88,9 @@ class ScriptedPool:
             num_requests_waiting=3,
             num_waiting_prefill_tokens=40,
             kv_cache_usage=0.25,
+            spec_decode_drafts_total=5,
+            spec_decode_draft_tokens_total=40,
+            spec_decode_accepted_tokens_total=30,
         )
         return {"replica-a": load}
 

@@ -86,6 +86,8 @@ async def test_metrics_count_requests_tokens_and_latencies(server: Server) -> No
     assert f"shoal:e2e_request_latency_seconds_count{{{label}}} 1.0" in page
     assert f'shoal:kv_cache_usage_perc{{{label},replica="replica-a"}} 0.25' in page
     assert f'shoal:num_requests_running{{{label},replica="replica-a"}} 2.0' in page
+    accepted = f'shoal:spec_decode_num_accepted_tokens_total{{{label},replica="replica-a"}} 30.0'
+    assert accepted in page
 
 
 @pytest.mark.parametrize("header", [None, "Bearer wrong", "Basic shoal-test-key", "Bearer"])
