@@ -25,7 +25,8 @@ A segment is written before it is visible, with 24 h to live. The commit that ma
 takes that limit off, and the one that replaces it gives it 5 minutes, for readers that are still
 at the older version. So what a crash leaves is collected by Redis itself.
 
-Of a deleted bucket stay `head` and a `log` of its deletion alone.
+Of a deleted bucket stay `head` and a `log` of its deletion alone, for a week: readers that were cut
+off meanwhile learn of it. A later commit needs neither, because its version is later anyway.
 """
 
 import hashlib
@@ -35,6 +36,7 @@ from cluster.types import BucketRef
 
 STAGED_TTL_S = 24 * 3600
 REPLACED_TTL_S = 300
+DELETED_TTL_S = 7 * 24 * 3600
 MAX_LOG_ENTRIES = 1_000
 MAX_ANNOUNCEMENTS = 10_000
 
@@ -131,12 +133,14 @@ version = next_version(version)
 redis.call('SET', meta, ARGV[3])
 redis.call('HSET', head, 'version', string.format('%.0f', version), 'commit', ARGV[2])
 log_change(log, ARGV[7], version, ARGV[1], ARGV[4])
+redis.call('PERSIST', head)
+redis.call('PERSIST', log)
 return version
 """
 )
 
 # KEYS: head, meta, manifest, files, log, trash, the trashed manifest.
-# ARGV: version that was read, change, longest log.
+# ARGV: version that was read, change, longest log, TTL of what stays.
 # Returns the new version, -1 when another commit came between, 0 when there is nothing to delete.
 DELETE = Script(
     _NEXT_VERSION
@@ -154,6 +158,8 @@ redis.call('HSET', KEYS[1], 'version', string.format('%.0f', version))
 redis.call('HDEL', KEYS[1], 'commit')
 log_change(KEYS[5], ARGV[3], version, ARGV[1], ARGV[2])
 redis.call('XTRIM', KEYS[5], 'MAXLEN', 1)
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+redis.call('EXPIRE', KEYS[5], ARGV[4])
 return version
 """
 )

@@ -27,7 +27,10 @@ async def remove_from_sight(redis: RedisClient, keys: ChunkKeys) -> int:
                     *(keys.head, keys.meta, keys.manifest, keys.files, keys.log, keys.trash),
                     keys.trashed(secrets.token_hex(8)),
                 ],
-                args=[seen, _ENCODER.encode(Change(clears=True)), chunk_keys.MAX_LOG_ENTRIES],
+                args=[
+                    *(seen, _ENCODER.encode(Change(clears=True)), chunk_keys.MAX_LOG_ENTRIES),
+                    chunk_keys.DELETED_TTL_S,
+                ],
             )
         )
         if version >= 0:

@@ -18,6 +18,7 @@ from cluster.tenants.key_directory import KeyDirectory
 from cluster.tenants.tenant_store import TenantStore
 from cluster.tenants.usage import UsageRecorder
 from deployments.batch_run import BatchRun
+from deployments.fair_places import FairPlaces
 from deployments.ingress.line_calls import LineCalls
 from deployments.line_run import BatchTools
 
@@ -58,7 +59,7 @@ class BatchWorker:
             max_requests=batches.max_requests,
             max_line_bytes=config.http.max_body_bytes,
             max_lines_at_once=batches.max_lines_at_once,
-            turns=asyncio.Semaphore(batches.max_lines_at_once),
+            turns=FairPlaces(batches.max_lines_at_once),
         )
         self._loop = TaskWorkerLoop(
             self._tasks.queue, name=name, num_slots=NUM_SLOTS, lease_s=lease_s

@@ -25,6 +25,7 @@ from cluster.task_queue.running_task import RunningTask
 from cluster.tenants.key_directory import KeyDirectory
 from cluster.tenants.records import ApiKey
 from cluster.tenants.usage import UsageRecorder
+from deployments.fair_places import FairPlaces
 from deployments.ingress.line_calls import LineAnswer, LineCalls
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class BatchTools:
     max_requests: int
     max_line_bytes: int
     max_lines_at_once: int  # of a batch, those included that wait to be tried again
-    turns: asyncio.Semaphore  # at the engines; batches take them first come, first served
+    turns: FairPlaces  # at the engines
 
 
 @dataclass(slots=True)
@@ -206,7 +207,7 @@ class LineRun:
         """Tried again while that may help: a queue that is full, a replica that is lost."""
         num_tries = 0
         while True:
-            async with self._tools.turns:
+            async with self._tools.turns.place(self._key.tenant):
                 answer = await self._tools.calls.call(
                     self._key,
                     self._batch.endpoint,

@@ -22,6 +22,7 @@ from cluster.errors import NotFoundError, ServiceUnavailableError, ServingError
 from cluster.retrieval import EmbedderFacts
 from cluster.types import BucketRef
 from deployments.bucket_loading import IndexWriter, combined
+from deployments.fair_places import FairPlaces
 from models.retrieval.approximate_index import TARGET_RECALL
 from models.retrieval.bucket_index import BucketIndex
 
@@ -86,7 +87,7 @@ class LoadedBuckets:
         self._loading: dict[BucketRef, asyncio.Task[LoadedBucket]] = {}
         self._progress: dict[BucketRef, _Progress] = {}  # of loads under way, oldest first
         self._load_ended = asyncio.Condition()
-        self._load_places = asyncio.Semaphore(_MAX_LOADS_AT_ONCE)
+        self._load_places = FairPlaces(_MAX_LOADS_AT_ONCE)
         self._too_large: dict[BucketRef, tuple[int, ServiceUnavailableError]] = {}  # by version
         self._tasks: set[asyncio.Task[None]] = set()
         self._follower: asyncio.Task[None] | None = None
@@ -213,7 +214,7 @@ class LoadedBuckets:
         )
 
     async def _load(self, ref: BucketRef) -> LoadedBucket:
-        async with self._load_places:
+        async with self._load_places.place(ref.tenant):
             progress = self._progress[ref] = _Progress()
             try:
                 for _ in range(_LOAD_ATTEMPTS):
