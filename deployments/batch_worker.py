@@ -24,7 +24,6 @@ from deployments.line_run import BatchTools
 
 logger = logging.getLogger(__name__)
 
-NUM_SLOTS = 4  # batches at once
 SWEEP_S = 3600.0
 
 
@@ -62,7 +61,10 @@ class BatchWorker:
             turns=FairPlaces(batches.max_lines_at_once),
         )
         self._loop = TaskWorkerLoop(
-            self._tasks.queue, name=name, num_slots=NUM_SLOTS, lease_s=lease_s
+            self._tasks.queue,
+            name=name,
+            num_workers=config.retrieval.num_task_workers,
+            lease_s=lease_s,
         )
         self._loop.handle(RunBatch, self._run)
 

@@ -69,7 +69,12 @@ class BucketWorker:
         self._websites = WebsiteEmbedding(
             around.objects, self._embedding, allowed_networks=crawled_networks
         )
-        self._loop = TaskWorkerLoop(self._queue, name=name, lease_s=lease_s)
+        self._loop = TaskWorkerLoop(
+            self._queue,
+            name=name,
+            num_workers=config.retrieval.num_task_workers,
+            lease_s=lease_s,
+        )
         self._loop.handle(EmbedBucket, self._embed)
         self._loop.handle(EmbedWebsite, self._embed_website)
         self._loop.handle(SyncBucket, self._sync)

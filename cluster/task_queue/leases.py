@@ -20,6 +20,7 @@ from cluster.task_queue.task import (
     TaskPriority,
 )
 
+NO_LIMIT = 2**31
 _MAX_ITEMS_AT_ONCE = 1000  # Lua takes a few thousand arguments
 
 
@@ -34,15 +35,24 @@ class TaskLeases:
     """Claims tasks of a queue under a worker's name."""
 
     def __init__(
-        self, queue: TaskQueue, *, worker: str, lease_s: float, max_losses: int = 20
+        self,
+        queue: TaskQueue,
+        *,
+        worker: str,
+        lease_s: float,
+        max_losses: int = 20,
+        max_running_per_tenant: int = NO_LIMIT,
     ) -> None:
+        """`max_running_per_tenant`: tasks, at all workers of the queue; its others wait."""
         self._queue = queue
+        self._max_running_per_tenant = max_running_per_tenant
         self._worker = worker
         self._lease_s = lease_s
         self._max_losses = max_losses
 
     async def claim(self) -> Lease | Nothing:
-        """The next task: by priority; one whose worker is lost first; tenants in turn.
+        """The next task: by priority; one whose worker is lost first; tenants in turn, those left
+        out that have as many running as they may.
 
         Raises:
             ServiceUnavailableError: Redis does not answer. A task may have been claimed; it will
@@ -51,6 +61,7 @@ class TaskLeases:
         answer = await self._queue.run(
             scripts.CLAIM,
             *(self._worker, round(self._lease_s * 1000), self._max_losses, len(TaskPriority)),
+            self._max_running_per_tenant,
         )
         assert isinstance(answer, list)
         if answer[0] == b"task":

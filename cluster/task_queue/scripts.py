@@ -11,6 +11,9 @@ only declared key is the root; it makes the others' names from it.
                                             `workers`, idle since the last heart-beat
     :turns:<priority>               SET     tenants with an entry in `ready` that nobody has claimed
     :backlog:<priority>:<tenant>    LIST    the tenant's other tasks, the oldest first
+    :running:<tenant>               SET     the tenant's tasks that are being worked on
+    :capped:<tenant>                SET     priorities at which the tenant's backlog waits for one
+                                            of those to end: they were as many as it may have
     :delayed                        ZSET    tasks for later, by when they are due
     :wake                           STREAM  the last one that was put there: who waits looks again
     :lanes                          HASH    lane -> the task that has it
@@ -30,7 +33,8 @@ finished_ms, attempts, failures, losses, postponed, token, entry (in the stream)
 progress, result, error, dead, retention_ms.
 
 A claim takes a stream's first entry and puts the next task of the same tenant at its end: tenants
-take turns whatever they have waiting. Lists and streams hold hints, a task's `status` is the truth:
+take turns whatever they have waiting, and one that has as many running as it may waits for an end.
+Lists and streams hold hints, a task's `status` is the truth:
 an entry whose task is not queued any more is dropped when it is met. Times are the server's.
 """
 
@@ -47,6 +51,22 @@ local function now()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 local function field(id, name) return redis.call('HGET', key('task', id), name) end
+local function next_turn(priority, tenant)
+  local id = redis.call('LPOP', key('backlog', priority, tenant))
+  if id then
+    redis.call('XADD', key('ready', priority), '*', 'id', id, 'tenant', tenant)
+  else
+    redis.call('SREM', key('turns', priority), tenant)
+  end
+end
+local function stop_running(id, tenant)
+  redis.call('SREM', key('running', tenant), id)
+  for _, priority in ipairs(redis.call('SMEMBERS', key('capped', tenant))) do
+    redis.call('SADD', key('turns', priority), tenant)
+    next_turn(priority, tenant)
+  end
+  redis.call('DEL', key('capped', tenant))
+end
 local function set_status(id, status)
   local t = redis.call('HMGET', key('task', id), 'tenant', 'type', 'status', 'created_ms')
   if t[3] then
@@ -56,10 +76,16 @@ local function set_status(id, status)
   redis.call('ZADD', key('index', t[1], t[2], status), t[4], id)
   redis.call('HINCRBY', key('counts'), status, 1)
   redis.call('HSET', key('task', id), 'status', status)
+  if status == 'running' then
+    redis.call('SADD', key('running', t[1]), id)
+  elseif t[3] == 'running' then
+    stop_running(id, t[1])
+  end
 end
 local function push(id, where)
   local t = redis.call('HMGET', key('task', id), 'tenant', 'priority')
-  if redis.call('SADD', key('turns', t[2]), t[1]) == 1 then
+  local is_capped = redis.call('SISMEMBER', key('capped', t[1]), t[2]) == 1
+  if not is_capped and redis.call('SADD', key('turns', t[2]), t[1]) == 1 then
     redis.call('XADD', key('ready', t[2]), '*', 'id', id, 'tenant', t[1])
   else
     redis.call(where, key('backlog', t[2], t[1]), id)
@@ -160,24 +186,16 @@ return answer('new', id)
 """
 )
 
-# ARGV: worker, lease_ms, max_losses, number of priorities
+# ARGV: worker, lease_ms, max_losses, number of priorities, how many tasks of a tenant may run
 # -> {'task', fields of the task} or {'none', ms until a delayed one is due (-1: none), the last ids
 # of the streams of each priority and of `wake`: what comes later wakes who waits}
 CLAIM = Script(
     _PRELUDE
     + """
-local lease_ms, max_losses, at = ARGV[2], tonumber(ARGV[3]), now()
+local lease_ms, max_losses, max_running, at = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[5]), now()
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('delayed'), '-inf', at, 'LIMIT', 0, 100)) do
   redis.call('ZREM', key('delayed'), id)
   push(id, 'RPUSH')
-end
-local function next_turn(priority, tenant)
-  local id = redis.call('LPOP', key('backlog', priority, tenant))
-  if id then
-    redis.call('XADD', key('ready', priority), '*', 'id', id, 'tenant', tenant)
-  else
-    redis.call('SREM', key('turns', priority), tenant)
-  end
 end
 local function start(id, entry)
   local token = redis.call('INCR', key('fence'))
@@ -220,6 +238,13 @@ local function claim_orphan(priority)
     end
   end
 end
+local function wait_for_an_end(id, priority, tenant)
+  if field(id, 'status') == 'queued' then
+    redis.call('LPUSH', key('backlog', priority, tenant), id)
+  end
+  redis.call('SREM', key('turns', priority), tenant)
+  redis.call('SADD', key('capped', tenant), priority)
+end
 local function claim_new(priority)
   local ready = key('ready', priority)
   for _ = 1, 1000 do
@@ -227,9 +252,13 @@ local function claim_new(priority)
       'STREAMS', ready, '>')
     if not read then return nil end
     local entry, fields = read[1][2][1][1], read[1][2][1][2]
-    local id = fields[2]
-    next_turn(priority, fields[4])
-    if field(id, 'status') == 'queued' and has_lane(id) then return start(id, entry) end
+    local id, tenant = fields[2], fields[4]
+    if redis.call('SCARD', key('running', tenant)) >= max_running then
+      wait_for_an_end(id, priority, tenant)
+    else
+      next_turn(priority, tenant)
+      if field(id, 'status') == 'queued' and has_lane(id) then return start(id, entry) end
+    end
     drop_entry(priority, entry)
   end
 end

@@ -13,7 +13,7 @@ import msgspec
 
 from cluster.errors import ServiceUnavailableError, ServingError, TooManyRequestsError
 from cluster.log_context import tagged
-from cluster.task_queue.leases import TaskLeases
+from cluster.task_queue.leases import NO_LIMIT, TaskLeases
 from cluster.task_queue.queue import TaskQueue
 from cluster.task_queue.retry_policy import RetryPolicy
 from cluster.task_queue.running_task import RunningTask
@@ -31,6 +31,7 @@ from cluster.task_queue.task import (
 logger = logging.getLogger(__name__)
 
 LEASE_S = 15.0
+NUM_SLOTS = 4  # tasks that a worker runs at once
 _BEATS_PER_LEASE = 5
 _SWEEP_S = 60.0
 _UNKNOWN_TYPE_DELAY_S = 30.0
@@ -54,12 +55,16 @@ class TaskWorkerLoop:
         queue: TaskQueue,
         *,
         name: str,
-        num_slots: int = 4,
+        num_slots: int = NUM_SLOTS,
+        num_workers: int | None = None,
         lease_s: float = LEASE_S,
         retries: RetryPolicy | None = None,
     ) -> None:
+        """`num_workers` of the queue, where tenants share them: one alone leaves a slot of each to
+        others, since tasks may take hours. None: it may have all."""
         self._queue = queue
-        self._leases = TaskLeases(queue, worker=name, lease_s=lease_s)
+        most = NO_LIMIT if num_workers is None else max(1, num_workers * (num_slots - 1))
+        self._leases = TaskLeases(queue, worker=name, lease_s=lease_s, max_running_per_tenant=most)
         self._name = name
         self._beat_s = lease_s / _BEATS_PER_LEASE
         self._retries = retries or RetryPolicy()

@@ -34,7 +34,6 @@ MARKERS = (KEY.removeprefix("shoal-"), CLUSTER_SECRET, REDIS_PASSWORD, PROVIDER_
 PAGES = (
     "/",
     "/nodes?view=summary",
-    "/nodes?view=details",
     "/logical/actors",
     "/events",
     "/test/dump",

@@ -61,6 +61,9 @@ async def is_empty(queue: TaskQueue) -> bool:
             return False
         if await queue.redis.execute("SCARD", f"{queue.root}:turns:{int(priority)}"):
             return False
+    for left in ("running", "capped"):
+        if await queue.redis.execute("KEYS", f"{queue.root}:{left}:*"):
+            return False
     return not await queue.redis.execute("HLEN", f"{queue.root}:lanes")
 
 

@@ -83,6 +83,32 @@ async def test_tenants_take_turns(queue: TaskQueue) -> None:
     assert await run_all(queue) == ["a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2"]
 
 
+async def test_a_tenant_with_as_many_running_as_it_may_waits_for_an_end_and_others_do_not(
+    queue: TaskQueue,
+) -> None:
+    worker = leases(queue, max_running_per_tenant=2)
+    for number in range(3):
+        await queue.enqueue(task(f"a{number}"))
+    running = [await claim(worker) for _ in range(2)]
+    nothing = await worker.claim()
+    assert isinstance(nothing, Nothing)
+    await queue.enqueue(task("a3"))
+    await queue.enqueue(task("a4", priority=TaskPriority.HIGH))
+    assert isinstance(await worker.claim(), Nothing)
+    await queue.enqueue(task("b0", tenant="b"))
+    assert note_of((await claim(worker)).record) == "b0"
+    nothing = await worker.claim()
+    assert isinstance(nothing, Nothing)
+    waiting = asyncio.create_task(worker.wait_for_work(nothing))
+    await worker.finish(running[0], SUCCESS)
+    await waiting  # the end is told to who waits
+    assert note_of((await claim(worker)).record) == "a4"
+    assert isinstance(await worker.claim(), Nothing)
+    await worker.give_back(running[1])
+    assert note_of((await claim(worker)).record) == "a2"  # whose turn came with the place
+    assert isinstance(await worker.claim(), Nothing)
+
+
 async def test_a_lease_that_is_over_goes_to_another_and_the_first_is_fenced_off(
     queue: TaskQueue,
 ) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from cluster.task_queue.leases import Nothing, TaskLeases
+from cluster.task_queue.leases import NO_LIMIT, Nothing, TaskLeases
 from cluster.task_queue.queue import TaskQueue
 from cluster.task_queue.task import (
     Lease,
@@ -23,13 +23,16 @@ LANES = ("", "", "x", "y")
 
 
 class History:
-    """Does things to a queue by chance, and watches that lanes and leases are exclusive."""
+    """Does things to a queue by chance, and watches that lanes and leases are exclusive, and that
+    no tenant has more running than it may."""
 
     def __init__(self, queue: TaskQueue, seed: int) -> None:
         self._queue = queue
         self._chance = random.Random(seed)
-        self._worker: TaskLeases = leases(queue, max_losses=1000)
-        self._hasty: TaskLeases = leases(queue, lease_s=0.0, max_losses=1000)  # all are over
+        self._most = self._chance.choice((1, 2, NO_LIMIT))
+        options = {"max_losses": 1000, "max_running_per_tenant": self._most}
+        self._worker: TaskLeases = leases(queue, **options)
+        self._hasty: TaskLeases = leases(queue, lease_s=0.0, **options)  # all are over
         self.records: list[TaskRecord] = []
         self.held: dict[str, Lease] = {}
         self.ends: Counter[str] = Counter()
@@ -126,6 +129,8 @@ class History:
             is_same_lane = record.lane and other.record.lane == record.lane
             assert not is_same_lane or other.record.task_id == record.task_id
         self.held[record.task_id] = lease
+        held = Counter(lease.record.tenant for lease in self.held.values())
+        assert max(held.values()) <= self._most
 
 
 @pytest.mark.parametrize("seed", range(12))
