@@ -11,18 +11,20 @@ import orjson
 
 from cluster.batch_config import BatchConfig
 from cluster.batch_store import Batch, BatchPage, BatchState, BatchStore, LineError
-from cluster.errors import BadRequestError, NotFoundError
+from cluster.errors import BadRequestError, NotFoundError, TooManyRequestsError
 from cluster.file_store import FileStore
 from cluster.openai_schema.batches import BatchRequest
 from cluster.openai_schema.files import BATCH_PURPOSE
 from cluster.redis_client import Argument, RedisClient
 from cluster.task_queue.queue import TaskQueue
-from cluster.task_queue.task import NewTask, TaskBody, TaskRecord
+from cluster.task_queue.task import NewTask, TaskBody, TaskRecord, TaskStatus, type_name
 from cluster.tenant_config import PLAIN_SCOPES, KeyScope
 from cluster.tenants.records import ANONYMOUS_ID, ApiKey
 
 QUEUE_NAME = "batches"
 _NUM_LANES = 2  # batches of a tenant that run at once: others have some of the workers too
+MAX_UNFINISHED = 1_000  # batches of a tenant; more are refused until some have ended
+_RETRY_AFTER_FULL_S = 60.0
 _TASK_RETENTION_S = 24 * 3600.0  # of a finished one; the batch itself is remembered for longer
 
 
@@ -62,9 +64,11 @@ class BatchTasks:
             NotFoundError: there is no such file.
             BadRequestError: the file is not for batches.
             ValidationError: the idempotency key was used for another request.
+            TooManyRequestsError: the tenant has too many batches that have not ended.
             ServiceUnavailableError: Redis does not answer.
         """
         tenant = key.tenant
+        await self._refuse_too_many(tenant)
         file = await self._files.get(tenant, request.input_file_id)
         if file.purpose != BATCH_PURPOSE:
             raise BadRequestError(
@@ -94,6 +98,16 @@ class BatchTasks:
             )
         )
         return await self.open(record, body)
+
+    async def _refuse_too_many(self, tenant: str) -> None:
+        unfinished = (TaskStatus.QUEUED, TaskStatus.RUNNING)
+        num_unfinished = await self.queue.num_tasks(tenant, [type_name(RunBatch)], unfinished)
+        if num_unfinished >= MAX_UNFINISHED:
+            raise TooManyRequestsError(
+                f"{num_unfinished} of your batches wait or run, as many as are kept; wait until "
+                "some have ended.",
+                retry_after_s=_RETRY_AFTER_FULL_S,
+            )
 
     async def open(self, record: TaskRecord, body: RunBatch) -> Batch:
         """The batch of a task, made if it is not there."""

@@ -60,12 +60,7 @@ class BatchWorker:
             max_lines_at_once=batches.max_lines_at_once,
             turns=FairPlaces(batches.max_lines_at_once),
         )
-        self._loop = TaskWorkerLoop(
-            self._tasks.queue,
-            name=name,
-            num_workers=config.retrieval.num_task_workers,
-            lease_s=lease_s,
-        )
+        self._loop = TaskWorkerLoop(self._tasks.queue, name=name, lease_s=lease_s)
         self._loop.handle(RunBatch, self._run)
 
     @property

@@ -4,6 +4,7 @@ from cluster.errors import (
     BadRequestError,
     BodyTooLargeError,
     NotFoundError,
+    PermissionDeniedError,
     ServiceUnavailableError,
     ServingError,
 )
@@ -44,6 +45,10 @@ class ObjectExistsError(ServingError):
 
     status, code, title = 412, "10015", "Precondition failed"
     openai_type = "invalid_request_error"
+
+
+class TooManyUploadsError(PermissionDeniedError):
+    """Of a tenant's multipart uploads. Asking again does not help: one must be ended."""
 
 
 class InvalidPartError(BadRequestError):

@@ -22,6 +22,7 @@ from cluster.storage.errors import (
     InvalidPartOrderError,
     ObjectNotFoundError,
     ObjectTooLargeError,
+    TooManyUploadsError,
     UploadNotFoundError,
 )
 from cluster.storage.folder_files import StagedFile, storage_errors
@@ -30,6 +31,7 @@ from cluster.storage.stored_object import ObjectInfo
 from cluster.types import BucketRef
 
 MAX_PARTS = 10_000
+MAX_UPLOADS = 1_000  # of a tenant, in all its buckets: each is a folder, whatever is in it
 _FACTS_NAME = "upload.json"
 _UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
 _PART_NAME = re.compile(r"(\d{5})\.([0-9a-f]{32})")
@@ -81,12 +83,14 @@ class FolderUploads:
         Raises:
             ValidationError: no object can be called so.
             BucketNotFoundError: there is none.
+            TooManyUploadsError: the tenant has not ended enough of its others.
         """
         ref = UploadRef(bucket=bucket, key=key, upload_id=secrets.token_hex(16))
 
         def work() -> None:
             self._store.layout.object(bucket, key)
             folder = self._store.layout.uploads_folder(bucket) / ref.upload_id
+            _refuse_too_many(folder.parent.parent)
             with storage_errors():
                 folder.mkdir(parents=True)
                 facts = msgspec.json.encode(_Upload(key=key, headers=dict(headers)))
@@ -204,6 +208,16 @@ class FolderUploads:
             staged.discard()
         _remove(folder)
         return info
+
+
+def _refuse_too_many(folder: Path) -> None:
+    """`folder`: of a tenant's uploads. Those that begin at the same moment may be some more."""
+    num_uploads = sum(1 for _ in folder.glob("*/*"))
+    if num_uploads >= MAX_UPLOADS:
+        raise TooManyUploadsError(
+            f"{num_uploads} multipart uploads are not ended; a tenant may have {MAX_UPLOADS}: "
+            "complete or abort some (ListMultipartUploads lists a bucket's)."
+        )
 
 
 def _etag_of_parts(chosen: Sequence[tuple[int, str]]) -> str:

@@ -16,6 +16,7 @@ from cluster.storage.errors import (
     ObjectNotFoundError,
     ObjectTooLargeError,
     StorageFullError,
+    TooManyUploadsError,
     UploadNotFoundError,
 )
 from cluster.tenants.storage_quota import StorageLimitError
@@ -66,6 +67,7 @@ _CODE_OF: dict[type[ServingError], str] = {
     InvalidPartOrderError: "InvalidPartOrder",
     StorageFullError: "StorageFull",
     StorageLimitError: "QuotaExceeded",
+    TooManyUploadsError: "QuotaExceeded",
 }
 
 

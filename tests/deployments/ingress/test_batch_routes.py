@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 
+from cluster import batch_tasks
 from cluster.batch_config import BatchConfig
 from cluster.errors import (
     BadRequestError,
@@ -376,6 +377,18 @@ async def test_lists_are_paged_by_the_sdk(served: BatchServer) -> None:
             await client.batches.list(after="batch_no")
         with pytest.raises(openai.UnprocessableEntityError, match="limit"):
             await client.batches.list(limit=101)
+
+
+async def test_a_tenant_has_no_more_unfinished_batches_than_are_kept(
+    served: BatchServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_tasks, "MAX_UNFINISHED", 2)
+    for _ in range(2):
+        await served.start([chat_line("a", "x")])
+    with pytest.raises(openai.RateLimitError, match="2 of your batches wait or run") as caught:
+        await served.start([chat_line("a", "x")])
+    assert int(caught.value.response.headers["retry-after"]) > 0
+    await served.start([chat_line("a", "x")], key=OTHER_KEY)
 
 
 async def test_an_idempotency_key_makes_one_batch(served: BatchServer) -> None:

@@ -8,6 +8,7 @@ import pytest
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
+from cluster.storage import folder_uploads
 from cluster.storage.folder_store import FolderStore
 from tests.deployments.ingress.s3.face_server import MAX_OBJECT_BYTES, FaceServer, error_of
 
@@ -101,6 +102,20 @@ def test_an_aborted_upload_leaves_nothing(server: FaceServer, s3: Any) -> None:
         with pytest.raises(ClientError) as caught:
             call()
         assert error_of(caught) == ("NoSuchUpload", 404)
+
+
+def test_a_tenant_has_no_more_unended_uploads_than_are_kept(
+    s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_uploads, "MAX_UPLOADS", 2)
+    s3.create_bucket(Bucket="archive")
+    upload = begin(s3)
+    s3.create_multipart_upload(Bucket="archive", Key="large")  # its other buckets count, too
+    with pytest.raises(ClientError, match="2 multipart uploads are not ended") as caught:
+        begin(s3)
+    assert error_of(caught) == ("QuotaExceeded", 403)
+    complete(s3, upload, put_part(s3, upload, 1, b"x"))
+    begin(s3)
 
 
 def test_an_upload_belongs_to_its_key_and_its_bucket(s3: Any) -> None:
