@@ -6,7 +6,8 @@ soon the others are refused, and whether memory stays flat.
 
 First as many requests at once as run best (closed loop) give the capacity, in requests/s; then
 requests arrive at `factor` times that rate, whatever becomes of them (open loop). Each has a prompt
-of its own and wants a fixed number of tokens.
+of its own and wants a fixed number of tokens. The load shares the machine with the cluster: how
+late its requests left says whether it could keep up.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import httpx
+import aiohttp
 import psutil
 
 from scripts.bench.report import environment, table
@@ -39,6 +40,7 @@ class Outcome:
     num_answered: int = 0
     refused_ms: list[float] = field(default_factory=list)
     retry_after_s: list[float] = field(default_factory=list)
+    late_ms: list[float] = field(default_factory=list)  # requests that were to leave before
     other: list[str] = field(default_factory=list)
     elapsed_s: float = 0.0
     memory_mib: list[float] = field(default_factory=list)
@@ -51,11 +53,11 @@ class Outcome:
 class Load:
     """Requests to one server."""
 
-    def __init__(self, client: httpx.AsyncClient, output_len: int, home: str) -> None:
-        self._client = client
+    def __init__(self, session: aiohttp.ClientSession, output_len: int, home: str) -> None:
+        self._session = session
         self._output_len = output_len
         self._rng = random.Random(0)
-        self._home = home
+        self._replicas = _replicas(home)
 
     async def closed(self, seconds: float, num_callers: int) -> Outcome:
         """Each caller has one request under way until the time is over."""
@@ -76,11 +78,12 @@ class Load:
         next_sample_s = started_s
         for arrival_s in self._arrivals(started_s, seconds, rate):
             await asyncio.sleep(max(0.0, arrival_s - time.perf_counter()))
+            outcome.late_ms.append(1000 * (time.perf_counter() - arrival_s))
             task = asyncio.create_task(self._ask(outcome))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
             if arrival_s >= next_sample_s:
-                outcome.memory_mib.append(await asyncio.to_thread(self._memory_mib))
+                outcome.memory_mib.append(self._memory_mib())
                 next_sample_s += seconds / 10
         await asyncio.gather(*tasks)
         outcome.elapsed_s = time.perf_counter() - started_s
@@ -95,35 +98,41 @@ class Load:
         prompt = [self._rng.randrange(10, VOCAB_SIZE) for _ in range(PROMPT_LEN)]
         body = {"prompt": prompt, "max_tokens": self._output_len, "ignore_eos": True}
         started_s = time.perf_counter()
-        answer = await self._client.post("/v1/completions", json=body)
+        async with self._session.post("/v1/completions", json=body) as answer:
+            content = await answer.json()
+            status, headers = answer.status, answer.headers
         elapsed_ms = 1000 * (time.perf_counter() - started_s)
-        if answer.status_code == 200:
+        if status == 200:
             outcome.num_answered += 1
-            outcome.num_tokens += answer.json()["usage"]["completion_tokens"]
-        elif answer.status_code in (429, 503) and "retry-after" in answer.headers:
+            outcome.num_tokens += content["usage"]["completion_tokens"]
+        elif status in (429, 503) and "retry-after" in headers:
             outcome.refused_ms.append(elapsed_ms)
-            outcome.retry_after_s.append(float(answer.headers["retry-after"]))
+            outcome.retry_after_s.append(float(headers["retry-after"]))
         else:
-            outcome.other.append(f"{answer.status_code}: {answer.text[:200]}")
+            outcome.other.append(f"{status}: {str(content)[:200]}")
 
     def _memory_mib(self) -> float:
         """Of the cluster's replicas."""
-        total = 0
-        for process in psutil.process_iter(["cmdline", "environ", "memory_info"]):
-            command = " ".join(process.info["cmdline"] or ())
-            is_ours = (process.info["environ"] or {}).get("SHOAL_HOME") == self._home
-            if is_ours and "ServeReplica" in command and process.info["memory_info"]:
-                total += process.info["memory_info"].rss
-        return total / 2**20
+        return sum(process.memory_info().rss for process in self._replicas) / 2**20
+
+
+def _replicas(home: str) -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "environ"])
+        if (process.info["environ"] or {}).get("SHOAL_HOME") == home
+        and "ServeReplica" in " ".join(process.info["cmdline"] or ())
+    ]
 
 
 async def run(url: str, home: str, arguments: argparse.Namespace) -> None:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    headers = {"authorization": f"Bearer {API_KEY}"}
-    async with httpx.AsyncClient(
-        base_url=url, headers=headers, limits=limits, timeout=300
-    ) as client:
-        load = Load(client, arguments.output_len, home)
+    async with aiohttp.ClientSession(
+        url,
+        headers={"authorization": f"Bearer {API_KEY}"},
+        connector=aiohttp.TCPConnector(limit=0),  # of httpx's pool each request costs more, the
+        timeout=aiohttp.ClientTimeout(total=300),  # more there are
+    ) as session:
+        load = Load(session, arguments.output_len, home)
         await load.closed(5.0, NUM_RUNNING)
         alone = await load.closed(arguments.seconds, NUM_RUNNING)
         rate = arguments.factor * alone.num_answered / alone.elapsed_s
@@ -141,6 +150,7 @@ async def run(url: str, home: str, arguments: argparse.Namespace) -> None:
         ["**ratio**", f"**{crowded.tokens_per_s / alone.tokens_per_s:.2f}**"],
         ["answered / refused", f"{crowded.num_answered} / {len(crowded.refused_ms)}"],
         ["refused within, p50 / p99 ms", f"{statistics.median(refused):.1f} / {_p99(refused):.1f}"],
+        ["left late, p99 ms", f"{_p99(sorted(crowded.late_ms)):.1f}"],
         ["Retry-After, p50 s", f"{statistics.median(crowded.retry_after_s or [0.0]):.0f}"],
         ["replicas' memory, first / last MiB", f"{memory[1]:.0f} / {memory[-1]:.0f}"],
     ]
