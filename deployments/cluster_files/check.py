@@ -21,12 +21,14 @@ from jsonschema import Draft7Validator
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from cluster.config import ConfigError, ShoalConfig, load_config
+from deployments.cluster_files.launcher import check_launcher
 from deployments.cluster_files.manifest import check_manifest, is_manifest
 from deployments.cluster_files.node_configs import NodeConfig, read_node_config
 from deployments.cluster_files.pool_fit import NodeType, check_fit
 from deployments.cluster_files.report import Checked
 from deployments.cluster_files.security import (
     LOOPBACK,
+    check_insiders,
     check_mounts,
     check_ports,
     check_start_commands,
@@ -74,6 +76,8 @@ def check_cluster_file(path: Path) -> Checked:
         return checked
     if kind == "external":
         checked.problems.extend(_check_pool(cluster))
+        checked.notes.extend(check_launcher(cluster))
+        checked.notes.extend(check_insiders(cluster))
     configs = {
         name: read_node_config(kind, _mapping(node_type, "node_config"))
         for name, node_type in _node_types(cluster).items()

@@ -117,14 +117,12 @@ def _check_join(head: Mapping[str, str], workers: Mapping[str, str]) -> list[str
 def _check_host_firewall(
     cluster: Mapping[str, Any], provider: Mapping[str, Any], api_port: int
 ) -> list[str]:
-    commands = [str(line) for line in cluster.get("setup_commands") or []]
-    found = next((shlex.split(line) for line in commands if "host_firewall" in line), None)
-    if found is None:
+    options = _host_firewall(cluster)
+    if options is None:
         return [
             "setup_commands: scripts/host_firewall is missing: Ray's ports would be open to all"
         ]
-    options = dict(itertools.pairwise(found))
-    inside = set(options.get("--cluster", "").split(","))
+    inside = _insiders(options)
     try:
         hosts = PoolConfig.parse(provider).all_hosts
     except PoolConfigError:
@@ -145,6 +143,35 @@ def _check_host_firewall(
     if str(api_port) not in opened and api_port >= 1024:
         lines.append(f"setup_commands: host_firewall --open lacks the API's port {api_port}")
     return lines
+
+
+def check_insiders(cluster: Mapping[str, Any]) -> list[str]:
+    """Notes on who else is let in by the firewall of hosts of one's own."""
+    options = _host_firewall(cluster)
+    try:
+        hosts = PoolConfig.parse(_mapping(cluster, "provider")).all_hosts
+    except PoolConfigError:
+        return []  # it is named elsewhere
+    inside = set() if options is None else _insiders(options)
+    others = sorted(one for one in inside if "/" not in one and one not in hosts)
+    if not others:
+        return []
+    return [
+        f"setup_commands: host_firewall --cluster lets {', '.join(others)} reach Ray's ports, and "
+        "the file has no such host"
+    ]
+
+
+def _host_firewall(cluster: Mapping[str, Any]) -> dict[str, str] | None:
+    """The options of the command that closes a host's ports; None: there is none."""
+    commands = [str(line) for line in cluster.get("setup_commands") or []]
+    found = next((shlex.split(line) for line in commands if "host_firewall" in line), None)
+    return None if found is None else dict(itertools.pairwise(found))
+
+
+def _insiders(options: Mapping[str, str]) -> set[str]:
+    """Addresses and networks that reach every port."""
+    return set(filter(None, options.get("--cluster", "").split(",")))
 
 
 def _check_security_group(provider: Mapping[str, Any], api_port: int) -> list[str]:

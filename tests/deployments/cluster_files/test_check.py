@@ -297,3 +297,12 @@ def test_what_is_no_cluster_file_is_refused(text: str, tmp_path: Path) -> None:
         check_cluster_file(path)
     with pytest.raises(ConfigError, match="No such file"):
         check_cluster_file(ROOT / "absent.yaml")
+
+
+def test_a_host_that_only_the_firewall_knows_is_noted(
+    changed: Callable[[str, Change], Path],
+) -> None:
+    change = replaced("setup_commands", "10.0.0.7 ", "10.0.0.7,10.0.0.9,10.1.0.0/16 ")
+    checked = check_cluster_file(changed("hosts", change))
+    assert checked.problems == []
+    assert any("lets 10.0.0.9 reach Ray's ports" in note for note in checked.notes)
