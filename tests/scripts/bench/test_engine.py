@@ -98,7 +98,7 @@ def test_shapes_for_gpus_are_refused_elsewhere(capsys: pytest.CaptureFixture[str
         ("--workload short,nothing", "'nothing' is not one of short, long"),
         ("--concurrency 1,0", "0 is not 1 or more"),
         ("--peers ollama", "'ollama' is not one of transformers"),
-        ("--gguf no.gguf", "--gguf no.gguf: there is no such file"),
+        ("--gguf no.gguf", "--gguf: no.gguf: there is no such file"),
         ("--long-len 200000", "--long-len 200000 is not one of 2048 to 131072"),
         ("--workload shared --prompt-len 512", "leaves nothing beside 512 shared"),
     ],
