@@ -1,8 +1,10 @@
 """A server or engine of somebody else in a process of its own, which rests between its turns."""
 
+import atexit
 import contextlib
 import ctypes.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,8 +38,11 @@ def vllm_environment(python: str, num_threads: int) -> dict[str, str]:
     cores = sorted(os.sched_getaffinity(0))[:num_threads]
     openmp = Path(python).absolute().parents[1] / "lib" / "libiomp5.so"
     first = [ctypes.util.find_library("tcmalloc_minimal"), str(openmp) if openmp.is_file() else ""]
+    sockets = tempfile.mkdtemp(prefix="shoal-vllm-")  # which it leaves behind when it is killed
+    atexit.register(shutil.rmtree, sockets, ignore_errors=True)
     return {
         **_VLLM_ENVIRONMENT,
+        "VLLM_RPC_BASE_PATH": sockets,
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
         "LD_PRELOAD": ":".join(library for library in first if library),
     }
