@@ -11,6 +11,7 @@ from models.engine.grammar_masks import GrammarMasks
 from models.engine.randomness import derive_seed
 from models.engine.sequence import Sequence
 from models.engine.step_inputs import PromptLogprobsRow, SamplingRow, StepInputs
+from models.grammar.compiler import GrammarMatcher
 
 
 @dataclass(slots=True, eq=False)
@@ -19,6 +20,8 @@ class Draft:
 
     sequence: Sequence
     token_ids: list[int]
+    # Where there is a grammar, what it allows after each of them.
+    matchers: list[GrammarMatcher] = field(default_factory=list)
     num_accepted: int = 0  # of them, once the step is recorded
 
     @property
@@ -95,11 +98,8 @@ class Batch:
         for sequence, _ in self.chunks:
             yield sequence
 
-    def sampled(self) -> Iterator[Sequence]:
-        """The sequences whose last known token the step reaches, so that it chooses the next."""
-        yield from self.singles
-        for draft in self.drafts:
-            yield draft.sequence
+    def sampled_chunks(self) -> Iterator[Sequence]:
+        """Those of the chunks whose last token the step reaches, so that it chooses the next."""
         for sequence, num_new_tokens in self.chunks:
             if sequence.num_computed_tokens + num_new_tokens == sequence.num_tokens:
                 yield sequence
@@ -114,7 +114,7 @@ def build_step_inputs(
     """
     singles = batch.singles
     batch.chunks.sort(key=lambda chunk: chunk[1])
-    matchers = [seq.matcher for seq in batch.sampled() if seq.matcher is not None]
+    matchers = list(_matchers(batch))
     positions = [seq.num_computed_tokens for seq in singles]
     inputs = StepInputs(
         token_ids=[seq.last_token_id for seq in singles],
@@ -142,7 +142,8 @@ def build_step_inputs(
         else:
             inputs.sampling_rows.extend(_rows(sequence, index, eos_token_ids, mask_rows))
     for draft in batch.drafts:
-        _append_draft(inputs, draft, block_size, eos_token_ids)
+        _append_draft(inputs, draft, block_size)
+        inputs.sampling_rows.extend(_draft_rows(draft, inputs, eos_token_ids, mask_rows))
     for sequence, num_new_tokens in batch.chunks:
         _append_chunk(inputs, sequence, num_new_tokens, block_size)
         if sequence.num_computed_tokens + num_new_tokens == sequence.num_tokens:
@@ -182,9 +183,21 @@ def prompt_logprobs_row(
     )
 
 
-def _append_draft(
-    inputs: StepInputs, draft: Draft, block_size: int, eos_token_ids: frozenset[int]
-) -> None:
+def _matchers(batch: Batch) -> Iterator[GrammarMatcher]:
+    """One for each row with a grammar, in the order of the rows."""
+    for sequence in batch.singles:
+        if sequence.matcher is not None:
+            yield sequence.matcher
+    for draft in batch.drafts:
+        if draft.sequence.matcher is not None:
+            yield draft.sequence.matcher
+            yield from draft.matchers
+    for sequence in batch.sampled_chunks():
+        if sequence.matcher is not None:
+            yield sequence.matcher
+
+
+def _append_draft(inputs: StepInputs, draft: Draft, block_size: int) -> None:
     """Each of its tokens as a sequence of its own on the same blocks, one token longer than the one
     before: keys and values are written before any are read. So guesses are decoded by whatever
     decodes fastest, and to the same bits as one at a time.
@@ -192,8 +205,6 @@ def _append_draft(
     sequence, table = draft.sequence, draft.sequence.block_table
     first = sequence.num_computed_tokens
     positions = range(first, first + draft.num_tokens)
-    rows = _draft_rows(draft, len(inputs.token_ids), eos_token_ids)
-    inputs.sampling_rows.extend(rows)
     inputs.token_ids.append(sequence.last_token_id)
     inputs.token_ids.extend(draft.token_ids)
     inputs.positions.extend(positions)
@@ -206,10 +217,12 @@ def _append_draft(
 
 
 def _draft_rows(
-    draft: Draft, logit_index: int, eos_token_ids: frozenset[int]
+    draft: Draft, inputs: StepInputs, eos_token_ids: frozenset[int], mask_rows: Iterator[int]
 ) -> Iterator[SamplingRow]:
-    """The sequence's row, and one for each guessed token, as if those before it had come."""
+    """The sequence's row, and one for each guessed token, as if those before it had come. Its
+    tokens are the last of the inputs so far."""
     sequence = draft.sequence
+    logit_index = len(inputs.token_ids) - draft.num_tokens
     for num_guessed in range(draft.num_tokens):
         yield SamplingRow(
             params=sequence.params,
@@ -220,6 +233,7 @@ def _draft_rows(
             output_token_ids=sequence.output_token_ids,
             guessed_token_ids=draft.token_ids[:num_guessed],
             forbidden_token_ids=_forbidden_token_ids(sequence, num_guessed, eos_token_ids),
+            mask_row=None if sequence.matcher is None else next(mask_rows),
         )
 
 

@@ -13,6 +13,7 @@ from models.engine.block_manager import BlockManager
 from models.engine.draft_price import DraftPrice
 from models.engine.sequence import Sequence
 from models.engine.sequence_guesses import SequenceGuesses
+from models.grammar.compiler import GrammarMatcher, GrammarStepError
 
 # Entries that a step makes in indexes, of all sequences together: a long prompt, which needs many,
 # holds up no step for more than about two milliseconds.
@@ -109,6 +110,10 @@ class Speculator:
 
     def _try_draft(self, sequence: Sequence, price: float, num_left: int) -> Draft | None:
         guess = self._guess(sequence, price, num_left)
+        matchers: list[GrammarMatcher] = []
+        if sequence.matcher is not None and guess:
+            matchers = _following(sequence.matcher, guess)
+            guess = guess[: len(matchers)]
         if not guess:
             return None
         num_computed = sequence.num_computed_tokens
@@ -118,7 +123,7 @@ class Speculator:
         if copies is None:
             return None
         assert not copies, "the sequence's last block is its own, and the others are new"
-        return Draft(sequence, guess)
+        return Draft(sequence, guess, matchers)
 
     def _guess(self, sequence: Sequence, price: float, num_left: int) -> list[int]:
         """The sequence's next tokens; none where it has no idea, or may have none."""
@@ -143,8 +148,20 @@ class Speculator:
 
 def _may_guess(sequence: Sequence) -> bool:
     """Not before its first token, for which forks and prompt logprobs may be wanted."""
-    return (
-        bool(sequence.output_token_ids)
-        and sequence.params.beam is None
-        and sequence.matcher is None
-    )
+    return bool(sequence.output_token_ids) and sequence.params.beam is None
+
+
+def _following(matcher: GrammarMatcher, guess: list[int]) -> list[GrammarMatcher]:
+    """Where the grammar stands after each token of a guess, up to one that it does not allow, or
+    after which it allows no further."""
+    matchers: list[GrammarMatcher] = []
+    for token_id in guess[: matcher.count_allowed(guess)]:
+        matcher = matcher.fork()
+        try:
+            matcher.accept(token_id)
+        except GrammarStepError:
+            break
+        if matcher.is_finished:
+            break
+        matchers.append(matcher)
+    return matchers

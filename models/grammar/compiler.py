@@ -85,6 +85,10 @@ class GrammarMatcher:
         if not self._matcher.consume_token(token_id):
             raise GrammarStepError(f"token {token_id}: {shorten(self._matcher.get_error())}")
 
+    def count_allowed(self, token_ids: list[int]) -> int:
+        """How many of these tokens, from the first on, could come next. None is accepted."""
+        return int(self._matcher.validate_tokens(token_ids))
+
     def fork(self) -> "GrammarMatcher":
         """An independent copy."""
         return GrammarMatcher(self._matcher.deep_copy(), self._num_words)

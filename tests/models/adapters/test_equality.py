@@ -16,6 +16,7 @@ from models.native.library import native_library
 from models.native.operations import NativeOperations
 from tests.models.adapters.adapter_samples import make_adapter, merged_checkpoint
 from tests.models.conftest import MakeCheckpoint
+from tests.models.engine.guess_oracle import ALWAYS, guess_by, remembering
 from tests.models.engine.test_engine import prompts_of_mixed_lengths, tokens
 from tests.models.parallel.rank_threads import parallel_runner
 
@@ -171,6 +172,22 @@ def test_a_mixed_batch_equals_merged_checkpoints(
     assert stats.cached_prompt_tokens_total > 0
     assert situation != "preemption" or stats.preemptions_total > 0
     assert len(stats.loaded_adapters) == SITUATIONS[situation].get("max_loaded_adapters", 3)
+    engine.close()
+
+
+def test_guessed_tokens_are_computed_with_their_adapter(
+    sample: Sample, expected: Outputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = {request.request_id: request.prompt_token_ids for request in requests()}
+    texts = [prompts[key.rpartition(".")[0]] + tokens(deltas) for key, deltas in expected.items()]
+    guess_by(monkeypatch, remembering(texts), seed=3)
+    engine = adapter_engine(sample, max_loaded_adapters=2, speculative_config=ALWAYS)
+    got = run(engine, requests())
+    assert {key: tokens(deltas) for key, deltas in got.items()} == {
+        key: tokens(deltas) for key, deltas in expected.items()
+    }
+    stats = engine.stats()
+    assert 0 < stats.spec_decode_accepted_tokens_total < stats.spec_decode_draft_tokens_total
     engine.close()
 
 

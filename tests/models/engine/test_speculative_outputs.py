@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config import EngineConfig
-from cluster.types import Request, SamplingParams, TokenDelta
+from cluster.types import GrammarKind, GrammarSpec, Request, SamplingParams, TokenDelta
 from models.engine import model_runner
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
@@ -15,6 +15,7 @@ from models.grammar.compiler import GrammarCompiler
 from tests.models.conftest import MakeCheckpoint
 from tests.models.engine.guess_oracle import ALWAYS, guess_by, remembering, speculating
 from tests.models.engine.test_engine import prompts_of_mixed_lengths, run, tokens
+from tests.models.engine.test_engine_grammar import JSON_SPEC, REGEX_SPEC
 from tests.models.grammar.grammar_walk import EOS_TOKEN_IDS, byte_level_tokenizer
 from tests.models.parallel.rank_threads import engine_config, engine_on, parallel_runner
 from tests.models.parallel.test_equality import (
@@ -136,6 +137,38 @@ def test_every_kind_of_request_gives_the_same_on_and_off(
         assert (stats.preemptions_total > 0) == (situation == "preemption"), situation
         assert stats.cached_prompt_tokens_total > 0
         assert 0 < stats.spec_decode_accepted_tokens_total < stats.spec_decode_draft_tokens_total
+
+
+def test_guesses_follow_a_grammar_as_far_as_it_allows_them(
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JSON, a pattern that ends by itself, and one that goes on as long as it may."""
+    folder = make_checkpoint(
+        "llama", vocab_size=MODEL_VOCAB_SIZE, eos_token_id=sorted(EOS_TOKEN_IDS)
+    )
+    byte_level_tokenizer(folder / "tokenizer.json")
+    specs = [JSON_SPEC, REGEX_SPEC, GrammarSpec(kind=GrammarKind.REGEX, text="(ab?c)*")]
+    requests = [
+        Request(
+            request_id=str(k),
+            prompt_token_ids=prompt,
+            sampling_params=SamplingParams(
+                max_tokens=60, n=2, seed=k, grammar=specs[k % 3], logprobs=1
+            ),
+        )
+        for k, prompt in enumerate(prompts_of_mixed_lengths()[:12])
+    ]
+    runner = ModelRunner(folder, engine_config(), dtype="float32", device="cpu")
+    with GrammarCompiler(
+        folder / "tokenizer.json", vocab_size=MODEL_VOCAB_SIZE, eos_token_ids=EOS_TOKEN_IDS
+    ) as compiler:
+        expected = run(engine_on(runner, compiler), requests)
+        guess_by(monkeypatch, remembering(remember(requests, expected)), seed=5)
+        engine = engine_on(runner, compiler, speculative_config=ALWAYS)
+        assert_same(run(engine, requests), expected)
+    stats = engine.stats()
+    assert stats.spec_decode_accepted_tokens_total > stats.generation_tokens_total / 3
+    assert stats.preemptions_total == 0
 
 
 def test_two_ranks_with_guesses_give_what_one_rank_gives_without(
