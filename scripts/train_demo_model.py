@@ -1,7 +1,7 @@
 """Train shoal/demo-chat, the small chat model that ships with Shoal.
 
 The script generates synthetic dialogues, trains a byte-level BPE tokenizer on them, trains a Llama
-of four million parameters, writes a Hugging Face checkpoint and judges it on held-out dialogues
+of six million parameters, writes a Hugging Face checkpoint and judges it on held-out dialogues
 (their names, numbers, words and functions never occur in training) and on questions written by
 hand. It resumes from the training state in --state if there is one, or goes on from the weights and
 the tokenizer of --start-from, and can be stopped at any time: the checkpoint folder holds what
@@ -9,6 +9,8 @@ was learned so far.
 
 Examples:
   python scripts/train_demo_model.py                        # more than an hour on a core
+  python scripts/train_demo_model.py --steps 12000 --batch-tokens 65536 --num-workers 14 --long-rows
+                                    # minutes on a GPU: how the weights that ship were made
   python scripts/train_demo_model.py --start-from models/demo/checkpoint --minutes 60
   python scripts/train_demo_model.py --minutes 5 --output /tmp/demo --state /tmp/demo-state
   python scripts/train_demo_model.py --eval-only            # judge the checkpoint that is there
@@ -48,8 +50,9 @@ CHECKPOINT = Path(__file__).resolve().parents[1] / "models" / "demo" / "checkpoi
 MODEL_CARD = CHECKPOINT.with_name("model_card.md")
 VOCAB_SIZE = 2048
 TOKENIZER_DIALOGUES = 8000
-PROBES_PER_SUITE = 6
+PROBES_PER_SUITE = 12
 STATE_NAME = "state.pt"
+SHOWN_STEPS = 10
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -75,6 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of data and weights")
     parser.add_argument("--peak-lr", type=float, default=defaults.peak_lr)
+    parser.add_argument("--embedding-lr", type=float, default=defaults.embedding_lr)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--dtype", choices=("float16", "bfloat16"), default="bfloat16", help="of the checkpoint"
@@ -82,7 +86,26 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--start-from", type=Path, help="checkpoint whose weights and tokenizer to start from"
     )
+    parser.add_argument("--tokenizer", type=Path, help="checkpoint whose tokenizer to use")
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        default=defaults.batch_tokens,
+        help="tokens of a batch, padding included (default %(default)s)",
+    )
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        default=defaults.num_workers,
+        help="processes that draw dialogues ahead (default: none)",
+    )
+    parser.add_argument(
+        "--long-rows",
+        action="store_true",
+        help="the curriculum with rows of up to 1,280 tokens, for a GPU",
+    )
     parser.add_argument("--fresh", action="store_true", help="ignore an earlier training state")
+    parser.add_argument("--no-eval", action="store_true", help="train, do not judge")
     parser.add_argument("--eval-only", action="store_true", help="judge --output, do not train")
     parser.add_argument("--eval-size", type=int, default=50, help="held-out dialogues per suite")
     parser.add_argument("--show-wrong", action="store_true", help="print the answers that differ")
@@ -128,8 +151,8 @@ def start(arguments: argparse.Namespace, config: TrainingConfig) -> Trainer:
     resumes = state.exists() and not arguments.fresh
     if resumes:
         tokenizer = AutoTokenizer.from_pretrained(arguments.state)
-    elif arguments.start_from:
-        tokenizer = AutoTokenizer.from_pretrained(arguments.start_from)
+    elif arguments.start_from or arguments.tokenizer:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.start_from or arguments.tokenizer)
     else:
         tokenizer = make_tokenizer(config.seed)
     tokenizer.save_pretrained(arguments.state)
@@ -152,7 +175,11 @@ def run_training(arguments: argparse.Namespace) -> None:
         steps=arguments.steps,
         minutes=arguments.minutes,
         peak_lr=arguments.peak_lr,
+        embedding_lr=arguments.embedding_lr,
         continues=arguments.start_from is not None,
+        batch_tokens=arguments.batch_tokens,
+        num_workers=arguments.num_workers,
+        has_long_rows=arguments.long_rows,
     )
     trainer = start(arguments, config)
     model, tokenizer = trainer.model, trainer.tokenizer
@@ -161,9 +188,11 @@ def run_training(arguments: argparse.Namespace) -> None:
     bar = tqdm(total=100, bar_format="{l_bar}{bar}| {elapsed}{postfix}", mininterval=5.0)
     smooth = 0.0
 
-    def on_step(loss: float) -> None:
+    def on_step(loss: torch.Tensor) -> None:
         nonlocal smooth
-        smooth = loss if not smooth else 0.99 * smooth + 0.01 * loss
+        if trainer.step % SHOWN_STEPS:
+            return  # reading the loss would wait for a GPU
+        smooth = loss.item() if not smooth else 0.9 * smooth + 0.1 * loss.item()
         bar.n = min(100, round(100 * trainer.progress, 1))
         speed = trainer.num_tokens / trainer.elapsed_s
         bar.set_postfix_str(f"step {trainer.step} loss {smooth:.3f} {speed:.0f} tok/s")
@@ -214,7 +243,8 @@ def main() -> None:
     transformers_logging.set_verbosity_error()
     if not arguments.eval_only:
         run_training(arguments)
-    run_evaluation(arguments)
+    if not arguments.no_eval:
+        run_evaluation(arguments)
 
 
 if __name__ == "__main__":

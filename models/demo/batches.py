@@ -4,7 +4,7 @@ Shapes: R = rows, L = tokens in a row.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from models.demo.tokenizer import BEGIN, END_OF_TURN, SPECIAL_TOKENS
 # Of the tokens that the model did not write, a few are predicted too; all of them would cost time.
 CONTEXT_SHARE, CONTEXT_WEIGHT = 0.04, 0.7
 RECALL_SHARE = 0.9  # of the copy exercises
-ROW_LENGTHS = (128, 192, 256, 320, 384, 512, 640)
+ROW_LENGTHS = (128, 192, 256, 320, 384, 512, 640, 832, 1024, 1280)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +38,21 @@ class Rows:
     ids_RL: torch.Tensor
     weights_RL: torch.Tensor
     num_tokens: int
+    scored_K: torch.Tensor  # where, among the flattened [R, L - 1] predictions, the weight is not 0
 
     def to(self, device: torch.device) -> "Rows":
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Rows":
+        """What a data loader asks of a batch, so that its copy to a GPU need not be waited for."""
+        return self._with(lambda tensor: tensor.pin_memory())
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Rows":
         return Rows(
-            ids_RL=self.ids_RL.to(device),
-            weights_RL=self.weights_RL.to(device),
+            ids_RL=change(self.ids_RL),
+            weights_RL=change(self.weights_RL),
             num_tokens=self.num_tokens,
+            scored_K=change(self.scored_K),
         )
 
 
@@ -219,7 +228,8 @@ def pad_rows(examples: list[Example], *, pad: int, length: int = 0) -> Rows:
         ids_RL[row, : len(example.ids)] = torch.tensor(example.ids)
         weights_RL[row, : len(example.ids)] = torch.tensor(example.weights)
     num_tokens = sum(len(example.ids) for example in examples)
-    return Rows(ids_RL=ids_RL, weights_RL=weights_RL, num_tokens=num_tokens)
+    scored_K = weights_RL[:, 1:].reshape(-1).nonzero().squeeze(1)
+    return Rows(ids_RL=ids_RL, weights_RL=weights_RL, num_tokens=num_tokens, scored_K=scored_K)
 
 
 def batches(

@@ -11,6 +11,7 @@ from models.demo.attributes import Attribute
 from models.demo.words import VERBS, Words, word_list
 
 KINDRED_SHARE = 0.75
+ANY_ORDER_SHARE = 0.5  # of the facts, whose value may open the sentence
 MIN_VALUE_START = 8
 _EMPTY_STEMS = frozenset(
     word[:4]
@@ -59,7 +60,7 @@ def _value_last(statements: tuple[str, ...]) -> tuple[str, ...]:
     """The statements that name the thing before the value, where there are any.
 
     What comes later in a sentence cannot be seen at its start: a value that opens its sentence is
-    found in two steps, and so small a model hardly learns the second.
+    found in two steps, which is harder to learn.
     """
     found = tuple(
         one
@@ -70,11 +71,13 @@ def _value_last(statements: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @cache
-def _kindred(attribute: Attribute) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Statements with the questions that share a word with them, where there are any."""
+def _kindred(
+    statements: tuple[str, ...], questions: tuple[str, ...]
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The statements with the questions that share a word with them, where there are any."""
     pairs = []
-    for statement in _value_last(attribute.statements):
-        asked = [one for one in attribute.questions if _stems(one) & _stems(statement)]
+    for statement in statements:
+        asked = [one for one in questions if _stems(one) & _stems(statement)]
         if asked:
             pairs.append((statement, tuple(asked)))
     return tuple(pairs)
@@ -83,11 +86,13 @@ def _kindred(attribute: Attribute) -> tuple[tuple[str, tuple[str, ...]], ...]:
 def state(words: Words, attribute: Attribute, entity: str) -> Fact:
     """Give `entity` a fresh value; most questions share a word with the sentence."""
     value = attribute.value(words)
-    pairs = _kindred(attribute) if words.chance(KINDRED_SHARE) else ()
+    statements = attribute.statements
+    if not words.chance(ANY_ORDER_SHARE):
+        statements = _value_last(statements)
+    pairs = _kindred(statements, attribute.questions) if words.chance(KINDRED_SHARE) else ()
     if pairs:
         statement, questions = words.choice(pairs)
     else:
-        statements = _value_last(attribute.statements)
         statement, questions = words.choice(statements), attribute.questions
     sentence = statement.format(e=entity, v=value)
     sentence = sentence[0].upper() + sentence[1:]

@@ -5,7 +5,7 @@ They teach what the fixed attributes cannot: to find the sentence whatever it is
 
 # ruff: noqa: E501  -- one line for all the patterns of a fact reads better than six
 
-from models.demo.facts import Fact
+from models.demo.facts import ANY_ORDER_SHARE, Fact
 from models.demo.words import VERBS, Words, word_list
 
 _PEOPLE = word_list(
@@ -72,7 +72,9 @@ def _rule(words: Words, pattern: tuple[str, str, str], verbs: tuple[str, str], t
         "p": words.person(),
         "v": value,
     }
-    told = [one for one in statements.split("|") if one.find("{v}") > one.find("{o}")]
+    told = statements.split("|")
+    if not words.chance(ANY_ORDER_SHARE):
+        told = [one for one in told if one.find("{v}") > one.find("{o}")]
     sentence = words.choice(told).format(**parts)
     asked = questions.split("|")
     if people not in sentence.lower():

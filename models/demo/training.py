@@ -1,8 +1,7 @@
 """Train the demo model: Muon for its matrices, AdamW for the rest, rows that grow with progress."""
 
-import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,17 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from models.demo.batches import ROW_LENGTHS, Example, Rows, batches, training_examples
+from models.demo.batches import ROW_LENGTHS, Rows
 from models.demo.fused_llama import (
     Tables,
     Weights,
     cast_weights,
     hidden_states,
+    layer_output,
     shape_of,
     tables,
 )
+from models.demo.row_stream import POOL, RowStream, Stage
 from models.demo.tokenizer import BEGIN, END_OF_TURN, MAX_POSITIONS, PAD
 
 
@@ -36,20 +37,11 @@ class TrainingConfig:
     warmup_steps: int = 30
     continues: bool = False
     decay_share: float = 0.6
+    batch_tokens: int = 4096
+    num_workers: int = 0
+    has_long_rows: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """A part of the curriculum, until `until` of the training is done."""
-
-    until: float
-    longest: int
-    copy_share: float
-    max_length: float
-
-
-BATCH_TOKENS = 4096
-POOL = 16  # batches drawn together
 CURRICULUM = (
     Stage(until=0.06, longest=320, copy_share=0.2, max_length=0.4),
     Stage(until=0.30, longest=448, copy_share=0.06, max_length=0.6),
@@ -57,16 +49,24 @@ CURRICULUM = (
     Stage(until=0.92, longest=640, copy_share=0.12, max_length=1.4),
     Stage(until=1.01, longest=640, copy_share=0.04, max_length=2.2),
 )
+# With tokens enough, as on a GPU: more of the long rows, which retrieval's prompts are.
+LONG_CURRICULUM = (
+    Stage(until=0.05, longest=320, copy_share=0.2, max_length=0.4),
+    Stage(until=0.18, longest=512, copy_share=0.15, max_length=0.8),
+    Stage(until=0.55, longest=768, copy_share=0.15, max_length=1.4),
+    Stage(until=0.85, longest=1280, copy_share=0.10, max_length=2.4),
+    Stage(until=1.01, longest=1280, copy_share=0.04, max_length=3.0),
+)
 CONTINUES_AT = 2  # the stage at which a model that can copy already goes on
 
 
 def model_config(vocab_size: int, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """The architecture: four million parameters, as many layers as copying needs and a few more."""
+    """The architecture: six million parameters, as many layers as copying needs and a few more."""
     return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=256,
         intermediate_size=704,
-        num_hidden_layers=5,
+        num_hidden_layers=8,
         num_attention_heads=8,
         num_key_value_heads=4,
         head_dim=32,
@@ -82,14 +82,12 @@ def model_config(vocab_size: int, tokenizer: PreTrainedTokenizerFast) -> LlamaCo
 
 def weighted_loss(weights: Weights, hidden_RLD: torch.Tensor, rows: Rows) -> torch.Tensor:
     """Mean cross-entropy of the next token; only tokens with a weight are scored at all."""
-    weights_N = rows.weights_RL[:, 1:].reshape(-1)
-    kept = weights_N.nonzero().squeeze(1)
+    weights_K = rows.weights_RL[:, 1:].reshape(-1)[rows.scored_K]
     hidden_ND = hidden_RLD[:, :-1].reshape(-1, hidden_RLD.shape[-1])
-    logits_KV = F.linear(hidden_ND[kept], weights.embedding)
-    losses = F.cross_entropy(
-        logits_KV.float(), rows.ids_RL[:, 1:].reshape(-1)[kept], reduction="none"
-    )
-    return (losses * weights_N[kept]).sum() / weights_N.sum()
+    logits_KV = F.linear(hidden_ND[rows.scored_K], weights.embedding)
+    targets_K = rows.ids_RL[:, 1:].reshape(-1)[rows.scored_K]
+    losses_K = F.cross_entropy(logits_KV.float(), targets_K, reduction="none")
+    return (losses_K * weights_K).sum() / weights_K.sum()
 
 
 class Trainer:
@@ -104,12 +102,19 @@ class Trainer:
         self.step = 0
         self.elapsed_s = 0.0
         self.num_tokens = 0
-        self._pool: list[Rows] = []
-        self._left: list[Example] = []
+        curriculum = LONG_CURRICULUM if config.has_long_rows else CURRICULUM
+        self._stream = RowStream(
+            tokenizer,
+            curriculum[CONTINUES_AT:] if config.continues else curriculum,
+            seed=config.seed,
+            batch_tokens=config.batch_tokens,
+        )
+        self._batches: Iterator[Rows] | None = None
         self._shape = shape_of(model)
         self._tables: dict[int, Tables] = {}
         torch._dynamo.config.recompile_limit = 2 * len(ROW_LENGTHS)
-        self._forward = torch.compile(hidden_states, dynamic=False)
+        on_gpu = model.device.type == "cuda"  # one program for all lengths: it compiles for longer
+        self._run_layer = torch.compile(layer_output, dynamic=on_gpu)
         matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
         vectors = [p for p in model.parameters() if p.ndim == 1]
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
@@ -138,8 +143,8 @@ class Trainer:
     def is_done(self) -> bool:
         return self.progress >= 1.0
 
-    def train_step(self) -> float:
-        """One batch: compute the loss, update the weights, return the loss."""
+    def train_step(self) -> torch.Tensor:
+        """One batch: compute the loss, update the weights, return the loss (a scalar)."""
         started = time.monotonic()
         rows = self._batch()
         self._set_learning_rates()
@@ -152,39 +157,24 @@ class Trainer:
         self.step += 1
         self.num_tokens += rows.num_tokens
         self.elapsed_s += time.monotonic() - started
-        return loss.item()
+        return loss.detach()
 
     def _loss(self, rows: Rows) -> torch.Tensor:
         length = rows.ids_RL.shape[1]
         if length not in self._tables:
             self._tables[length] = tables(self.model, length, torch.bfloat16)
         weights = cast_weights(self.model, torch.bfloat16)
-        hidden_RLD = self._forward(weights, rows.ids_RL, self._tables[length], self._shape)
+        hidden_RLD = hidden_states(
+            weights, rows.ids_RL, self._tables[length], self._shape, self._run_layer
+        )
         return weighted_loss(weights, hidden_RLD, rows)
 
     def _batch(self) -> Rows:
-        """The next batch; a pool of a few is drawn at once so that each has one length."""
-        while not self._pool:
-            self._pool = self._draw_pool()
-        return self._pool.pop().to(self.model.device)
-
-    def _draw_pool(self) -> list[Rows]:
-        stages = CURRICULUM[CONTINUES_AT:] if self.config.continues else CURRICULUM
-        stage = next(stage for stage in stages if self.progress < stage.until)
-        seed = self.config.seed * 1_000_003 + self.step
-        examples = training_examples(
-            self.tokenizer,
-            seed,
-            copy_share=stage.copy_share,
-            max_length=stage.max_length,
-            num_tokens=POOL * BATCH_TOKENS,
-            longest=stage.longest,
-        )
-        pool, self._left = batches(
-            self._left + examples, num_tokens=BATCH_TOKENS, pad=self.tokenizer.pad_token_id
-        )
-        random.Random(seed).shuffle(pool)
-        return pool
+        if self._batches is None:
+            self._stream.num_pools = self.step // POOL
+            self._batches = self._stream.batches(self.config.num_workers)
+        self._stream.progress.value = self.progress
+        return next(self._batches).to(self.model.device)
 
     def _set_learning_rates(self) -> None:
         """Warm up, hold, and fall in a straight line to zero."""
@@ -223,7 +213,7 @@ class Trainer:
 def train(
     trainer: Trainer,
     *,
-    on_step: Callable[[float], None],
+    on_step: Callable[[torch.Tensor], None],
     on_pause: Callable[[], None],
     pause_s: float,
 ) -> None:

@@ -1,5 +1,6 @@
 """Which device a rank computes on, with how many threads, in which dtype, and by which kernels."""
 
+import importlib
 import importlib.util
 import os
 
@@ -8,6 +9,7 @@ import torch
 from cluster.config import EngineConfig
 from models.checkpoint import SUPPORTED_DTYPES, DTypeName
 from models.engine.cuda_graphs import CUDARecorder, Recorder
+from models.engine.sampler import Sampler
 
 
 def runs_triton(device: torch.device) -> bool:
@@ -18,6 +20,13 @@ def runs_triton(device: torch.device) -> bool:
 def make_recorder() -> Recorder:
     """Captures decode steps on a GPU."""
     return CUDARecorder()
+
+
+def make_sampler(device: torch.device) -> Sampler:
+    """With kernels of its own on a GPU."""
+    if not runs_triton(device):
+        return Sampler()
+    return Sampler(choose_tokens=importlib.import_module("models.triton.sampling").choose_tokens)
 
 
 def find_device(name: str, index: int = 0) -> torch.device:

@@ -31,6 +31,7 @@ from models.engine.devices import (
     choose_dtype,
     find_device,
     make_recorder,
+    make_sampler,
     overlaps_steps,
     runs_triton,
     set_threads,
@@ -49,7 +50,7 @@ from models.engine.launched_step import (
     drawn_outputs,
     following_inputs,
 )
-from models.engine.sampler import NonFiniteLogitsError, Sampler, token_logprobs
+from models.engine.sampler import NonFiniteLogitsError, token_logprobs
 from models.engine.step_decoder import StepDecoder
 from models.engine.step_inputs import PromptLogprobsRow, StepInputs, StepOutputs
 from models.engine.step_interrupt import InterruptibleAttention, StepInterrupt
@@ -168,7 +169,8 @@ class ModelRunner:
             "kv_cache": time.perf_counter() - loaded_s,
         }
         self._prepare_steps(shape_of_rank, engine_config, group)
-        self._sampler, self._interrupt, self._shape = Sampler(), StepInterrupt(), shape
+        self._sampler, self._shape = make_sampler(self._device), shape
+        self._interrupt = StepInterrupt()
         self._overlaps_steps = overlaps_steps(engine_config, self._device, group.size)
 
     def _prepare_steps(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -37,6 +38,16 @@ _MAX_CPU_ELEMENTS = 2**17
 _SPARE_TOP = 8  # so that ties with the last of the top logprobs are rarely cut arbitrarily
 
 
+class ChooseTokens(Protocol):
+    """Kernels that choose for rows that are not greedy: see `models.triton.sampling`."""
+
+    def __call__(
+        self, logits_GV: torch.Tensor, knobs_5G: torch.Tensor, *, is_ranked: bool
+    ) -> torch.Tensor:
+        """Token ids and `_Outcome`s, [2, G]."""
+        ...
+
+
 class NonFiniteLogitsError(FloatingPointError):
     """Rows that no token could be chosen for: NaN, +inf, or every token at -inf.
 
@@ -59,12 +70,16 @@ class NonFiniteLogitsError(FloatingPointError):
 class Sampler:
     """Samples a batch of rows; keeps nothing between calls."""
 
-    def __init__(self, *, num_candidates: int = 256) -> None:
+    def __init__(
+        self, *, num_candidates: int = 256, choose_tokens: ChooseTokens | None = None
+    ) -> None:
         """`num_candidates` is how many of the best tokens a row with top_k or top_p looks at
-        before all of its tokens are sorted; it changes the time, never the choice."""
+        before all of its tokens are sorted; it changes the time, never the choice. With
+        `choose_tokens` nothing is sorted: see `models.triton.sampling`."""
         if num_candidates < 1:
             raise ValueError(f"num_candidates must be at least 1, not {num_candidates}")
         self._num_candidates = num_candidates
+        self._choose_tokens = choose_tokens
 
     def sample(
         self,
@@ -140,6 +155,8 @@ class Sampler:
         groups: dict[_Method, list[int]] = {}
         for index, row in enumerate(rows):
             method = _method(row.params, vocab_size, self._num_candidates)
+            if self._choose_tokens is not None and method in (_Method.TOP_K, _Method.TOP_P):
+                method = _Method.SORT  # or what replaces it
             groups.setdefault(method, []).append(index)
         return groups
 
@@ -166,7 +183,11 @@ class Sampler:
         if method is _Method.GREEDY:
             yield _choose_greedy(logits_GV)
             return
-        knobs = _Knobs.of(rows, logits_GV)
+        table_5G = _knob_table(rows, logits_GV)
+        if self._choose_tokens is not None:
+            yield self._choose_tokens(logits_GV, table_5G, is_ranked=method is not _Method.WHOLE)
+            return
+        knobs = _Knobs.of(table_5G, has_min_p=any(row.params.min_p for row in rows))
         num_rows = len(rows)
         if logits_GV.device.type == "cpu":
             num_rows = max(1, _MAX_CPU_ELEMENTS // logits_GV.shape[1])
@@ -297,21 +318,11 @@ class _Knobs:
     uniform: torch.Tensor
 
     @classmethod
-    def of(cls, rows: AbstractSequence[SamplingRow], values_GV: torch.Tensor) -> "_Knobs":
-        vocab_size = values_GV.shape[1]
-        min_ps = [row.params.min_p for row in rows]
-        columns = [
-            [max(row.params.temperature, MIN_TEMPERATURE) for row in rows],
-            min_ps,
-            [row.params.top_k if row.params.top_k > 0 else vocab_size for row in rows],
-            [row.params.top_p for row in rows],
-            uniforms([row.seed for row in rows], [row.position for row in rows]),
-        ]
-        table = upload(np.array(columns, dtype=np.float64), values_GV.device)
-        temperature, min_p, top_k, top_p, uniform = table[:, :, None]
+    def of(cls, table_5G: torch.Tensor, *, has_min_p: bool) -> "_Knobs":
+        temperature, min_p, top_k, top_p, uniform = table_5G[:, :, None]
         return cls(
             temperature=temperature.float(),
-            min_p=min_p.float() if any(min_ps) else None,
+            min_p=min_p.float() if has_min_p else None,
             top_k=top_k,
             top_p=top_p,
             uniform=uniform,
@@ -325,6 +336,19 @@ class _Knobs:
             top_p=self.top_p[part],
             uniform=self.uniform[part],
         )
+
+
+def _knob_table(rows: AbstractSequence[SamplingRow], values_GV: torch.Tensor) -> torch.Tensor:
+    """Temperature, min_p, top_k, top_p and uniform number of each row, float64 [5, G]."""
+    vocab_size = values_GV.shape[1]
+    columns = [
+        [max(row.params.temperature, MIN_TEMPERATURE) for row in rows],
+        [row.params.min_p for row in rows],
+        [row.params.top_k if row.params.top_k > 0 else vocab_size for row in rows],
+        [row.params.top_p for row in rows],
+        uniforms([row.seed for row in rows], [row.position for row in rows]),
+    ]
+    return upload(np.array(columns, dtype=np.float64), values_GV.device)
 
 
 def _pick(logits_RV: torch.Tensor, indices: list[int]) -> torch.Tensor:

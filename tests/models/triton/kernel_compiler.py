@@ -24,6 +24,7 @@ from models.engine.step_inputs import StepInputs
 from models.layers import Rope
 from models.operations import HeadNorms
 from models.triton.operations import TritonOperations
+from models.triton.sampling import choose_tokens
 
 HOPPER = GPUTarget("cuda", 90, 32)
 POINTERS = {
@@ -116,10 +117,20 @@ def operate(dtype: torch.dtype) -> None:
         operations.rotation(rope, positions, num_heads=8)(qk_TND, norms)
 
 
+def sample(dtype: torch.dtype) -> None:
+    for is_ranked in (False, True):
+        choose_tokens(
+            torch.zeros(2, 128256, dtype=dtype),
+            torch.zeros(5, 2, dtype=torch.float64),
+            is_ranked=is_ranked,
+        )
+
+
 def main() -> None:
     JITFunction.run = compile_launch
     for dtype in (torch.bfloat16, torch.float32):
         operate(dtype)
+        sample(dtype)
     attend(torch.bfloat16, torch.bfloat16, 128, None)
     attend(torch.float16, torch.float16, 80, 64)
     attend(torch.bfloat16, torch.float8_e4m3fn, 128, None)
