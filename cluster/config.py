@@ -107,7 +107,7 @@ class EngineConfig(Section):
     max_loaded_adapters: Annotated[int, Field(ge=0, le=256)] = 0
     max_lora_rank: Annotated[int, Field(ge=1, le=512)] = 16
     # No model is computed: each step takes this long and every sequence's next token is its last
-    # plus one. For measuring the serving layer alone.
+    # plus one; adapters are loaded and change nothing. For measuring the serving layer alone.
     synthetic_step_ms: Annotated[float, Field(ge=0)] | None = None
 
     @property
@@ -196,8 +196,6 @@ class ModelConfig(ReplicaRange, Section):
             return self
         if not self.engine.max_loaded_adapters:
             raise ValueError("engine.max_loaded_adapters is 0, but there are adapters")
-        if self.engine.synthetic_step_ms is not None:
-            raise ValueError("engine.synthetic_step_ms computes no model, so nothing with adapters")
         return self
 
     @property
@@ -311,15 +309,23 @@ class RetrievalConfig(Section):
     # Buckets at an S3 endpoint are compared with what is embedded this often.
     sync_interval_s: Annotated[float, Field(gt=0)] = 60.0
     num_task_workers: Annotated[int, Field(ge=1)] = 1
+    # Above num_task_workers: by tasks that run and wait; None: always num_task_workers.
+    max_task_workers: Annotated[int, Field(ge=1)] | None = None
     max_object_bytes: Annotated[int, Field(gt=0)] = 100 * 2**20  # larger ones are refused by name
     # Networks that websites may be crawled in although they are private, like 10.1.0.0/16.
     crawled_networks: tuple[IPvAnyNetwork, ...] = ()
     parse_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     parse_memory_bytes: Annotated[int, Field(gt=0)] = 2 * 2**30  # of one parsing process
 
+    @property
+    def most_task_workers(self) -> int:
+        return self.num_task_workers if self.max_task_workers is None else self.max_task_workers
+
     @model_validator(mode="after")
-    def _range_is_in_order(self) -> Self:
+    def _ranges_are_in_order(self) -> Self:
         check_replica_range(self.min_replicas, self.max_replicas)
+        names = ("num_task_workers", "max_task_workers")
+        check_replica_range(self.num_task_workers, self.most_task_workers, names=names)
         return self
 
 
@@ -350,9 +356,23 @@ class HTTPConfig(Section):
     port: Annotated[int, Field(ge=1, le=65535)] = DEFAULT_PORT
     max_body_bytes: Annotated[int, Field(ge=1024)] = 16 * 2**20
     num_ingress_replicas: Annotated[int, Field(ge=1)] = 1
+    # Above num_ingress_replicas: by their CPU time and open requests; None: never more. All are on
+    # the head.
+    max_ingress_replicas: Annotated[int, Field(ge=1)] | None = None
     # Tokens that may wait for a client that reads slowly; beyond it the stream ends with an error.
     max_buffered_tokens: Annotated[int, Field(ge=16)] = 8192
     # `X-Forwarded-*` and friends are not read. Text of prompts is never logged.
+
+    @property
+    def most_ingress_replicas(self) -> int:
+        most = self.max_ingress_replicas
+        return self.num_ingress_replicas if most is None else most
+
+    @model_validator(mode="after")
+    def _range_is_in_order(self) -> Self:
+        names = ("num_ingress_replicas", "max_ingress_replicas")
+        check_replica_range(self.num_ingress_replicas, self.most_ingress_replicas, names=names)
+        return self
 
 
 class LogSettings(NamedTuple):

@@ -82,12 +82,13 @@ class ReplicaRange(BaseModel):
             )
 
 
-def check_replica_range(min_replicas: int, max_replicas: int) -> None:
-    """
+def check_replica_range(
+    least: int, most: int, *, names: tuple[str, str] = ("min_replicas", "max_replicas")
+) -> None:
+    """`names`: of the two fields.
+
     Raises:
         ValueError: the range is empty.
     """
-    if max_replicas < min_replicas:
-        raise ValueError(
-            f"max_replicas ({max_replicas}) must be at least min_replicas ({min_replicas})"
-        )
+    if most < least:
+        raise ValueError(f"{names[1]} ({most}) must be at least {names[0]} ({least})")

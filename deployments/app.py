@@ -15,7 +15,12 @@ from ray import serve
 from ray.serve import Application
 
 from cluster.config import EmbedderConfig, LogSettings, ModelConfig, ShoalConfig, StorageConfig
-from deployments.autoscaling_policy import embedder_options, retrieval_options
+from deployments.autoscaling_policy import (
+    embedder_options,
+    ingress_options,
+    retrieval_options,
+    task_worker_options,
+)
 from deployments.deployment_names import (
     INGRESS_NAME,
     RETRIEVAL_NAME,
@@ -87,7 +92,7 @@ def build_application(
     ingress = serve.deployment(
         Ingress,
         name=INGRESS_NAME,
-        num_replicas=config.http.num_ingress_replicas,
+        **ingress_options(config.http),
         # On the head, whose address the clients know.
         ray_actor_options={"num_cpus": INGRESS_CPUS, "resources": ON_HEAD},
         user_config={"order": order},
@@ -181,7 +186,7 @@ def _task_worker(
     deployment = serve.deployment(
         TaskWorker,
         name=TASK_WORKER_NAME,
-        num_replicas=config.retrieval.num_task_workers,
+        **task_worker_options(config.retrieval),
         ray_actor_options={"num_cpus": TASK_WORKER_CPUS, **_near_objects(config.storage)},
         **_CARE,
     )

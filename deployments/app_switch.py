@@ -88,11 +88,20 @@ class AppSwitch:
         self._closing: set[asyncio.Task[None]] = set()
         self._next = asyncio.Event()  # set, and replaced, when those that wait should try again
         self._num_waiting = 0
+        #: Requests that run, those that wait for the next app among them.
+        self.num_open = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await _answer_lifespan(receive, send)
             return
+        self.num_open += 1
+        try:
+            await self._serve(scope, receive, send)
+        finally:
+            self.num_open -= 1
+
+    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
         replay = Replay(receive)
         wait_until_s = asyncio.get_running_loop().time() + MAX_WAIT_S
         while True:

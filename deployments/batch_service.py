@@ -48,6 +48,10 @@ class BatchService:
     def num_running(self) -> int:
         return 0 if self._worker is None else self._worker.num_running
 
+    async def num_waiting(self) -> int:
+        """See `BatchWorker`; 0 until it begins."""
+        return 0 if self._worker is None else await self._worker.num_waiting()
+
     async def run(self) -> None:
         """Work until `stop` is called.
 

@@ -67,6 +67,14 @@ class BatchWorker:
     def num_running(self) -> int:
         return self._loop.num_running
 
+    async def num_waiting(self) -> int:
+        """Batches of the queue that no worker has taken yet.
+
+        Raises:
+            ServiceUnavailableError: Redis does not answer.
+        """
+        return (await self._tasks.queue.counts())[TaskStatus.QUEUED]
+
     async def run(self) -> None:
         """Work until `stop` is called."""
         sweeping = asyncio.create_task(self._sweep_now_and_then())

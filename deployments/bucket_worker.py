@@ -83,6 +83,14 @@ class BucketWorker:
     def num_running(self) -> int:
         return self._loop.num_running
 
+    async def num_waiting(self) -> int:
+        """Tasks of the queue that no worker has taken yet, or not again.
+
+        Raises:
+            ServiceUnavailableError: Redis does not answer.
+        """
+        return (await self._queue.counts())[TaskStatus.QUEUED]
+
     async def run(self) -> None:
         """Work until `stop` is called."""
         comparing = asyncio.create_task(self._compare_now_and_then())

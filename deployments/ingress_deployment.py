@@ -16,6 +16,7 @@ from cluster.errors import ServiceUnavailableError
 from cluster.telemetry import Telemetry
 from deployments.app_switch import AppSwitch
 from deployments.cluster_secret import load_cluster_secret
+from deployments.cpu_share import CPUShare
 from deployments.http_listener import HTTPListener, bind_shared
 from deployments.ingress_front import IngressFront
 from deployments.process_logs import write_to_serve_log
@@ -56,6 +57,7 @@ class Ingress:
             raise StartupError(str(error)) from error
         self._telemetry = Telemetry()
         self._switch = AppSwitch()
+        self._cpu_share = CPUShare()
         self._front: IngressFront | None = None
         self._listener: HTTPListener | None = None
         self._taking_over: asyncio.Task[None] | None = None
@@ -101,6 +103,14 @@ class Ingress:
         return [model.model_dump_json() for model in self._front.order.config.models]
 
     # Called by Serve.
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """The load that Serve cannot see, because requests do not pass through it: what
+        `autoscaling_policy` decides by."""
+        return {
+            "num_open_requests": float(self._switch.num_open),
+            "cpu_share": self._cpu_share.update(),
+        }
 
     def check_health(self) -> None:
         """

@@ -229,7 +229,7 @@ def needed_cpus(config: ShoalConfig) -> int:
     if config.embedders:
         searching = config.retrieval.max_replicas * config.retrieval.num_cpus
         embedding = sum(one.max_replicas * one.num_cpus for one in config.embedders)
-        reserved += searching + embedding + config.retrieval.num_task_workers * TASK_WORKER_CPUS
+        reserved += searching + embedding + config.retrieval.most_task_workers * TASK_WORKER_CPUS
     return max(os.cpu_count() or 1, math.ceil(reserved) + 1)  # one for the ingresses
 
 

@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from cluster.config import LogSettings, ShoalConfig, shoal_home
+from cluster.errors import ServiceUnavailableError
 from cluster.object_store import open_object_store
 from cluster.redis_client import connect
 from deployments.batch_service import BatchService
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 #: For tasks to end in when the replica is drained; then they are given back. Serve's
 #: `graceful_shutdown_timeout_s` must be longer.
 GRACE_S = 10.0
+COUNT_S = 5.0  # between two looks at how many tasks wait
 
 
 class TaskWorker:
@@ -92,8 +94,19 @@ class TaskWorker:
             raise StartupError(str(error)) from error
         self._running = asyncio.create_task(self._worker.run())
         self._running_batches = asyncio.create_task(self._batches.run())
+        self._num_waiting = 0
+        self._counting = asyncio.create_task(self._count_now_and_then())
 
     # Called by Serve.
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `autoscaling_policy` decides by: all workers see the same queues, and each its own
+        running tasks."""
+        num_running = self._worker.num_running + self._batches.num_running
+        return {
+            "num_tasks_waiting": float(self._num_waiting),
+            "num_tasks_running": float(num_running),
+        }
 
     def check_health(self) -> None:
         """
@@ -109,11 +122,13 @@ class TaskWorker:
         """Serve awaits this before it kills the process: end the tasks, or give them back."""
         if not hasattr(self, "_running"):
             return  # the constructor failed
+        self._counting.cancel()
         await asyncio.gather(
             self._worker.stop(grace_s=GRACE_S), self._batches.stop(grace_s=GRACE_S)
         )
         # `check_health` has told of errors.
-        await asyncio.gather(self._running, self._running_batches, return_exceptions=True)
+        everything = (self._running, self._running_batches, self._counting)
+        await asyncio.gather(*everything, return_exceptions=True)
         await self._batches.close()
         await self._reader.close()
         await self._objects.close()
@@ -123,5 +138,13 @@ class TaskWorker:
 
     def stats(self) -> dict[str, float]:
         """For `shoal status`."""
-        num_running = self._worker.num_running + self._batches.num_running
-        return {"num_tasks_running": float(num_running)}
+        return self.record_autoscaling_stats()
+
+    async def _count_now_and_then(self) -> None:
+        while True:
+            try:
+                of_buckets = await self._worker.num_waiting()
+                self._num_waiting = of_buckets + await self._batches.num_waiting()
+            except ServiceUnavailableError as error:
+                logger.warning("waiting tasks are not counted: %s", error)
+            await asyncio.sleep(COUNT_S)

@@ -136,7 +136,8 @@ def _model_piece(model: ModelConfig) -> Piece:
 
 def _pieces(config: ShoalConfig, *, is_most: bool) -> list[Piece]:
     ingress = Piece(owner="http", cpus=INGRESS_CPUS, gpus=0, is_on_head=True)
-    pieces = [ingress] * config.http.num_ingress_replicas
+    http = config.http
+    pieces = [ingress] * (http.most_ingress_replicas if is_most else http.num_ingress_replicas)
     for model in config.models:
         parts = 1 if model.rank_placement == "strict_pack" else model.tensor_parallel_size
         # One at least: a model that may sleep is started when it is deployed.
@@ -151,7 +152,8 @@ def _pieces(config: ShoalConfig, *, is_most: bool) -> list[Piece]:
         pieces += [searching] * (retrieval.max_replicas if is_most else retrieval.min_replicas)
         is_local = config.storage.s3_endpoint is None and config.storage.folder is None
         worker = Piece(owner="task workers", cpus=TASK_WORKER_CPUS, gpus=0, is_on_head=is_local)
-        pieces += [worker] * retrieval.num_task_workers
+        num_workers = retrieval.most_task_workers if is_most else retrieval.num_task_workers
+        pieces += [worker] * num_workers
     return pieces
 
 

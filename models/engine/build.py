@@ -19,8 +19,8 @@ from models.parallel.sharding import Shards
 from models.tokenizer import Tokenizer
 
 
-class ComputingRunner(Runner, AdapterHost, Protocol):
-    """A runner that computes a model."""
+class RunnerWithAdapters(Runner, AdapterHost, Protocol):
+    """A runner with slots for adapters, as many as the configuration says."""
 
 
 def build_engine(
@@ -40,10 +40,9 @@ def build_engine(
             fit and both numbers.
     """
     tokenizer = Tokenizer.from_folder(checkpoint_dir)
-    adapters: AdapterSlots | None = None
-    runner: Runner
+    runner: RunnerWithAdapters
     if config.engine.synthetic_step_ms is None:
-        runner = computing = build_runner(
+        runner = build_runner(
             checkpoint_dir,
             config.engine,
             dtype=config.dtype,
@@ -52,7 +51,6 @@ def build_engine(
             tensor_parallel_size=config.tensor_parallel_size,
             ranks=ranks,
         )
-        adapters = AdapterSlots(computing, find_adapter)
     else:
         runner = _build_synthetic_runner(config.engine, checkpoint_dir)
     return Engine(
@@ -60,7 +58,7 @@ def build_engine(
         config.engine,
         token_bytes=tokenizer.token_bytes,
         grammar_compiler=_build_grammar_compiler(runner, checkpoint_dir),
-        adapters=adapters,
+        adapters=AdapterSlots(runner, find_adapter),
     )
 
 
@@ -73,7 +71,7 @@ def build_runner(
     tensor_parallel_size: int,
     quantization: str = "auto",
     ranks: RankStarter | None = None,
-) -> ComputingRunner:
+) -> RunnerWithAdapters:
     """Load a checkpoint on one rank or several; the other arguments as for `build_engine`.
 
     Raises:
@@ -110,12 +108,16 @@ def _build_grammar_compiler(runner: Runner, checkpoint_dir: Path) -> GrammarComp
     )
 
 
-def _build_synthetic_runner(engine_config: EngineConfig, checkpoint_dir: Path) -> Runner:
+def _build_synthetic_runner(
+    engine_config: EngineConfig, checkpoint_dir: Path
+) -> RunnerWithAdapters:
     assert engine_config.synthetic_step_ms is not None, "it is asked for"
     decoder = read_decoder_config(checkpoint_dir)
     return SyntheticRunner(
+        decoder,
         step_ms=engine_config.synthetic_step_ms,
-        vocab_size=decoder.vocab_size,
         max_model_len=engine_config.max_model_len or decoder.max_position_embeddings,
         block_size=engine_config.block_size,
+        num_adapter_slots=engine_config.max_loaded_adapters,
+        max_lora_rank=engine_config.max_lora_rank,
     )

@@ -6,22 +6,38 @@ on the monotonic clock, so that another process on the machine knows when a toke
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
+import torch
+
+from models.adapters.checkpoint import LoadedAdapter, read_adapter
+from models.checkpoint import DecoderConfig
 from models.engine.step_inputs import StepInputs, StepOutputs
 
 _NUM_BLOCKS = 65_536
 
 
 class SyntheticRunner:
-    """Satisfies `Runner`."""
+    """Satisfies `Runner`, and `AdapterHost`: adapters are read and checked as for a model, take
+    their slots, and change nothing."""
 
     def __init__(
-        self, *, step_ms: float, vocab_size: int, max_model_len: int, block_size: int
+        self,
+        decoder: DecoderConfig,
+        *,
+        step_ms: float,
+        max_model_len: int,
+        block_size: int,
+        num_adapter_slots: int = 0,
+        max_lora_rank: int = 16,
     ) -> None:
+        self._decoder = decoder
+        self._max_lora_rank = max_lora_rank
+        self.num_adapter_slots = num_adapter_slots
         self.num_blocks = _NUM_BLOCKS
         self.block_size = block_size
         self.max_model_len = max_model_len
-        self.vocab_size = vocab_size
+        self.vocab_size = decoder.vocab_size
         self.eos_token_ids: frozenset[int] = frozenset()
         self.default_max_num_batched_tokens = 65_536
         self._step_s = step_ms / 1000
@@ -43,6 +59,15 @@ class SyntheticRunner:
         return StepOutputs(
             token_ids=token_ids, logprobs=[None] * len(token_ids), prompt_logprobs=[]
         )
+
+    def read_adapter(self, folder: Path) -> LoadedAdapter:
+        """See `AdapterHost`."""
+        return read_adapter(
+            folder, self._decoder, max_rank=self._max_lora_rank, dtype=torch.bfloat16
+        )
+
+    def install_adapter(self, slot: int, adapter: LoadedAdapter, layer_index: int) -> None:
+        """There is no model beside which it could be kept."""
 
     def interrupt(self) -> None:
         """Steps end by the clock."""

@@ -137,28 +137,15 @@ async def run(arguments: argparse.Namespace) -> dict[str, object]:
     url = urlsplit(arguments.url)
     first = vocabulary.first
     texts = vocabulary.texts[first + 1 : first + 2 + arguments.tokens]
-    body = json.dumps(
-        {
-            "model": arguments.model,
-            "prompt": [first] * 16,
-            "max_tokens": arguments.tokens,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-    ).encode()
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: {url.netloc}\r\n"
-        f"Authorization: Bearer {arguments.api_key}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    ).encode()
     measurements = Measurements()
     loop = asyncio.get_running_loop()
     start_s = time.monotonic()
     streams = []
-    for _ in range(arguments.streams):
+    requests = [_request(arguments, model, first) for model in arguments.model.split(",")]
+    for number in range(arguments.streams):
+        request = requests[number % len(requests)]
         _, stream = await loop.create_connection(
-            lambda: Stream(head + body, texts, arguments.step_ms / 1000, measurements),
+            lambda request=request: Stream(request, texts, arguments.step_ms / 1000, measurements),
             url.hostname,
             url.port,
         )
@@ -178,13 +165,36 @@ async def run(arguments: argparse.Namespace) -> dict[str, object]:
     }
 
 
+def _request(arguments: argparse.Namespace, model: str, first: int) -> bytes:
+    """A stream's request for one model; its prompt ends with the token `first`."""
+    url = urlsplit(arguments.url)
+    body = json.dumps(
+        {
+            "model": model,
+            "prompt": [first] * 16,
+            "max_tokens": arguments.tokens,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    ).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: {url.netloc}\r\n"
+        f"Authorization: Bearer {arguments.api_key}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    ).encode()
+    return head + body
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--api-key", default="none")
-    parser.add_argument("--model", default="shoal/demo-chat")
+    parser.add_argument(
+        "--model", default="shoal/demo-chat", help="several, by turns: separated by commas"
+    )
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=200, help="tokens of each stream")
     parser.add_argument("--step-ms", type=float, default=20.0)

@@ -118,7 +118,6 @@ def test_a_model_with_adapters_has_slots_for_them(settings: dict[str, object]) -
             {"engine": {"max_loaded_adapters": 0}},
             "max_loaded_adapters is 0, but there are adapters",
         ),
-        ({"engine": {"synthetic_step_ms": 1}}, "synthetic_step_ms computes no model"),
         ({"adapters": [ADAPTER, ADAPTER]}, "the name 'writer' is used twice"),
         ({"adapters": [{**ADAPTER, "name": MODELS[0]["name"]}]}, "is used twice"),
         ({"adapters": [{"name": "writer"}]}, "source"),
@@ -168,6 +167,36 @@ def test_contradictions_about_replicas_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         with_model(**settings)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (
+            {"http": {"num_ingress_replicas": 3, "max_ingress_replicas": 2}},
+            r"max_ingress_replicas \(2\) must be at least num_ingress_replicas \(3\)",
+        ),
+        (
+            {"retrieval": {"num_task_workers": 2, "max_task_workers": 1}},
+            r"max_task_workers \(1\) must be at least num_task_workers \(2\)",
+        ),
+    ],
+)
+def test_empty_ranges_of_ingresses_and_task_workers_are_refused(
+    section: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config({"models": MODELS, **section})
+
+
+def test_ingresses_and_task_workers_have_a_fixed_number_or_a_range() -> None:
+    fixed = parse_config({"models": MODELS, "http": {"num_ingress_replicas": 2}})
+    assert fixed.http.most_ingress_replicas == 2
+    assert fixed.retrieval.most_task_workers == 1
+    ranges = {"http": {"max_ingress_replicas": 4}, "retrieval": {"max_task_workers": 3}}
+    config = parse_config({"models": MODELS, **ranges})
+    assert config.http.most_ingress_replicas == 4
+    assert config.retrieval.most_task_workers == 3
 
 
 def test_a_model_may_have_aliases_and_the_default_may_be_one() -> None:

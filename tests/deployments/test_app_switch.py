@@ -200,8 +200,10 @@ async def test_a_request_whose_pool_is_replaced_begins_again_in_the_next_app() -
     await switch.switch_to(replaced, on_closed=_nothing)
     asking = asyncio.create_task(Client().ask(switch))
     await replaced.was_asked.wait()
+    assert switch.num_open == 1
     await switch.switch_to(Echo(), on_closed=_nothing)
     assert await asking == b"echo onetwo"
+    assert switch.num_open == 0
     assert replaced.bodies == [b"onetwo"]
     await switch.close()
 

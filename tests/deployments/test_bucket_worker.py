@@ -65,6 +65,16 @@ async def test_a_bucket_follows_its_objects(bucket_rig: Rig) -> None:
         await until_texts(bucket_rig, {"a.txt": ["changed"], "c.txt": ["more"]})
 
 
+async def test_tasks_that_wait_are_counted(bucket_rig: Rig) -> None:
+    worker = bucket_rig.worker("w", lease_s=5)
+    assert await worker.num_waiting() == 0
+    record = await bucket_rig.request()
+    assert await worker.num_waiting() == 1
+    async with bucket_rig.working():
+        await bucket_rig.end_of(record)
+    assert await worker.num_waiting() == 0
+
+
 async def test_a_sync_does_not_read_again_what_could_not_be_read(bucket_rig: Rig) -> None:
     await bucket_rig.put(a="one", b="broken")
     async with bucket_rig.working():

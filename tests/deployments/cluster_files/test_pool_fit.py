@@ -54,6 +54,18 @@ def test_what_cannot_grow_to_its_most_is_noted() -> None:
     assert fit.notes == ["with every pool at its most, there is no place for all of: embedders.e"]
 
 
+def test_ingresses_and_task_workers_count_at_their_most_too() -> None:
+    config = served(
+        {"num_cpus": 0.1},
+        embedders=[{"name": "e", "source": "demo", "num_cpus": 0.1}],
+        http={"max_ingress_replicas": 8},
+        retrieval={"max_task_workers": 20},
+    )
+    fit = check_fit(config, [HEAD])
+    assert fit.problems == []
+    assert "task workers" in fit.notes[0]
+
+
 def test_a_models_range_counts_from_its_first_replica_to_its_last() -> None:
     config = served({"num_cpus": 2, "min_replicas": 0, "max_replicas": 3})
     assert check_fit(config, [HEAD, workers(2, 0, 3)]).notes == []
