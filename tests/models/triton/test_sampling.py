@@ -46,11 +46,12 @@ def both(logits_RV: torch.Tensor, rows: list[SamplingRow]) -> tuple[list[int], l
     return OURS.sample(logits_RV, rows)[0], SORTING.sample(logits_RV, rows)[0]
 
 
-@pytest.mark.parametrize("vocab_size", [7, 257, 1000, 9000])
-@pytest.mark.parametrize("spread", [0.05, 1.0, 6.0])
-def test_random_rows_of_all_kinds(vocab_size: int, spread: float) -> None:
+@pytest.mark.parametrize(
+    ("vocab_size", "num_rows"), [(7, 33), (257, 33), (1000, 22), (9000, len(PARAMS))]
+)
+@pytest.mark.parametrize("spread", [0.05, 6.0])
+def test_random_rows_of_all_kinds(vocab_size: int, num_rows: int, spread: float) -> None:
     generator = torch.Generator().manual_seed(vocab_size)
-    num_rows = 3 * len(PARAMS)
     logits_RV = torch.randn(num_rows, vocab_size, generator=generator) * spread
     rows = [row(PARAMS[index % len(PARAMS)], seed=index) for index in range(num_rows)]
     ours, sorting = both(logits_RV, rows)
@@ -61,9 +62,9 @@ def test_random_rows_of_all_kinds(vocab_size: int, spread: float) -> None:
 def test_equal_logits_go_by_rising_id(num_levels: int) -> None:
     """Also where top_k or top_p end between tokens that are equal; in bfloat16 most are."""
     generator = torch.Generator().manual_seed(num_levels)
-    levels_RV = torch.randint(num_levels, (66, 300), generator=generator)
+    levels_RV = torch.randint(num_levels, (33, 300), generator=generator)
     logits_RV = (levels_RV * 0.25).to(torch.bfloat16)
-    rows = [row(PARAMS[index % len(PARAMS)], seed=index) for index in range(66)]
+    rows = [row(PARAMS[index % len(PARAMS)], seed=index) for index in range(33)]
     ours, sorting = both(logits_RV, rows)
     assert ours == sorting
 
