@@ -4,6 +4,10 @@ Online requests share their step's time with whoever is in it. So the time that 
 learned from the steps that were computed, and batch tokens are let in for a small share of the time
 that online steps take. What a step does not use is kept for the next ones, up to a limit. Steps
 without online requests are not limited.
+
+A few tokens beside few others cost more than a line through steps of all sizes says: kernels have
+fixed costs, and shapes are padded. So steps with batch tokens are compared with online steps alone,
+and what they took more is what is paid.
 """
 
 import math
@@ -49,6 +53,29 @@ class TokenCost:
         error = math.sqrt(unexplained / (self._variance * self._weight))
         return min(most, max(0.0, slope) + error)
 
+    def step_s(self, num_tokens: int) -> float | None:
+        """How long a step of so many tokens takes. None: nothing was observed."""
+        if self._weight == 0.0:
+            return None
+        slope = max(0.0, self._covariance / self._variance) if self._variance else 0.0
+        return max(0.0, self._mean_s + slope * (num_tokens - self._mean_tokens))
+
+
+class _Markup:
+    """By how much batch tokens were dearer, in the latest steps, than tokens are on the average."""
+
+    def __init__(self) -> None:
+        self._measured_s = 0.0
+        self._expected_s = 0.0
+
+    def observe(self, measured_s: float, expected_s: float) -> None:
+        self._measured_s = _FORGETTING * self._measured_s + measured_s
+        self._expected_s = _FORGETTING * self._expected_s + expected_s
+
+    @property
+    def factor(self) -> float:
+        return max(1.0, self._measured_s / self._expected_s) if self._expected_s else 1.0
+
 
 class BatchShare:
     """The allowance of batch sequences in one engine."""
@@ -58,7 +85,10 @@ class BatchShare:
         share of their time; None: as long as they like."""
         self._max_slowdown = max_slowdown
         self.token_cost = TokenCost()
+        self._alone = TokenCost()  # of steps without batch tokens
+        self._markup = _Markup()
         self._kept_s = 0.0
+        self._most_kept_s = 0.0
 
     def num_tokens(self, num_left: int) -> int:
         """Batch tokens that the step with online requests may have, of the `num_left` that fit."""
@@ -67,14 +97,30 @@ class BatchShare:
         token_s = self.token_cost.seconds
         if token_s is None or self._kept_s <= 0.0:
             return 0
-        return num_left if token_s == 0.0 else min(num_left, int(self._kept_s / token_s))
+        if token_s == 0.0:
+            return num_left
+        # At the limit one is let in whatever it costs: what it costs more is owed by later steps.
+        least = 1 if self._kept_s >= self._most_kept_s else 0
+        return min(num_left, max(least, int(self._kept_s / (token_s * self._markup.factor))))
 
     def observe(self, *, num_tokens: int, num_batch_tokens: int, seconds: float) -> None:
         """A step was computed: `num_batch_tokens` of its tokens were of batch sequences."""
         self.token_cost.observe(num_tokens, seconds)
         if self._max_slowdown is None or num_batch_tokens == num_tokens:
             return
-        added_s = num_batch_tokens * (self.token_cost.seconds or 0.0)
+        added_s = self._added_s(num_tokens, num_batch_tokens, seconds)
         online_s = max(0.0, seconds - added_s)
+        self._most_kept_s = self._max_slowdown * _KEPT_STEPS * online_s
         self._kept_s += self._max_slowdown * online_s - added_s
-        self._kept_s = min(self._kept_s, self._max_slowdown * _KEPT_STEPS * online_s)
+        self._kept_s = min(self._kept_s, self._most_kept_s)
+
+    def _added_s(self, num_tokens: int, num_batch_tokens: int, seconds: float) -> float:
+        """What the batch tokens of a step with online requests cost."""
+        if not num_batch_tokens:
+            self._alone.observe(num_tokens, seconds)
+            return 0.0
+        expected_s = num_batch_tokens * (self.token_cost.seconds or 0.0)
+        alone_s = self._alone.step_s(num_tokens - num_batch_tokens)
+        if alone_s is not None:
+            self._markup.observe(seconds - alone_s, expected_s)
+        return expected_s * self._markup.factor

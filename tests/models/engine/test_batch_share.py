@@ -54,6 +54,29 @@ def test_online_steps_become_longer_by_the_share_and_no_more(step_s: float, toke
     assert num_taken > 0
 
 
+@pytest.mark.parametrize("first_s", [0.0004, 0.004])
+def test_a_first_batch_token_that_costs_more_than_the_others_is_paid_for(first_s: float) -> None:
+    """Online steps of one token; any batch token beside it costs `first_s` more."""
+
+    def seconds(num_tokens: int, num_batch: int) -> float:
+        return 0.002 + 0.00006 * num_tokens + (first_s if num_batch else 0.0)
+
+    share = BatchShare(0.05)
+    for _ in range(20):
+        share.observe(num_tokens=256, num_batch_tokens=256, seconds=seconds(256, 256))
+    online = total = 0.0
+    num_taken = 0
+    for _ in range(3000):
+        num_batch = share.num_tokens(100)
+        took_s = seconds(1 + num_batch, num_batch)
+        share.observe(num_tokens=1 + num_batch, num_batch_tokens=num_batch, seconds=took_s)
+        online += seconds(1, 0)
+        total += took_s
+        num_taken += num_batch
+    assert 0.02 < total / online - 1 < 0.06
+    assert num_taken > 0
+
+
 def test_tokens_that_cost_nothing_are_not_limited() -> None:
     share = BatchShare(0.05)
     for num_tokens in (2, 8, 20, 40):
