@@ -99,8 +99,8 @@ class EngineConfig(Section):
     enable_cuda_graphs: bool = True  # on a GPU, of steps that only decode; off: for debugging
     # The next step begins before this one's tokens are read; None: on a GPU. One rank only.
     overlap_steps: bool | None = None
-    # Tokens are guessed from what the sequence has said before; null: none are. The output is the
-    # same.
+    # Tokens are guessed from what the sequence has said before, or its grammar forces; null: none
+    # are. The output is the same.
     speculative_config: SpeculativeConfig | None = None
     # LoRA adapters that are loaded at once, and the highest rank of one: slots of this size are
     # kept beside the model. 0: none; a model with adapters: 8.

@@ -72,7 +72,9 @@ class Batch:
     @property
     def num_tokens_left(self) -> int:
         """Of the step's budget."""
-        return self.max_num_tokens - self.num_tokens
+        return (
+            self.max_num_tokens - len(self.singles) - self.num_draft_tokens - self.num_chunk_tokens
+        )
 
     def add(self, sequence: Sequence, num_new_tokens: int) -> None:
         if sequence.num_computed_tokens + 1 == sequence.num_tokens:

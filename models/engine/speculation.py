@@ -1,5 +1,6 @@
 """Speculative decoding: which sequences of a step guess their next tokens, and how many.
 
+Guessed is what a grammar leaves no choice about, else what followed the same tokens before.
 A guess costs nothing but time: the model is asked about all of its tokens in one step, each
 position is sampled as it would be alone, by its own random number, and what differs from the guess
 ends it. The output is that of steps without guesses, greedy or sampled.
@@ -139,6 +140,10 @@ class Speculator:
             num_left = num_left if num_worth is None else min(num_left, num_worth)
         if num_left <= 0:
             return []
+        if sequence.matcher is not None:
+            forced = sequence.matcher.forced_tokens()
+            if forced:
+                return forced[:num_left]
         lookup = sequence.guesses.lookup
         if self._num_entries_left > 0:
             lookup.extend(sequence.tokens(lookup.num_tokens, sequence.num_tokens))

@@ -11,7 +11,8 @@ from cluster.types import GrammarKind, GrammarSpec, Request, SamplingParams, Tok
 from models.engine import model_runner
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
-from models.grammar.compiler import GrammarCompiler
+from models.engine.prompt_lookup import PromptLookup
+from models.grammar.compiler import GrammarCompiler, GrammarMatcher
 from tests.models.conftest import MakeCheckpoint
 from tests.models.engine.guess_oracle import ALWAYS, guess_by, remembering, speculating
 from tests.models.engine.test_engine import prompts_of_mixed_lengths, run, tokens
@@ -139,36 +140,61 @@ def test_every_kind_of_request_gives_the_same_on_and_off(
         assert 0 < stats.spec_decode_accepted_tokens_total < stats.spec_decode_draft_tokens_total
 
 
-def test_guesses_follow_a_grammar_as_far_as_it_allows_them(
-    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """JSON, a pattern that ends by itself, and one that goes on as long as it may."""
+@pytest.fixture(scope="module")
+def guided(make_checkpoint: MakeCheckpoint) -> Iterator[tuple[ModelRunner, GrammarCompiler]]:
     folder = make_checkpoint(
         "llama", vocab_size=MODEL_VOCAB_SIZE, eos_token_id=sorted(EOS_TOKEN_IDS)
     )
     byte_level_tokenizer(folder / "tokenizer.json")
-    specs = [JSON_SPEC, REGEX_SPEC, GrammarSpec(kind=GrammarKind.REGEX, text="(ab?c)*")]
-    requests = [
+    with GrammarCompiler(
+        folder / "tokenizer.json", vocab_size=MODEL_VOCAB_SIZE, eos_token_ids=EOS_TOKEN_IDS
+    ) as compiler:
+        yield ModelRunner(folder, engine_config(), dtype="float32", device="cpu"), compiler
+
+
+def guided_requests(*specs: GrammarSpec) -> list[Request]:
+    return [
         Request(
             request_id=str(k),
             prompt_token_ids=prompt,
             sampling_params=SamplingParams(
-                max_tokens=60, n=2, seed=k, grammar=specs[k % 3], logprobs=1
+                max_tokens=60, n=2, seed=k, grammar=specs[k % len(specs)], logprobs=1
             ),
         )
         for k, prompt in enumerate(prompts_of_mixed_lengths()[:12])
     ]
-    runner = ModelRunner(folder, engine_config(), dtype="float32", device="cpu")
-    with GrammarCompiler(
-        folder / "tokenizer.json", vocab_size=MODEL_VOCAB_SIZE, eos_token_ids=EOS_TOKEN_IDS
-    ) as compiler:
-        expected = run(engine_on(runner, compiler), requests)
-        guess_by(monkeypatch, remembering(remember(requests, expected)), seed=5)
-        engine = engine_on(runner, compiler, speculative_config=ALWAYS)
-        assert_same(run(engine, requests), expected)
+
+
+def test_guesses_follow_a_grammar_as_far_as_it_allows_them(
+    guided: tuple[ModelRunner, GrammarCompiler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JSON, a pattern that ends by itself, and one that goes on as long as it may."""
+    runner, compiler = guided
+    requests = guided_requests(
+        JSON_SPEC, REGEX_SPEC, GrammarSpec(kind=GrammarKind.REGEX, text="(ab?c)*")
+    )
+    expected = run(engine_on(runner, compiler), requests)
+    guess_by(monkeypatch, remembering(remember(requests, expected)), seed=5)
+    monkeypatch.setattr(GrammarMatcher, "forced_tokens", lambda matcher: [])
+    engine = engine_on(runner, compiler, speculative_config=ALWAYS)
+    assert_same(run(engine, requests), expected)
     stats = engine.stats()
     assert stats.spec_decode_accepted_tokens_total > stats.generation_tokens_total / 3
     assert stats.preemptions_total == 0
+
+
+def test_what_a_grammar_leaves_no_choice_about_is_guessed(
+    guided: tuple[ModelRunner, GrammarCompiler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, compiler = guided
+    requests = guided_requests(JSON_SPEC)
+    expected = run(engine_on(runner, compiler), requests)
+    monkeypatch.setattr(PromptLookup, "guess", lambda lookup, num_tokens: [])
+    engine = engine_on(runner, compiler, speculative_config=ALWAYS)
+    assert_same(run(engine, requests), expected)
+    stats = engine.stats()
+    assert stats.spec_decode_accepted_tokens_total == stats.spec_decode_draft_tokens_total
+    assert stats.spec_decode_accepted_tokens_total > stats.generation_tokens_total / 3
 
 
 def test_two_ranks_with_guesses_give_what_one_rank_gives_without(
