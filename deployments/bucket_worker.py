@@ -72,7 +72,7 @@ class BucketWorker:
         self._loop = TaskWorkerLoop(
             self._queue,
             name=name,
-            num_workers=config.retrieval.num_task_workers,
+            num_workers=config.retrieval.most_task_workers,
             lease_s=lease_s,
         )
         self._loop.handle(EmbedBucket, self._embed)

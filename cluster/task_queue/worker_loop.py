@@ -60,8 +60,8 @@ class TaskWorkerLoop:
         lease_s: float = LEASE_S,
         retries: RetryPolicy | None = None,
     ) -> None:
-        """`num_workers` of the queue, where tenants share them: one alone leaves a slot of each to
-        others, since tasks may take hours. None: it may have all."""
+        """`num_workers`: the most that the queue has, where tenants share them; one tenant leaves
+        a slot of each to others, since tasks may take hours. None: it may have all."""
         self._queue = queue
         most = NO_LIMIT if num_workers is None else max(1, num_workers * (num_slots - 1))
         self._leases = TaskLeases(queue, worker=name, lease_s=lease_s, max_running_per_tenant=most)
