@@ -30,9 +30,16 @@ QUICK = RetryPolicy(max_attempts=3, max_postponements=4, first_delay_s=0.001, ma
 
 @asynccontextmanager
 async def working(
-    queue: TaskQueue, run: Run, *, lease_s: float = 5.0
+    queue: TaskQueue, run: Run, *, lease_s: float = 5.0, num_workers: int | None = None
 ) -> AsyncIterator[TaskWorkerLoop]:
-    loop = TaskWorkerLoop(queue, name="w", num_slots=2, lease_s=lease_s, retries=QUICK)
+    loop = TaskWorkerLoop(
+        queue,
+        name="w",
+        num_slots=2,
+        num_workers=num_workers,
+        lease_s=lease_s,
+        retries=QUICK,
+    )
     loop.handle(Count, run)
     running = asyncio.create_task(loop.run())
     try:
@@ -60,6 +67,24 @@ async def test_a_handler_gets_the_body_reports_and_ends_the_task(queue: TaskQueu
     assert (done.status, done.result) == (TaskStatus.SUCCEEDED, b"n")
     assert done.progress == Progress(num_total=3, message="counting")
     assert await queue.item_ids(done.task_id) == {"0", "1", "2"}
+    assert await is_empty(queue)
+
+
+async def test_a_tenant_whose_tasks_last_leaves_a_slot_to_others(queue: TaskQueue) -> None:
+    go_on = asyncio.Event()
+
+    async def run(body: Count, running: RunningTask) -> Outcome:
+        if running.record.tenant == "a":
+            await go_on.wait()
+        return SUCCESS
+
+    lasting = [await queue.enqueue(task(tenant="a")) for _ in range(3)]
+    async with working(queue, run, num_workers=1):
+        short = await queue.enqueue(task(tenant="b"))
+        assert (await end_of(queue, short)).status is TaskStatus.SUCCEEDED
+        go_on.set()
+        for record in lasting:
+            assert (await end_of(queue, record)).status is TaskStatus.SUCCEEDED
     assert await is_empty(queue)
 
 
