@@ -134,7 +134,8 @@ def difference(real_T: NDArray[np.int64], simulated_T: NDArray[np.int64], lag_s:
 
 def lag_s(real_T: NDArray[np.int64], simulated_T: NDArray[np.int64]) -> int:
     """By how many seconds the real curve is later: so shifted, they differ least."""
-    lags = sorted(range(-_MAX_LAG_S, _MAX_LAG_S + 1), key=abs)
+    most = min(_MAX_LAG_S, len(real_T) // 2)
+    lags = sorted(range(-most, most + 1), key=abs)
     return min(lags, key=lambda lag: difference(real_T, simulated_T, lag))
 
 
