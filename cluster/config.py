@@ -92,6 +92,9 @@ class EngineConfig(Section):
     # How much longer batch requests may make the steps of online ones, as a share of their time;
     # null: no limit. Beside no online request they take whole steps.
     max_batch_slowdown: Annotated[float, Field(ge=0)] | None = 0.05
+    # How much longer prompts that need several steps may make the steps of streams, as a share of
+    # their time; null: each step takes as many of their tokens as it has room for.
+    max_prompt_slowdown: Annotated[float, Field(gt=0)] | None = 0.8
     enable_prefix_caching: bool = True
     # A sequence's logits have the same bits whatever else is in the batch; on a CPU.
     deterministic: bool = False

@@ -45,6 +45,8 @@ class Batch:
     num_draft_tokens: int = 0  # the certain ones among them
     chunks: list[tuple[Sequence, int]] = field(default_factory=list)
     num_chunk_tokens: int = 0
+    num_long_tokens: int = 0  # of these, those of prompts that need several steps
+    max_long_tokens: int | None = None  # beside streams; None: nobody has asked
     num_online_tokens: int | None = None  # None: no batch sequence was asked
     block_copies: list[BlockCopy] = field(default_factory=list)
     # Only batch sequences are in it: it may be given up while it is computed.

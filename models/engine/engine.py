@@ -93,6 +93,8 @@ class Engine:
             max_model_len=runner.max_model_len,
             enable_prefix_caching=config.enable_prefix_caching,
             max_batch_slowdown=config.max_batch_slowdown,
+            max_prompt_slowdown=config.max_prompt_slowdown,
+            min_prompt_tokens=runner.min_prompt_tokens,
         )
         if runner.num_blocks * runner.block_size < runner.max_model_len:
             raise ValueError(

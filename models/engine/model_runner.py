@@ -218,6 +218,11 @@ class ModelRunner:
         """A step should not last much longer than people wait between two tokens."""
         return 512 if self._device.type == "cpu" else 2048
 
+    @property
+    def min_prompt_tokens(self) -> int:
+        """A GPU multiplies some hundred tokens by the weights while it reads them."""
+        return 16 if self._device.type == "cpu" else 256
+
     def describe(self) -> str:
         dtype = str(self._dtype).removeprefix("torch.")
         if self._quantization is not None:

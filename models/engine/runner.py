@@ -32,6 +32,10 @@ class Runner(Protocol):
         """Tokens of a step that suit the device."""
 
     @property
+    def min_prompt_tokens(self) -> int:
+        """Fewer tokens of a prompt in a step would not make it shorter."""
+
+    @property
     def start_seconds(self) -> Mapping[str, float]:
         """How long each part of its construction took."""
 

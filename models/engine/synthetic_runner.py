@@ -39,7 +39,7 @@ class SyntheticRunner:
         self.max_model_len = max_model_len
         self.vocab_size = decoder.vocab_size
         self.eos_token_ids: frozenset[int] = frozenset()
-        self.default_max_num_batched_tokens = 65_536
+        self.default_max_num_batched_tokens = self.min_prompt_tokens = 65_536
         self._step_s = step_ms / 1000
         self._last_beat = 0
 

@@ -292,7 +292,8 @@ struct Attention {
     int64_t num_rows = 0;  // of all key heads
     for (int32_t i = 0; i < s.num_sequences; i++) num_rows += int64_t(s.query_lens[i]) * s.num_heads;
     const int64_t one_strip = has_matrix() ? MATRIX_ROWS : VECTOR_ROWS;
-    const int64_t even = num_rows / (8 * num_threads) / one_strip * one_strip;
+    const int64_t num_wanted = num_threads == 1 ? 1 : 4 * num_threads;
+    const int64_t even = num_rows / num_wanted / one_strip * one_strip;
     const int rows_per_tile = int(std::clamp<int64_t>(even, one_strip, MAX_ROWS));
     const int queries_per_tile = std::max(1, rows_per_tile / G);
     int32_t row = 0;
@@ -319,7 +320,8 @@ struct Attention {
   int part_keys(const Tile &tile, int num_tiles, int num_threads) const {
     if (s.is_invariant) return SPLIT_KEYS / chunk_keys() * chunk_keys();
     const int num_keys = tile.end_key - tile.first_key;
-    const int wanted = num_tiles >= 4 * num_threads ? 1 : num_keys / SPLIT_KEYS;
+    const bool are_enough = num_threads == 1 || num_tiles >= 4 * num_threads;
+    const int wanted = are_enough ? 1 : num_keys / SPLIT_KEYS;
     return wanted <= 1 ? num_keys : (num_keys / wanted + S - 1) / S * S;
   }
 

@@ -117,6 +117,10 @@ class TPRunner:
         return self._runner.default_max_num_batched_tokens
 
     @property
+    def min_prompt_tokens(self) -> int:
+        return self._runner.min_prompt_tokens
+
+    @property
     def process_ids(self) -> list[int]:
         """Of the other ranks, in their order."""
         return [rank.process_id for rank in self._ranks]

@@ -39,6 +39,7 @@ class KVSimulator:
         self.vocab_size = VOCAB_SIZE
         self.eos_token_ids: frozenset[int] = frozenset({13})
         self.default_max_num_batched_tokens = 512
+        self.min_prompt_tokens = 2
         self.uses_seed = False
         self._slots: list[tuple[int, int] | None] = [None] * (num_blocks * block_size)
         self.num_computed_tokens = 0

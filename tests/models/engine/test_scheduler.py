@@ -20,6 +20,7 @@ def make_engine(
     budget: int = 16,
     prefix_caching: bool = True,
     max_batch_slowdown: float | None = None,
+    max_prompt_slowdown: float | None = None,
 ) -> tuple[Engine, KVSimulator]:
     runner = KVSimulator(num_blocks=num_blocks, block_size=block_size, max_model_len=max_model_len)
     config = EngineConfig(
@@ -27,6 +28,7 @@ def make_engine(
         max_num_batched_tokens=budget,
         enable_prefix_caching=prefix_caching,
         max_batch_slowdown=max_batch_slowdown,
+        max_prompt_slowdown=max_prompt_slowdown,
     )
     return Engine(runner, config), runner
 
@@ -337,6 +339,59 @@ class Script:
         raise AssertionError("a request starves")
 
 
+def with_a_stream(**limits: object) -> tuple[Engine, KVSimulator]:
+    """An engine in which a stream decodes, and long prompts get as little as may be."""
+    engine, runner = make_engine(max_prompt_slowdown=1e-9, **limits)  # type: ignore[arg-type]
+    engine.add_request(make_request("stream", [3, 4], max_tokens=100, ignore_eos=True))
+    engine.step()
+    return engine, runner
+
+
+def first_token_steps(engine: Engine, *request_ids: str, max_steps: int = 60) -> dict[str, int]:
+    """By request, the number of the step, from now on, that brings its first token."""
+    found: dict[str, int] = {}
+    for number in range(1, max_steps + 1):
+        for delta in engine.step():
+            found.setdefault(delta.request_id, number)
+        engine.check()
+        if found.keys() >= set(request_ids):
+            break
+    return found
+
+
+def test_a_long_prompt_gets_little_of_the_steps_of_streams_and_is_read_nevertheless() -> None:
+    engine, runner = with_a_stream()
+    engine.add_request(make_request("long", list(range(20, 60)), max_tokens=1))
+    before = runner.num_computed_tokens
+    steps = first_token_steps(engine, "long")["long"]
+    assert 40 / runner.min_prompt_tokens <= steps <= 40 / runner.min_prompt_tokens + 4
+    assert runner.num_computed_tokens - before == steps + 40
+
+
+def test_a_prompt_that_fits_one_step_is_read_in_one_beside_streams_and_long_prompts() -> None:
+    engine, _ = with_a_stream()
+    for name in ("long", "longer"):
+        engine.add_request(make_request(name, list(range(20, 60)), max_tokens=1))
+    engine.step()
+    engine.add_request(make_request("short", [70, 71, 72, 73, 74, 75, 76, 77], max_tokens=1))
+    assert first_token_steps(engine, "short") == {"stream": 1, "short": 1}
+
+
+def test_without_streams_a_long_prompt_has_whole_steps() -> None:
+    engine, _ = make_engine(max_prompt_slowdown=1e-9)
+    engine.add_request(make_request("long", list(range(20, 60)), max_tokens=1))
+    assert first_token_steps(engine, "long") == {"long": 3}
+
+
+def test_of_a_long_prompt_only_what_is_not_cached_counts() -> None:
+    engine, _ = with_a_stream()
+    prompt = list(range(20, 60))
+    engine.add_request(make_request("long", prompt, max_tokens=1))
+    first_token_steps(engine, "long")
+    engine.add_request(make_request("again", [*prompt, 70, 71, 72], max_tokens=1))
+    assert first_token_steps(engine, "again")["again"] == 1
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     operations,
@@ -345,6 +400,7 @@ class Script:
     st.booleans(),
     st.integers(0, 30),  # blocks beyond one sequence's
     st.sampled_from([None, None, 0.05]),
+    st.sampled_from([None, 0.01, 0.8]),
 )
 def test_random_operations_never_lose_mix_up_or_starve_anything(
     operations: list[tuple],
@@ -353,6 +409,7 @@ def test_random_operations_never_lose_mix_up_or_starve_anything(
     prefix_caching: bool,
     spare: int,
     max_batch_slowdown: float | None,
+    max_prompt_slowdown: float | None,
 ) -> None:
     limit = 56
     engine, _ = make_engine(
@@ -362,6 +419,7 @@ def test_random_operations_never_lose_mix_up_or_starve_anything(
         budget=budget,
         prefix_caching=prefix_caching,
         max_batch_slowdown=max_batch_slowdown,
+        max_prompt_slowdown=max_prompt_slowdown,
     )
     script = Script(engine)
     for operation in operations:
