@@ -117,8 +117,11 @@ def report(made: Any) -> list[Any]:
     kinds = config.dtype
     if config.quantization is not None:
         kinds = f"{config.quantization.name} and {kinds}"
+    active = ""
+    if made.num_active_parameters < made.num_parameters:
+        active = f" ({made.num_active_parameters / 1e6:,.0f} for each token)"
     head = (
-        f"{config.architecture}, {made.num_parameters / 1e6:,.0f} million parameters in "
+        f"{config.architecture}, {made.num_parameters / 1e6:,.0f} million parameters{active} in "
         f"{kinds}, on {made.num_gpus} × {gpu.title} ({gpu.memory_bytes / GIB:.1f} GiB, "
         f"{gpu.bytes_per_s / 1e12:g} TB/s, {gpu.flops_per_s / 1e12:g} TFLOP/s; {gpu.source})"
     )

@@ -50,6 +50,19 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsConfig:
+    """Layers whose feed-forward is many experts, of which each token uses some."""
+
+    num_experts: int
+    num_chosen: int  # by each token
+    expert_size: int  # feed-forward width of one
+    has_normalized_weights: bool  # those of a token's experts add up to 1
+    is_in_layer: tuple[bool, ...]
+    module: str  # the checkpoint's name for the router and its experts in a layer
+    projections: tuple[str, str, str]  # and for an expert's gate, up and down matrices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderShape:
     """What an engine has to know of any decoder: its cache, its limits, its vocabulary."""
 
@@ -79,6 +92,7 @@ class DecoderConfig(DecoderShape):
     has_qk_norm: bool  # RMS norm of each query and key head, before the rotation
     tie_word_embeddings: bool
     bos_token_id: int | None
+    experts: ExpertsConfig | None = None
     quantization: Quantization | None = None  # of the checkpoint, or what is made of its floats
 
 
@@ -90,6 +104,8 @@ class _Family:
     has_mlp_bias_key: bool = False
     qk_norm: bool = False
     window: Literal["none", "every_layer", "some_layers"]
+    has_window_default: bool = True
+    experts: Literal["mixtral", "qwen3"] | None = None
     kv_heads_default: int | None = None  # None: as many as query heads
     head_dim_default: int | None = None  # None: hidden_size / num_attention_heads
     max_positions_default: int
@@ -111,6 +127,23 @@ _FAMILIES = {
         window="some_layers",
         kv_heads_default=32,
         head_dim_default=128,
+        max_positions_default=32768,
+    ),
+    "MixtralForCausalLM": _Family(
+        qkv_bias=False,
+        window="every_layer",
+        has_window_default=False,
+        experts="mixtral",
+        kv_heads_default=8,
+        max_positions_default=131072,
+    ),
+    "Qwen3MoeForCausalLM": _Family(
+        qkv_bias=None,
+        qk_norm=True,
+        window="every_layer",
+        has_window_default=False,
+        experts="qwen3",
+        kv_heads_default=4,
         max_positions_default=32768,
     ),
 }
@@ -184,6 +217,7 @@ def read_decoder_config(checkpoint_dir: Path) -> DecoderConfig:
         dtype=_dtype(config),
         eos_token_ids=_eos_token_ids(config, checkpoint_dir),
         bos_token_id=config.optional_int("bos_token_id"),
+        experts=_experts(config, family, num_layers),
         quantization=_quantization(config),
     )
 
@@ -296,6 +330,50 @@ def _quantization(config: _Object) -> Quantization | None:
     return replace(stored, head=None) if config.boolean("tie_word_embeddings", False) else stored
 
 
+def _experts(config: _Object, family: _Family, num_layers: int) -> ExpertsConfig | None:
+    match family.experts:
+        case None:
+            return None
+        case "mixtral":
+            experts = ExpertsConfig(
+                num_experts=config.positive_int("num_local_experts", 8),
+                num_chosen=config.positive_int("num_experts_per_tok", 2),
+                expert_size=config.positive_int("intermediate_size"),
+                has_normalized_weights=True,
+                is_in_layer=(True,) * num_layers,
+                module="block_sparse_moe",
+                projections=("w1", "w3", "w2"),
+            )
+        case "qwen3":
+            experts = ExpertsConfig(
+                # Transformers 5 writes the first name, and 4 the second.
+                num_experts=config.positive_int(
+                    "num_local_experts", config.positive_int("num_experts", 128)
+                ),
+                num_chosen=config.positive_int("num_experts_per_tok", 8),
+                expert_size=config.positive_int("moe_intermediate_size", 768),
+                has_normalized_weights=config.boolean("norm_topk_prob", False),
+                is_in_layer=_expert_layers(config, num_layers),
+                module="mlp",
+                projections=("gate_proj", "up_proj", "down_proj"),
+            )
+    if experts.num_chosen > experts.num_experts:
+        raise config.error(
+            f"num_experts_per_tok ({experts.num_chosen}) exceeds the number of experts "
+            f"({experts.num_experts})"
+        )
+    return experts
+
+
+def _expert_layers(config: _Object, num_layers: int) -> tuple[bool, ...]:
+    """Every layer, or every so many, but for those that are listed."""
+    period = config.positive_int("decoder_sparse_step", 1)
+    dense = config.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or not all(isinstance(index, int) for index in dense):
+        raise config.wrong("mlp_only_layers", "a list of layers' numbers")
+    return tuple((i + 1) % period == 0 and i not in dense for i in range(num_layers))
+
+
 def _head_dim(config: _Object, family: _Family, *, hidden_size: int, num_heads: int) -> int:
     head_dim = config.get("head_dim")
     if head_dim is None:
@@ -358,7 +436,10 @@ def _layer_windows(config: _Object, family: _Family, num_layers: int) -> tuple[i
         return (None,) * num_layers
     if family.window == "some_layers" and not config.boolean("use_sliding_window", False):
         return (None,) * num_layers
-    if "sliding_window" in config.values and config.get("sliding_window") is None:
+    has_window = config.get("sliding_window") is not None
+    if not has_window and ("sliding_window" in config.values or not family.has_window_default):
+        return (None,) * num_layers
+    if family.experts == "qwen3" and not config.boolean("use_sliding_window", False):
         return (None,) * num_layers
     window = config.positive_int("sliding_window", 4096)
     if family.window == "every_layer":

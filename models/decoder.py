@@ -1,4 +1,5 @@
-"""One decoder for Llama, Mistral, Qwen2 and Qwen3: their differences are data in `DecoderConfig`.
+"""One decoder for Llama, Mistral, Mixtral, Qwen2, Qwen3 and Qwen3-MoE: their differences are data
+in `DecoderConfig`.
 
 It knows the arithmetic of a step and the checkpoint's name of each weight; not where keys and
 values live (`models.attention`), nor how weights are read (`models.weights`), nor which part of
@@ -19,79 +20,13 @@ from models.adapters.bank import AdapterStep
 from models.adapters.targets import LinearName
 from models.attention.backend import StepAttention
 from models.checkpoint import DecoderConfig
+from models.experts import ExpertFeedForward
+from models.fused_linear import FusedLinear, LinearMaker
 from models.layers import Linear, MatrixProduct, Rope
 from models.operations import DecoderOperations, HeadNorms, Rotation, TorchOperations
 from models.parallel.group import TPGroup
 from models.parallel.sharding import Shards
-from models.quantization.scheme import MatrixScheme
-from models.quantization.slot import MatrixSlot, make_slots
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FusedLinear:
-    """A linear layer and the matrices of the checkpoint that it is made of, one below the other."""
-
-    linear: Linear
-    names: tuple[str, ...]  # of the modules
-    sizes: tuple[int, ...]  # their outputs
-    slots: tuple[MatrixSlot, ...] = ()  # where they are quantized
-
-    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Floats by their names, each with the slice that it fills."""
-        linear = self.linear
-        if not self.slots:
-            slices = linear.weight_OI.split_with_sizes(self.sizes)
-            yield from zip((f"{name}.weight" for name in self.names), slices, strict=True)
-        if linear.bias_O is not None:
-            slices = linear.bias_O.split_with_sizes(self.sizes)
-            yield from zip((f"{name}.bias" for name in self.names), slices, strict=True)
-
-
-class LinearMaker:
-    """Makes the linear layers of a decoder in the kinds that its configuration asks for."""
-
-    def __init__(self, config: DecoderConfig, *, dtype: torch.dtype, device: str) -> None:
-        self._quantization = config.quantization
-        self._dtype = dtype
-        self._device = device
-
-    def make(
-        self, names: tuple[str, ...], sizes: tuple[int, ...], *, num_inputs: int, has_bias: bool
-    ) -> FusedLinear:
-        """
-        Raises:
-            ValueError: some of the fused matrices are quantized and others are not.
-        """
-        scheme = self._scheme(names)
-        linear = Linear(
-            num_inputs if scheme is None else 0,
-            sum(sizes),
-            bias=has_bias,
-            dtype=self._dtype,
-            device=self._device,
-        )
-        slots: list[MatrixSlot] = []
-        if scheme is not None:
-            slots = make_slots(
-                linear,
-                sizes,
-                num_inputs=num_inputs,
-                scheme=scheme,
-                dtype=self._dtype,
-                device=self._device,
-            )
-        return FusedLinear(linear=linear, names=names, sizes=sizes, slots=tuple(slots))
-
-    def _scheme(self, names: tuple[str, ...]) -> MatrixScheme | None:
-        if self._quantization is None:
-            return None
-        schemes = {self._quantization.of(name) for name in names}
-        if len(schemes) > 1:
-            raise ValueError(
-                f"some of {', '.join(names)} are quantized and others are not; "
-                "supported: all or none of them"
-            )
-        return schemes.pop()
+from models.quantization.slot import MatrixSlot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +93,13 @@ class DecoderLayer:
         has_o_bias = config.has_output_bias and is_first
         self.o = linear(q_width, {"self_attn.o_proj": width}, has_o_bias)
         self.post_attention_norm_M = norm(width)
+        self.experts: ExpertFeedForward | None = None
+        if config.experts is not None and config.experts.is_in_layer[layer_index]:
+            self.experts = ExpertFeedForward(
+                config, config.experts, layer_index, dtype=dtype, device=device
+            )
+            self.linears.extend(self.experts.linears())
+            return
         gate_up_sizes = {"mlp.gate_proj": ff_width, "mlp.up_proj": ff_width}
         self.gate_up = linear(width, gate_up_sizes, config.has_mlp_bias)
         self.down = linear(ff_width, {"mlp.down_proj": width}, config.has_mlp_bias and is_first)
@@ -178,6 +120,8 @@ class DecoderLayer:
             operations.add_rms_norm(x_TM, added_TM, self.input_norm_M, eps), step
         )
         normed_TM = operations.add_rms_norm(x_TM, attended_TM, self.post_attention_norm_M, eps)
+        if self.experts is not None:
+            return self._group.all_reduce(self.experts.forward(normed_TM, operations.silu_mul))
         gate_up_TF2 = self._project(self.gate_up, LinearName.GATE_UP, normed_TM, step)
         acted_TF = operations.silu_mul(gate_up_TF2)
         return self._group.all_reduce(self._project(self.down, LinearName.DOWN, acted_TF, step))

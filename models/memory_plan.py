@@ -5,6 +5,7 @@ longer of two things, reading what it must from memory and computing what it mus
 exchanges between the ranks; nothing measured is in it, so real engines stay below.
 
     decode step  bytes = weights but the embedding's unread rows + every sequence's keys and values
+                 (of experts: those that some sequence is expected to choose)
                  FLOPs = 2 · sequences · weights in products + 4 · attended tokens · heads · width
     prompt       FLOPs = the same with its tokens, each of which attends to half of them on average
     exchanges    2 · layers + 1 sums of [tokens, model width], which a ring brings to each GPU
@@ -20,7 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.adapters.targets import count_slot_numbers
-from models.checkpoint import SUPPORTED_DTYPES, DecoderConfig, read_decoder_config
+from models.checkpoint import (
+    SUPPORTED_DTYPES,
+    DecoderConfig,
+    ExpertsConfig,
+    read_decoder_config,
+)
 from models.gpus import GPU, read_gpus
 from models.parallel.sharding import Shards, sharding_problem
 from models.quantization.scheme import choose_quantization
@@ -64,6 +70,7 @@ class Plan:
     num_gpus: int
     context_tokens: int
     num_parameters: int
+    num_active_parameters: int  # that a token uses: fewer than there are where there are experts
     ranks: tuple[RankPlan, ...]
 
 
@@ -98,6 +105,10 @@ def make_plan(
     chosen = choose_quantization(quantization, config.quantization)
     config = replace(config, quantization=chosen)
     limit = config.max_position_embeddings
+    if max_loaded_adapters and config.experts is not None:
+        raise ValueError(
+            f"max_loaded_adapters is {max_loaded_adapters}; beside experts it must be 0"
+        )
     context = min(8192, limit) if context_tokens is None else context_tokens
     if not 0 < context <= limit:
         raise ValueError(
@@ -120,12 +131,17 @@ def make_plan(
     if all(plan.problem is not None for plan in ranks):
         reasons = "; ".join(f"{plan.size} GPUs: {plan.problem}" for plan in ranks)
         raise ValueError(f"{num_gpus} × {gpu.title} cannot hold this model: {reasons}")
+    whole, experts = _count(Shards(config)), config.experts
+    idle = 0
+    if experts is not None:
+        idle = whole.in_experts // experts.num_experts * (experts.num_experts - experts.num_chosen)
     return Plan(
         config=config,
         gpu=gpu,
         num_gpus=num_gpus,
         context_tokens=context,
-        num_parameters=_count(Shards(config)).total,
+        num_parameters=whole.total,
+        num_active_parameters=whole.total - idle,
         ranks=ranks,
     )
 
@@ -136,7 +152,8 @@ class Counts:
 
     total: int
     read_per_step: int  # of these, what each step reads: an embedding only feeds single rows
-    in_products: int  # and what it multiplies with every token
+    in_products: int  # and what it multiplies with every token: of experts, a token's own
+    in_experts: int  # of those read by a step of many tokens: fewer read less
 
 
 def count_weights(config: DecoderConfig, size: int) -> Counts:
@@ -148,20 +165,30 @@ def _count(shards: Shards) -> Counts:
     config, width = shards.config, shards.model_config.hidden_size
     heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
     qkv = (heads + 2 * kv_heads) * head_dim
-    products = width * (qkv + heads * head_dim + 3 * config.intermediate_size)
     others = 2 * width
     others += qkv * config.has_qkv_bias + width * config.has_output_bias
-    others += (2 * config.intermediate_size + width) * config.has_mlp_bias
     others += 2 * head_dim * config.has_qk_norm
     vocabulary = shards.num_vocabulary_rows * width
     num_layers = config.num_layers
     head = vocabulary
     embedding = 0 if config.tie_word_embeddings else vocabulary
-    read = num_layers * (products + others) + width + head
+    num_sparse, routers, expert = 0, 0, 0
+    if (experts := config.experts) is not None:
+        num_sparse = sum(experts.is_in_layer)
+        routers = num_sparse * width * experts.num_experts
+        expert = 3 * width * experts.expert_size
+    num_dense = num_layers - num_sparse
+    biases = num_dense * (2 * config.intermediate_size + width) * config.has_mlp_bias
+    shared = num_layers * width * (qkv + heads * head_dim) + routers
+    shared += num_dense * 3 * width * config.intermediate_size + head
+    in_experts = num_sparse * expert * (0 if experts is None else experts.num_experts)
+    chosen = num_sparse * expert * (0 if experts is None else experts.num_chosen)
+    read = shared + in_experts + num_layers * others + biases + width
     return Counts(
         total=read + embedding,
         read_per_step=read,
-        in_products=num_layers * products + head,
+        in_products=shared + chosen,
+        in_experts=in_experts,
     )
 
 
@@ -171,6 +198,14 @@ class WeightBytes:
 
     total: int
     read_per_step: int
+    in_experts: int = 0  # as `Counts` has it
+
+    def read_by(self, num_tokens: int, experts: ExpertsConfig | None) -> int:
+        """What a step of so many tokens reads, where each chooses its experts by chance."""
+        if experts is None:
+            return self.read_per_step
+        not_chosen = (1 - experts.num_chosen / experts.num_experts) ** num_tokens
+        return self.read_per_step - int(self.in_experts * not_chosen)
 
 
 def weight_bytes(shards: Shards) -> WeightBytes:
@@ -178,8 +213,9 @@ def weight_bytes(shards: Shards) -> WeightBytes:
     config, counts = shards.config, _count(shards)
     dtype_bytes = DTYPE_BYTES[config.dtype]
     total, read = counts.total * dtype_bytes, counts.read_per_step * dtype_bytes
+    in_experts = counts.in_experts * dtype_bytes
     if config.quantization is None:
-        return WeightBytes(total=total, read_per_step=read)
+        return WeightBytes(total=total, read_per_step=read, in_experts=in_experts)
     for module, (num_outputs, num_inputs) in _matrices(shards):
         scheme = config.quantization.of(module)
         if scheme is None:
@@ -187,9 +223,10 @@ def weight_bytes(shards: Shards) -> WeightBytes:
         quantized = scheme.num_bytes(num_outputs, num_inputs)
         floats = num_outputs * num_inputs * dtype_bytes
         read += quantized - floats
+        in_experts += (quantized - floats) * (".experts." in module)
         is_beside = module == "lm_head" and config.tie_word_embeddings  # rows are looked up still
         total += quantized - (0 if is_beside else floats)
-    return WeightBytes(total=total, read_per_step=read)
+    return WeightBytes(total=total, read_per_step=read, in_experts=in_experts)
 
 
 def _matrices(shards: Shards) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -202,12 +239,24 @@ def _matrices(shards: Shards) -> Iterator[tuple[str, tuple[int, int]]]:
         "self_attn.k_proj": (kv_width, width),
         "self_attn.v_proj": (kv_width, width),
         "self_attn.o_proj": (width, q_width),
-        "mlp.gate_proj": (config.intermediate_size, width),
-        "mlp.up_proj": (config.intermediate_size, width),
-        "mlp.down_proj": (width, config.intermediate_size),
     }
+    ff_width, experts = config.intermediate_size, config.experts
+    dense = {
+        "mlp.gate_proj": (ff_width, width),
+        "mlp.up_proj": (ff_width, width),
+        "mlp.down_proj": (width, ff_width),
+    }
+    sparse: dict[str, tuple[int, int]] = {}
+    if experts is not None:
+        outer, inner = (experts.expert_size, width), (width, experts.expert_size)
+        sparse = {
+            f"{experts.module}.experts.{number}.{name}": shape
+            for number in range(experts.num_experts)
+            for name, shape in zip(experts.projections, (outer, outer, inner), strict=True)
+        }
     for layer_index in range(config.num_layers):
-        for name, shape in shapes.items():
+        is_sparse = experts is not None and experts.is_in_layer[layer_index]
+        for name, shape in (shapes | (sparse if is_sparse else dense)).items():
             yield f"model.layers.{layer_index}.{name}", shape
     yield "lm_head", (shards.num_vocabulary_rows, width)
 
@@ -274,6 +323,7 @@ class _Roofline:
         self._shards = Shards(config, size=size)
         self.counts = _count(self._shards)
         self.weight_bytes = weight_bytes(self._shards)
+        self._experts = config.experts
         quantization = config.quantization
         is_dynamic = quantization is not None and quantization.layers.is_dynamic
         self._speedup = DYNAMIC_SPEEDUP if is_dynamic else 1
@@ -298,7 +348,8 @@ class _Roofline:
     def decode_s(self, num_sequences: int, context: int) -> float:
         """A step that adds a token to each of so many sequences."""
         attended = num_sequences * self._attended_in_all_layers(context)
-        num_bytes = self.weight_bytes.read_per_step + attended * self._kv_bytes_per_layer
+        num_bytes = self.weight_bytes.read_by(num_sequences, self._experts)
+        num_bytes += attended * self._kv_bytes_per_layer
         head = self._head_numbers()
         in_products = (self.counts.in_products - head) // self._speedup + head
         flops = 2 * num_sequences * in_products + self._attention_flops(attended)
@@ -312,7 +363,8 @@ class _Roofline:
         attended = context * min(self._attended_in_all_layers(context), num_layers * context // 2)
         in_products = (self.counts.in_products - self._head_numbers()) // self._speedup
         flops = 2 * context * in_products + self._attention_flops(attended)
-        num_bytes = num_steps * self.weight_bytes.read_per_step
+        num_tokens = min(context, PROMPT_STEP_TOKENS)
+        num_bytes = num_steps * self.weight_bytes.read_by(num_tokens, self._experts)
         exchanges_s = self._exchanges_s(min(context, PROMPT_STEP_TOKENS), 1)
         return self._step_s(num_bytes, flops) + num_steps * exchanges_s
 

@@ -224,10 +224,19 @@ def _long_piece(
 def adapter_bank(
     shards: Shards, engine_config: EngineConfig, dtype: torch.dtype, device: str
 ) -> AdapterBank | None:
-    """The slots that the configuration asks for; None: it asks for none."""
+    """The slots that the configuration asks for; None: it asks for none.
+
+    Raises:
+        ValueError: the model has experts.
+    """
     num_slots = engine_config.max_loaded_adapters
     if not num_slots:
         return None
+    if shards.config.experts is not None:
+        raise ValueError(
+            f"max_loaded_adapters is {num_slots}; {shards.config.architecture} has experts, and "
+            "adapters of such models are not supported: 0"
+        )
     return AdapterBank(
         shards.config,
         num_slots=num_slots,

@@ -27,6 +27,7 @@ def native_operations(
         and dtype in DTYPES
         and config.hidden_size % WIDTH_MULTIPLE == 0
         and config.intermediate_size % WIDTH_MULTIPLE == 0
+        and (config.experts is None or config.experts.expert_size % WIDTH_MULTIPLE == 0)
         and config.head_dim % HEAD_MULTIPLE == 0
     )
     library = native_library() if fits else None

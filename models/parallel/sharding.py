@@ -40,6 +40,9 @@ SHARDED: dict[str, tuple[int, Axis]] = {
     "o_proj.weight": (1, Axis.QUERY_HEADS),
     "o_proj.bias": (0, Axis.FIRST_RANK),
     "gate_proj.weight": (0, Axis.FEED_FORWARD),
+    "w1.weight": (0, Axis.FEED_FORWARD),  # Mixtral's names of an expert's gate, up and down
+    "w3.weight": (0, Axis.FEED_FORWARD),
+    "w2.weight": (1, Axis.FEED_FORWARD),
     "gate_proj.bias": (0, Axis.FEED_FORWARD),
     "up_proj.weight": (0, Axis.FEED_FORWARD),
     "up_proj.bias": (0, Axis.FEED_FORWARD),
@@ -80,6 +83,9 @@ class Shards:
             num_heads=config.num_heads // size,
             num_kv_heads=max(1, config.num_kv_heads // size),
             intermediate_size=config.intermediate_size // size,
+            experts=None
+            if config.experts is None
+            else replace(config.experts, expert_size=config.experts.expert_size // size),
         )
 
     @property
@@ -118,6 +124,10 @@ class Shards:
                 return Part(dim=dim, start=start, stop=stop, total=total)
             case Axis.FEED_FORWARD:
                 total, count = model.intermediate_size, mine.intermediate_size
+                if ".experts." in name:
+                    assert model.experts is not None, "they have names"
+                    assert mine.experts is not None, "as the model"
+                    total, count = model.experts.expert_size, mine.experts.expert_size
                 start = self.rank * count
             case Axis.QUERY_HEADS:
                 total, count = model.num_heads * model.head_dim, mine.num_heads * model.head_dim
@@ -137,10 +147,10 @@ def _sharding(name: str) -> tuple[int, Axis | None]:
 def sharding_problem(config: DecoderConfig, size: int) -> str | None:
     """Why a model cannot be shared out among `size` ranks; None: it can."""
     heads, kv_heads = config.num_heads, config.num_kv_heads
-    for name, count in (
-        ("num_attention_heads", heads),
-        ("intermediate_size", config.intermediate_size),
-    ):
+    sizes = {"num_attention_heads": heads, "intermediate_size": config.intermediate_size}
+    if config.experts is not None:
+        sizes["an expert's width"] = config.experts.expert_size
+    for name, count in sizes.items():
         if count % size:
             return f"tensor_parallel_size ({size}) does not divide {name} ({count})"
     if kv_heads % size and size % kv_heads:

@@ -65,7 +65,7 @@ def step_cost(config: DecoderConfig, inputs: StepInputs, block_size: int) -> Ste
     attention = 4 * num_pairs * config.num_layers * config.num_heads * config.head_dim
     kv_numbers = 2 * config.num_layers * config.num_kv_heads * config.head_dim
     return StepCost(
-        weight_bytes=weight_bytes(shards).read_per_step,
+        weight_bytes=weight_bytes(shards).read_by(num_tokens, config.experts),
         kv_bytes=_num_slots(inputs, block_size) * kv_numbers * DTYPE_BYTES[config.dtype],
         flops=products + attention,
     )

@@ -26,6 +26,7 @@ QWEN_WINDOW = {
     "sliding_window": 8,
     "layer_types": ["full_attention", "sliding_attention"],
 }
+EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "llama": ("llama", {}),
     "llama tied": ("llama", {"tie_word_embeddings": True}),
@@ -47,6 +48,14 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "qwen3 wide heads": ("qwen3", {"head_dim": 32}),
     "qwen3 window tied": ("qwen3", {**QWEN_WINDOW, "tie_word_embeddings": True}),
     "qwen3 bias": ("qwen3", {"attention_bias": True}),
+    "mixtral": ("mixtral", {}),
+    "mixtral window": ("mixtral", {"sliding_window": 8, "num_local_experts": 5}),
+    "qwen3 moe": ("qwen3 moe", EXPERTS),
+    "qwen3 moe normalized": ("qwen3 moe", {**EXPERTS, "norm_topk_prob": True}),
+    "qwen3 moe window": (
+        "qwen3 moe",
+        {**EXPERTS, "use_sliding_window": True, "sliding_window": 8, "mlp_only_layers": [1]},
+    ),
 }
 
 

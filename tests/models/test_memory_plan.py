@@ -55,6 +55,9 @@ def decoder_on_meta(config: DecoderConfig, group: TPGroup) -> Decoder:
     return Decoder(config, num_positions=64, dtype=torch.bfloat16, device="meta", group=group)
 
 
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+
+
 def plan_of(size: int, gpus: str = "h100:8") -> RankPlan:
     (found,) = [ranks for ranks in make_plan(LLAMA_70B, gpus).ranks if ranks.size == size]
     return found
@@ -109,13 +112,15 @@ def test_a_70bs_cache_is_planned_as_the_engine_plans_it(size: int) -> None:
     assert planned.weight_bytes + planned.kv_bytes < GPUS["h100"].memory_bytes * 0.9
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3 moe"])
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_every_familys_weights_are_counted(
     make_checkpoint: MakeCheckpoint, family: str, size: int
 ) -> None:
     extra = {"attention_bias": True, "mlp_bias": True} if family == "llama" else {}
     tied = {"tie_word_embeddings": True} if family == "qwen3" else {}
+    if family == "qwen3 moe":
+        extra = {**EXPERTS, "mlp_only_layers": [0]}
     config = read_decoder_config(make_checkpoint(family, **extra, **tied))
     decoder = decoder_on_meta(config, CountingGroup(0, size))
     expected = sum(weight.numel() for weight in decoder.weights().values())
@@ -148,6 +153,27 @@ def test_sizes_that_cannot_share_the_model_are_named() -> None:
     problems = {ranks.size: ranks.problem for ranks in made.ranks}
     assert problems[2] is None
     assert problems[3] == "tensor_parallel_size (3) does not divide num_attention_heads (64)"
+
+
+def test_of_experts_a_step_reads_those_that_are_chosen(make_checkpoint: MakeCheckpoint) -> None:
+    config = read_decoder_config(make_checkpoint("qwen3 moe", **EXPERTS))
+    counts, expert = count_weights(config, 1), 3 * 64 * 48
+    assert counts.in_experts == 2 * 8 * expert
+    read = weight_bytes(Shards(config))
+    alone = read.read_by(1, config.experts)
+    assert read.read_per_step - alone == 4 * 2 * 6 * expert
+    assert alone < read.read_by(4, config.experts) < read.read_by(1000, config.experts)
+    assert read.read_by(1000, config.experts) == read.read_per_step
+    dense = counts.in_products - 2 * 2 * expert
+    assert dense == 2 * 64 * (2 * 4 * 16 + 2 * 2 * 16) + 2 * 64 * 8 + 257 * 64
+
+
+def test_a_plan_tells_a_tokens_parameters_from_all_of_them(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint("qwen3 moe", **EXPERTS)
+    plan = make_plan(folder, "h100")
+    assert plan.num_parameters - plan.num_active_parameters == 2 * 6 * 3 * 64 * 48
+    with pytest.raises(ValueError, match="max_loaded_adapters is 2"):
+        make_plan(folder, "h100", max_loaded_adapters=2)
 
 
 def test_speeds_are_the_rooflines_that_can_be_computed_in_the_head() -> None:
@@ -206,7 +232,12 @@ def test_replicated_key_heads_cost_every_rank_their_cache() -> None:
 def test_quantized_weights_take_what_the_slots_take(
     make_checkpoint: MakeCheckpoint, name: str, is_tied: bool, size: int
 ) -> None:
-    config = read_decoder_config(make_checkpoint(tie_word_embeddings=is_tied))
+    for made in (make_checkpoint(tie_word_embeddings=is_tied), make_checkpoint("mixtral")):
+        check_quantized_bytes(made, name, size)
+
+
+def check_quantized_bytes(folder: Path, name: str, size: int) -> None:
+    config = read_decoder_config(folder)
     config = replace(config, quantization=MADE_HERE[name], dtype="bfloat16")
     decoder = decoder_on_meta(config, CountingGroup(0, size))
     num_bytes = sum(slot.num_bytes for slot in decoder.slots().values())

@@ -41,15 +41,7 @@ FAMILIES = {
     "gemma3": transformers.Gemma3TextConfig(
         **SHAPE, **GROUPED, head_dim=32, sliding_window=8, layer_types=WINDOWS
     ),
-    "mixtral": transformers.MixtralConfig(**SHAPE, **GROUPED, num_local_experts=4),
-    "qwen3 moe": transformers.Qwen3MoeConfig(
-        **SHAPE,
-        **GROUPED,
-        head_dim=32,
-        num_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=32,
-    ),
+    "olmoe": transformers.OlmoeConfig(**SHAPE, **GROUPED, num_experts=4, num_experts_per_tok=2),
     "gpt neox": transformers.GPTNeoXConfig(**SHAPE, intermediate_size=96),
 }
 

@@ -18,6 +18,9 @@ CASES = {
     "int8": ("qwen2", {}, "bfloat16", "int8"),
     "int8_dynamic": ("llama", {}, "float32", "int8_dynamic"),
     "int4": ("llama", {}, "bfloat16", "int4_g32"),
+    "experts": ("mixtral", {"num_local_experts": 5}, "float32", "none"),
+    "experts bfloat16": ("mixtral", {"num_local_experts": 5}, "bfloat16", "none"),
+    "experts int8": ("mixtral", {"num_local_experts": 5}, "bfloat16", "int8"),
     "window": ("mistral", {"sliding_window": 40}, "float32", "none"),
     "window bfloat16": ("mistral", {"sliding_window": 40}, "bfloat16", "none"),
 }

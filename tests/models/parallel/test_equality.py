@@ -28,6 +28,11 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "mistral": ("mistral", {"sliding_window": 24, "num_key_value_heads": 4}),
     "qwen2": ("qwen2", {"head_dim": 16}),
     "qwen3": ("qwen3", {"tie_word_embeddings": True}),
+    "mixtral": ("mixtral", {}),
+    "qwen3 moe": (
+        "qwen3 moe",
+        {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 48},
+    ),
 }
 REGEX = GrammarSpec(kind=GrammarKind.REGEX, text=r"[a-c]{3,8}-\d{2}")
 
