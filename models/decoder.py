@@ -28,6 +28,8 @@ from models.parallel.group import TPGroup
 from models.parallel.sharding import Shards
 from models.quantization.slot import MatrixSlot
 
+MakeProduct = Callable[[torch.Tensor], MatrixProduct]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderStep:
@@ -248,7 +250,12 @@ class Decoder:
         x_TM.masked_fill_(is_elsewhere_T[:, None], 0)
         return self._group.all_reduce(x_TM)
 
-    def pack(self, make_product: Callable[[torch.Tensor], MatrixProduct] | None = None) -> None:
+    def pack(
+        self,
+        make_product: MakeProduct | None = None,
+        *,
+        make_for_any_rows: MakeProduct | None = None,
+    ) -> None:
         """Bring the loaded matrices into the CPU's own layout; see `Linear.pack`.
 
         One at a time, so that no more than one is there twice. A tied embedding stays beside its
@@ -256,13 +263,16 @@ class Decoder:
 
         Args:
             make_product: of each float weight; None: oneDNN's.
+            make_for_any_rows: then, of those that meet any number of rows, for each of which
+                oneDNN would build a kernel; None: they stay as they are.
         """
         for fused in self._linears():
             linear = fused.linear
-            if make_product is None:
+            make = make_product or (make_for_any_rows if fused.has_any_rows else None)
+            if make is not None and linear.product is None:
+                linear.replace_weight(make(linear.weight_OI))
+            elif make is None and not fused.has_any_rows:
                 linear.pack()
-            elif linear.product is None:
-                linear.replace_weight(make_product(linear.weight_OI))
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Every float weight of this rank by its name in the checkpoint: views, so that writing to

@@ -12,6 +12,7 @@ part of every expert, chooses alike, and the parts' outputs are summed as any fe
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 
@@ -46,19 +47,21 @@ class ExpertFeedForward:
         )
         gate, up, down = experts.projections
         names = [f"{prefix}.experts.{number}" for number in range(num_experts)]
-        self._gate_ups = [
-            maker.make(
-                (f"{name}.{gate}", f"{name}.{up}"),
-                (ff_width, ff_width),
-                num_inputs=width,
-                has_bias=False,
-            )
-            for name in names
-        ]
-        self._downs = [
-            maker.make((f"{name}.{down}",), (width,), num_inputs=ff_width, has_bias=False)
-            for name in names
-        ]
+
+        def linears(projections: tuple[str, ...], size: int, num_inputs: int) -> list[FusedLinear]:
+            made = [
+                maker.make(
+                    tuple(f"{name}.{projection}" for projection in projections),
+                    (size,) * len(projections),
+                    num_inputs=num_inputs,
+                    has_bias=False,
+                )
+                for name in names
+            ]
+            return [replace(fused, has_any_rows=True) for fused in made]
+
+        self._gate_ups = linears((gate, up), ff_width, width)
+        self._downs = linears((down,), width, ff_width)
         self._is_on_gpu = device.startswith("cuda")
         is_quantized = any(fused.slots for fused in self.linears())
         self._stacks: tuple[torch.Tensor, torch.Tensor] | None = None

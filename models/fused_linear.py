@@ -19,6 +19,7 @@ class FusedLinear:
     names: tuple[str, ...]  # of the modules
     sizes: tuple[int, ...]  # their outputs
     slots: tuple[MatrixSlot, ...] = ()  # where they are quantized
+    has_any_rows: bool = False  # not the step's, which are of few numbers
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Floats by their names, each with the slice that it fills."""

@@ -56,7 +56,7 @@ from models.engine.step_inputs import PromptLogprobsRow, StepInputs, StepOutputs
 from models.engine.step_interrupt import InterruptibleAttention, StepInterrupt
 from models.engine.transfers import upload
 from models.layers import can_pack
-from models.native.matmul import native_float_product
+from models.native.matmul import can_multiply_floats, native_float_product
 from models.native.operations import native_operations
 from models.operations import DecoderOperations
 from models.parallel.group import TPGroup
@@ -341,7 +341,8 @@ class ModelRunner:
         if engine_config.deterministic:
             decoder.pack(native_float_product)
         elif can_pack(self._dtype, self._device.type):
-            decoder.pack()
+            makes_products = can_multiply_floats(self._dtype, self._device.type)
+            decoder.pack(make_for_any_rows=native_float_product if makes_products else None)
         return decoder
 
     def interrupt(self) -> None:

@@ -61,6 +61,11 @@ def native_product(
     )
 
 
+def can_multiply_floats(dtype: torch.dtype, device: str) -> bool:
+    """Whether there is `native_float_product` here."""
+    return device == "cpu" and dtype in DTYPES and native_library() is not None
+
+
 def native_float_product(weight_OI: torch.Tensor) -> "NativeProduct":
     """The kernel's product of a matrix of floats; there must be kernels, for its dtype."""
     library = native_library()

@@ -151,7 +151,8 @@ def test_another_shape_of_json_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_architecture_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
     assert refusal(tmp_path, architectures=["MambaForCausalLM"]) == (
         "architecture MambaForCausalLM is not supported; supported: LlamaForCausalLM, "
-        "MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
+        "MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MixtralForCausalLM, "
+        "Qwen3MoeForCausalLM"
     )
     assert "architectures must be a list of one name" in refusal(tmp_path, architectures=...)
 
@@ -204,4 +205,29 @@ def test_unknown_layer_types_are_refused(tmp_path: Path) -> None:
     )
     assert "layer_types must be a list of num_hidden_layers (3) names" in refusal(
         tmp_path, **qwen, layer_types=["full_attention"]
+    )
+
+
+def test_experts_are_read_by_the_names_of_both_transformers(tmp_path: Path) -> None:
+    qwen: dict[str, object] = {"architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 4}
+    for key in ("num_experts", "num_local_experts"):
+        experts = read(tmp_path, **qwen, **{key: 16}, mlp_only_layers=[1]).experts
+        assert experts is not None
+        assert (experts.num_experts, experts.num_chosen, experts.expert_size) == (16, 8, 768)
+        assert experts.is_in_layer == (True, False, True, True)
+        assert not experts.has_normalized_weights
+    every_other = read(tmp_path, **qwen, decoder_sparse_step=2).experts
+    assert every_other is not None
+    assert every_other.is_in_layer == (False, True, False, True)
+    mixtral = read(tmp_path, architectures=["MixtralForCausalLM"], intermediate_size=96)
+    assert mixtral.experts is not None
+    assert mixtral.experts.expert_size == 96
+    assert mixtral.layer_windows == (None,) * 3, "unlike Mistral's"
+
+
+def test_experts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    qwen: dict[str, object] = {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4}
+    assert "num_experts_per_tok (8) exceeds the number of experts (4)" in refusal(tmp_path, **qwen)
+    assert "mlp_only_layers must be a list of layers' numbers" in refusal(
+        tmp_path, **qwen, num_experts_per_tok=2, mlp_only_layers=3
     )

@@ -182,3 +182,19 @@ def test_random_weights_are_reproducible_and_keep_activations_in_scale(folder: P
     assert not torch.equal(first.weights()[name], other.weights()[name])
     assert first.weights()[name].std().item() == pytest.approx(96**-0.5, rel=0.1)
     assert torch.equal(first.norm_M, torch.ones(64))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3 moe"])
+def test_an_expert_that_is_missing_is_named(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, family: str
+) -> None:
+    few = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    made = make_checkpoint(family, max_shard_size="100KB", **(few if "moe" in family else {}))
+    load(made)
+    whole = make_checkpoint(family, **(few if "moe" in family else {}))
+    folder = shutil.copytree(whole, tmp_path / "checkpoint")
+    down = next(name for name in load_file(folder / SINGLE_FILE) if ".experts.3." in name)
+    edit(folder, **{down: None})
+    assert f"missing {down}" in refusal(folder)
+    edit(folder, **{down: torch.zeros(1), down.replace(".3.", ".99."): torch.zeros(1)})
+    assert "no place in the model for" in refusal(folder)
