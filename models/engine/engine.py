@@ -20,7 +20,8 @@ from models.engine.launched_step import LaunchingRunner
 from models.engine.outlet import Outlet
 from models.engine.randomness import derive_seed
 from models.engine.runner import Runner
-from models.engine.scheduler import Scheduler, SchedulerLimits
+from models.engine.scheduler import Scheduler
+from models.engine.scheduler_limits import SchedulerLimits
 from models.engine.sequence import Sequence
 from models.engine.step_inputs import StepOutputs
 from models.engine.step_interrupt import StepInterrupted

@@ -6,7 +6,7 @@ need one token come first. What is left goes to tenants, the least served first:
 running sequences with longer stretches (chunked prefill), then to its waiting ones in order of
 arrival. A more important priority is served whole before the next one; batch sequences beside
 online ones get a small share of the step's time (`batch_share`), and so do prompts that need
-several steps beside streams (`prompt_share`).
+several steps beside streams (`long_prompts`).
 
 Sequences that run out of blocks are preempted by recompute: they lose their blocks and wait again
 at the place their arrival gives them. A tenant that waits while others run more than their fair
@@ -17,7 +17,6 @@ waited for: nobody of its priority or below starts before it.
 import itertools
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from operator import attrgetter
 
 from cluster.config import SpeculativeConfig
@@ -26,30 +25,14 @@ from models.engine.adapter_slots import AdapterSlots
 from models.engine.batch import Batch
 from models.engine.batch_share import BatchShare
 from models.engine.block_manager import BlockCopy, BlockManager
+from models.engine.long_prompts import LongPrompts
 from models.engine.prefix_cache import PrefixCache
-from models.engine.prompt_share import PromptShare
+from models.engine.scheduler_limits import SchedulerLimits
 from models.engine.sequence import Sequence, SequenceStatus
 from models.engine.sequence_table import SequenceTable
 from models.engine.speculation import Speculator
 from models.engine.step_inputs import StepOutputs
 from models.engine.step_recorder import StepRecorder
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerLimits:
-    """What a step and the running set may hold."""
-
-    max_num_seqs: int
-    max_step_rows: int  # sequences and guessed tokens
-    max_num_batched_tokens: int
-    max_model_len: int
-    enable_prefix_caching: bool = True
-    # How much longer batch sequences may make the steps of online ones; None: any time.
-    max_batch_slowdown: float | None = None
-    # The same of prompts that need several steps, beside streams; and how many of their tokens a
-    # step takes in any case.
-    max_prompt_slowdown: float | None = None
-    min_prompt_tokens: int = 1
 
 
 class Scheduler:
@@ -88,11 +71,7 @@ class Scheduler:
                 max_num_rows=limits.max_step_rows,
                 token_cost=self._batch_share.token_cost,
             )
-        self._prompt_share = PromptShare(
-            limits.max_prompt_slowdown,
-            min_tokens=limits.min_prompt_tokens,
-            max_tokens=limits.max_num_batched_tokens,
-        )
+        self._long_prompts = LongPrompts(limits)
         # The most important priority that lacks room in this step: it lost blocks, or the next of
         # its tenants found too little. Nobody of it or below is admitted: a victim would come
         # straight back, and what becomes free bit by bit would never be enough for a large one.
@@ -213,9 +192,7 @@ class Scheduler:
         self._batch_share.observe(
             num_tokens=batch.num_tokens, num_batch_tokens=batch.num_batch_tokens, seconds=seconds
         )
-        has_only_long = batch.num_long_tokens == batch.num_chunk_tokens
-        if batch.singles and has_only_long and not batch.num_batch_tokens:
-            self._prompt_share.observe(num_tokens=batch.num_long_tokens, seconds=seconds)
+        self._long_prompts.observe(batch, seconds)
         for sequence, num_tokens in batch.unpublished:
             self._prefixes.publish(sequence, num_tokens)
         deltas = self._recorder.record(batch, outputs)
@@ -383,7 +360,7 @@ class Scheduler:
     def _continue(self, batch: Batch, sequence: Sequence) -> None:
         """Give a running sequence as many tokens as it lacks and the budget has."""
         num_computed = sequence.num_computed_tokens
-        most = self._num_tokens_left(batch, sequence, sequence.num_cached_tokens)
+        most = self._long_prompts.num_tokens_left(batch, sequence, sequence.num_cached_tokens)
         num_new = min(sequence.num_tokens - num_computed, most)
         if num_new == 0 or sequence.status is not SequenceStatus.RUNNING:
             return  # not running: preempted for one before it
@@ -391,23 +368,6 @@ class Scheduler:
         if copies is not None:
             batch.block_copies.extend(copies)
             self._compute(batch, sequence, num_new)
-
-    def _is_long(self, sequence: Sequence, num_cached: int) -> bool:
-        """It begins with so many tokens cached, and the others need several steps."""
-        num_left = sequence.num_tokens - sequence.num_computed_tokens
-        return num_left > 1 and sequence.num_tokens - num_cached > (
-            self._limits.max_num_batched_tokens
-        )
-
-    def _num_tokens_left(self, batch: Batch, sequence: Sequence, num_cached: int) -> int:
-        """Of the step, for a sequence that begins with so many tokens cached."""
-        num_left = batch.num_tokens_left
-        is_free = not batch.singles or sequence.priority >= PRIORITY_BATCH
-        if is_free or not self._is_long(sequence, num_cached):
-            return num_left
-        if batch.max_long_tokens is None:
-            batch.max_long_tokens = self._prompt_share.num_tokens()
-        return min(num_left, max(0, batch.max_long_tokens - batch.num_long_tokens))
 
     def _compute(self, batch: Batch, sequence: Sequence, num_new: int) -> None:
         """Put a sequence's next tokens into the step, and offer the blocks that they fill.
@@ -417,8 +377,7 @@ class Scheduler:
         once it has been computed.
         """
         batch.add(sequence, num_new)
-        if self._is_long(sequence, sequence.num_cached_tokens):
-            batch.num_long_tokens += num_new
+        self._long_prompts.note(batch, sequence, num_new)
         num_tokens = sequence.num_computed_tokens + num_new
         if batch.is_interruptible:
             batch.unpublished.append((sequence, num_tokens))
@@ -488,15 +447,12 @@ class Scheduler:
 
     def _first_tokens(self, sequence: Sequence, batch: Batch | None) -> tuple[list[int], int]:
         """The cached blocks that a waiting sequence would begin with, and how many tokens it would
-        have after this step, or at most after any. It may begin where other long prompts have taken
-        all that was for them: those behind it need not wait for it.
-        """
+        have after this step, or at most after any."""
         cached = self._prefixes.find(sequence)
         num_cached = len(cached) * self._blocks.block_size
         most = self._limits.max_num_batched_tokens
         if batch is not None:
-            least = min(self._limits.min_prompt_tokens, batch.num_tokens_left)
-            most = max(least, self._num_tokens_left(batch, sequence, num_cached))
+            most = self._long_prompts.first_tokens(batch, sequence, num_cached)
         return cached, min(sequence.num_tokens, num_cached + most)
 
     def _preempt_below(self, batch: Batch, priority: int) -> bool:
