@@ -24,6 +24,7 @@ from cluster.adapter_config import DEFAULT_LOADED_ADAPTERS, AdapterConfig
 from cluster.batch_config import BatchConfig
 from cluster.provider_config import DEFAULT_PROVIDERS, ProviderConfig, check_providers
 from cluster.scaling_config import ReplicaRange, check_replica_range
+from cluster.speculative_config import SpeculativeConfig as SpeculativeConfig  # noqa: PLC0414 - for models
 from cluster.tenant_config import PLAIN_SCOPES, KeyScope, TenantsConfig
 
 DEMO_CHAT_MODEL = "shoal/demo-chat"
@@ -49,29 +50,6 @@ class Section(BaseModel):
     """A part of the file: frozen, and refusing what it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class SpeculativeConfig(Section):
-    """Prompt lookup: where a sequence's last tokens were there before, what followed them then is
-    guessed to follow now. The names are vLLM's."""
-
-    num_speculative_tokens: Annotated[int, Field(ge=1, le=64)] = 8  # guessed at once, at most
-    # Tokens that have to be the same for a guess; of several such places the one with most of them
-    # the same is taken, counted up to prompt_lookup_max.
-    prompt_lookup_min: Annotated[int, Field(ge=1, le=64)] = 3
-    prompt_lookup_max: Annotated[int, Field(ge=1, le=64)] = 8
-    # Guess as much as pays: by how often guesses were right, and what they cost the step. Off: as
-    # much as there is room for, for measuring.
-    adaptive: bool = True
-
-    @model_validator(mode="after")
-    def _range_is_in_order(self) -> Self:
-        if self.prompt_lookup_max < self.prompt_lookup_min:
-            raise ValueError(
-                f"prompt_lookup_max ({self.prompt_lookup_max}) must be at least prompt_lookup_min "
-                f"({self.prompt_lookup_min})"
-            )
-        return self
 
 
 class EngineConfig(Section):

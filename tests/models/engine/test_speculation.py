@@ -106,7 +106,6 @@ def test_all_kinds_of_requests_end_as_if_none_had_guessed(
     test_mixed_requests.run(engine, outputs)
     stats = engine.stats()
     assert stats.num_free_blocks == stats.num_blocks
-    assert 0 < stats.spec_decode_accepted_tokens_total < stats.spec_decode_draft_tokens_total
     for request in requests:
         for index in request.indices:
             expected = test_mixed_requests.expected(request, index)
