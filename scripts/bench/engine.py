@@ -62,7 +62,7 @@ from scripts.bench.engine_measure import (
     measure_throughput,
     take_apart,
 )
-from scripts.bench.engine_peers import PEERS, Peer, PeerOptions, missing
+from scripts.bench.engine_peers import PEERS, Peer, PeerOptions, describe, missing
 from scripts.bench.engine_report import (
     Breakdown,
     LongContext,
@@ -79,7 +79,7 @@ from scripts.bench.peer_process import end_peers_when_ended
 from scripts.bench.report import Figure, environment, table
 from scripts.bench.step_roofline import MachineRates, measure_rates
 
-PACKAGES = ("torch", "transformers", "vllm")
+PACKAGES = ("torch", "transformers")
 NUM_STEPS = 7  # that are taken apart, of which the median is shown
 
 
@@ -173,6 +173,7 @@ def _start_peers(
         if problem is not None:
             print(problem)
             continue
+        print(describe(name, vllm_python=arguments.vllm_python), flush=True)
         peers.append(PEERS[name](options))
     return peers
 

@@ -23,7 +23,7 @@ from cluster.types import Request
 from scripts.bench.checkpoints import DTYPES, SHAPES, checkpoint
 from scripts.bench.completion_load import StreamTimes, run_clients
 from scripts.bench.engine import add_peer_options, names, numbers, positive
-from scripts.bench.engine_peers import missing
+from scripts.bench.engine_peers import describe, missing
 from scripts.bench.engine_servers import (
     MODEL,
     PEER_SERVERS,
@@ -35,7 +35,7 @@ from scripts.bench.engine_workloads import WORKLOADS, Workload
 from scripts.bench.peer_process import end_peers_when_ended
 from scripts.bench.report import Figure, environment, table
 
-PACKAGES = ("torch", "transformers", "ray", "vllm")
+PACKAGES = ("torch", "transformers", "ray")
 HTTP_WORKLOADS = ("short", "long", "shared")
 EXTRA_TOKENS = 64  # of context, beyond the longest request
 
@@ -73,6 +73,7 @@ def _start(
     for name in arguments.peers:
         problem = missing(name, vllm_python=options.vllm_python, gguf=options.gguf)
         if problem is None:
+            print(describe(name, vllm_python=options.vllm_python), flush=True)
             makers.append(PEER_SERVERS[name])
         else:
             print(problem)

