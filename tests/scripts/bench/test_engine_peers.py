@@ -14,10 +14,10 @@ from scripts.bench.engine_peers import (
     LlamaServerPeer,
     PeerOptions,
     VLLMPeer,
-    describe,
     vllm_params,
 )
 from scripts.bench.engine_workloads import WORKLOADS
+from scripts.bench.peer_process import describe
 
 VLLM = """
 class SamplingParams:
