@@ -11,14 +11,14 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from models.checkpoint import CheckpointError, read_json
+from models.checkpoint import CheckpointError, ExpertsConfig, read_json
 from models.decoder import Decoder
 from models.parallel.sharding import Part, Shards
 from models.quantization.matrix import quantize
@@ -29,6 +29,7 @@ from models.quantization.stored_matrix import (
     read_matrix,
     tensor_names,
 )
+from models.stored_experts import ExpertMatrix, ExpertPlace, expert_places, router_name
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -65,10 +66,22 @@ class _Stored:
     path: Path
     name: str
     file: Any  # of safetensors, which exports no name for it
+    place: ExpertPlace | None = None  # in the tensor, where it holds a layer's experts
 
     def tensor(self) -> StoredTensor:
         found: StoredTensor = self.file.get_slice(self.name)
-        return found
+        return found if self.place is None else ExpertMatrix(found, self.place)
+
+    def by_names(self, experts: ExpertsConfig | None) -> "Iterator[tuple[str, _Stored]]":
+        """The matrices that it holds, by the names that they have by themselves."""
+        if experts is None:
+            yield self.name, self
+            return
+        places = list(expert_places(self.name, experts))
+        if not places:
+            yield router_name(self.name, experts), self
+        for place in places:
+            yield place.name, replace(self, place=place)
 
 
 class _Loader:
@@ -222,11 +235,13 @@ def _open(checkpoint_dir: Path, files: ExitStack, shards: Shards) -> dict[str, _
     for path in _weight_files(checkpoint_dir):
         with _named_errors(path):
             file = files.enter_context(safe_open(path, framework="pt", device="cpu"))
-            for name in file.keys():  # noqa: SIM118 (a file, not a dict)
-                if name in found:
-                    raise CheckpointError(f"{path}: {name} is also in {found[name].path.name}")
-                if not _is_left_out(name, shards):
-                    found[name] = _Stored(path, name, file)
+            for stored_name in file.keys():  # noqa: SIM118 (a file, not a dict)
+                stored = _Stored(path, stored_name, file)
+                for name, matrix in stored.by_names(shards.model_config.experts):
+                    if name in found:
+                        raise CheckpointError(f"{path}: {name} is also in {found[name].path.name}")
+                    if not _is_left_out(name, shards):
+                        found[name] = matrix
     return found
 
 
