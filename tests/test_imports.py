@@ -49,6 +49,7 @@ LATE_IMPORTS: dict[tuple[str, str], str] = {
     ("cluster/cli_launch.py", "*"): "starting and stopping needs ray, no other command does",
     ("cluster/cli_plan.py", "*"): "the plan's arithmetic is the engine's, and needs no torch",
     ("models/engine/devices.py", "*"): "the sampler's kernels need triton, a CPU does not",
+    ("models/quantization/products.py", "*"): "as above, of fp8 activations",
     ("models/engine/model_runner.py", "*"): (
         "importing transformers takes 2.5 s and 150 MB, which models of our own need not pay"
     ),

@@ -7,7 +7,9 @@ and fp8 where no unit has it, become floats for as long as their product takes.
 Shapes: T = tokens in the step, O = outputs, I = inputs, G = groups of inputs.
 """
 
-from collections.abc import Sequence
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -112,11 +114,10 @@ class Fp8Activations:
         self._has_unit = is_multiple and _multiplies_fp8(device)
         self._levels_OI = matrix.levels_OI.to(device)
         self._scales_1O = matrix.scales_OG.t().contiguous().to(device)
+        self._quantize_tokens = _fp8_quantizer(device)
 
     def __call__(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
-        values_TI = x_TI.float()
-        scales_T1 = values_TI.abs().amax(1, keepdim=True).clamp_(min=TINY) / MAX_FP8
-        levels_TI = (values_TI / scales_T1).clamp_(-MAX_FP8, MAX_FP8).to(FP8)
+        levels_TI, scales_T1 = self._quantize_tokens(x_TI)
         if self._has_unit:
             out_TO = torch._scaled_mm(
                 levels_TI,
@@ -161,6 +162,24 @@ def quantize_tokens(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     largest_T1 = values_TI.abs().amax(1, keepdim=True).clamp_(min=TINY)
     levels_TI = (values_TI * (MAX_INT8 / largest_T1)).round_().to(torch.int8)
     return levels_TI, largest_T1 / MAX_INT8
+
+
+def quantize_tokens_fp8(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """fp8 levels [T, I] of each token's own scale, and the scales [T, 1] in float32."""
+    values_TI = x_TI.float()
+    scales_T1 = values_TI.abs().amax(1, keepdim=True).clamp_(min=TINY) / MAX_FP8
+    return (values_TI / scales_T1).clamp_(-MAX_FP8, MAX_FP8).to(FP8), scales_T1
+
+
+def _fp8_quantizer(device: str) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """`quantize_tokens_fp8`, on a GPU as one kernel."""
+    if not device.startswith("cuda") or importlib.util.find_spec("triton") is None:
+        return quantize_tokens_fp8
+    kernels = importlib.import_module("models.triton.operations")
+    quantizer: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = (
+        kernels.quantize_tokens_fp8
+    )
+    return quantizer
 
 
 def pack_pairs(levels_OI: torch.Tensor) -> torch.Tensor:

@@ -88,3 +88,27 @@ def silu_mul_kernel(gate_up_ptr, out_ptr, WIDTH: tl.constexpr, TILE: tl.constexp
     up = tl.load(place + WIDTH, mask=is_column, other=0.0).to(tl.float32)
     out = gate / (1.0 + tl.exp(-gate)) * up
     tl.store(out_ptr + row * WIDTH + columns, out.to(out_ptr.dtype.element_ty), mask=is_column)
+
+
+@triton.jit
+def quantize_fp8_kernel(
+    x_ptr,
+    levels_ptr,
+    scales_ptr,
+    smallest,
+    WIDTH: tl.constexpr,
+    PADDED_WIDTH: tl.constexpr,
+    LARGEST: tl.constexpr,
+):
+    """One row: its scale is its largest number over the largest of fp8."""
+    columns = tl.arange(0, PADDED_WIDTH)
+    is_column = columns < WIDTH
+    row = tl.program_id(0).to(tl.int64)
+    x = tl.load(x_ptr + row * WIDTH + columns, mask=is_column, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(x), 0), smallest) / LARGEST
+    levels = tl.minimum(tl.maximum(x / scale, -LARGEST), LARGEST)
+    # Only what is not a number differs from itself; its row shall not be one either.
+    num_nans = tl.sum((x != x).to(tl.int32), 0)  # noqa: PLR0124
+    scale = tl.where(num_nans > 0, float("nan"), scale)
+    tl.store(levels_ptr + row * WIDTH + columns, levels.to(levels_ptr.dtype.element_ty), is_column)
+    tl.store(scales_ptr + row, scale)

@@ -9,7 +9,13 @@ import triton
 
 from models.layers import Rope
 from models.operations import HeadNorms, Rotation
-from models.triton.operation_kernels import add_rms_norm_kernel, rotate_kernel, silu_mul_kernel
+from models.quantization.matrix import FP8, MAX_FP8, TINY
+from models.triton.operation_kernels import (
+    add_rms_norm_kernel,
+    quantize_fp8_kernel,
+    rotate_kernel,
+    silu_mul_kernel,
+)
 
 _SILU_TILE = 1024
 
@@ -66,3 +72,24 @@ class TritonOperations:
             gate_up_TF2, out_TF, WIDTH=width, TILE=_SILU_TILE
         )
         return out_TF
+
+
+def quantize_tokens_fp8(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """fp8 levels [T, I] of each token's own scale, and the scales [T, 1] in float32: what
+    `models.quantization.products` computes in torch, in one pass."""
+    x_TI = x_TI.contiguous()
+    num_tokens, width = x_TI.shape
+    levels_TI = torch.empty(num_tokens, width, dtype=FP8, device=x_TI.device)
+    scales_T1 = torch.empty(num_tokens, 1, dtype=torch.float32, device=x_TI.device)
+    padded_width = triton.next_power_of_2(width)
+    quantize_fp8_kernel[(num_tokens,)](
+        x_TI,
+        levels_TI,
+        scales_T1,
+        TINY,
+        WIDTH=width,
+        PADDED_WIDTH=padded_width,
+        LARGEST=MAX_FP8,
+        num_warps=min(16, max(1, padded_width // 512)),
+    )
+    return levels_TI, scales_T1

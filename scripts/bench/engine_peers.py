@@ -5,6 +5,7 @@ them. Peers in processes of their own are stopped (SIGSTOP) while it is not thei
 installed here: a peer that is missing is said to be.
 """
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -65,6 +66,14 @@ class Peer(Protocol):
     def close(self) -> None: ...
 
 
+# transformers renamed it between 5.17 and 5.23.
+_BLOCK_SIZE_NAME = next(
+    field.name
+    for field in dataclasses.fields(ContinuousBatchingConfig)
+    if field.name in ("page_size", "block_size")
+)
+
+
 class TransformersPeer:
     """`generate_batch`: continuous batching in this process, greedy alone."""
 
@@ -87,8 +96,9 @@ class TransformersPeer:
         generation = GenerationConfig(
             max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
         )
+        block_size = {_BLOCK_SIZE_NAME: 32}
         batching = ContinuousBatchingConfig(
-            page_size=32, num_blocks=self._num_blocks, max_batch_tokens=1024
+            **block_size, num_blocks=self._num_blocks, max_batch_tokens=1024
         )
         prompts = [request.prompt_token_ids for request in requests]
         start_s = time.perf_counter()

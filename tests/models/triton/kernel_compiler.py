@@ -23,7 +23,7 @@ from models.engine.kv_cache import KVCache
 from models.engine.step_inputs import StepInputs
 from models.layers import Rope
 from models.operations import HeadNorms
-from models.triton.operations import TritonOperations
+from models.triton.operations import TritonOperations, quantize_tokens_fp8
 from models.triton.sampling import choose_tokens
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -104,6 +104,7 @@ def operate(dtype: torch.dtype) -> None:
     for added in (None, x_TM):
         operations.add_rms_norm(x_TM, added, x_TM[0], 1e-5)
     operations.silu_mul(x_TM)
+    quantize_tokens_fp8(x_TM)
     rope = Rope(
         RopeConfig(theta=1e4, scaling=None),
         head_dim=128,

@@ -10,7 +10,9 @@ from models.operations import HeadNorms, TorchOperations
 
 pytest.importorskip("triton")
 
+from models.quantization.products import quantize_tokens_fp8 as torch_fp8
 from models.triton.operations import TritonOperations
+from models.triton.operations import quantize_tokens_fp8 as triton_fp8
 
 EPS = 1e-5
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -83,3 +85,30 @@ def test_numbers_that_are_none_stay_in_their_rows() -> None:
     gates = torch.ones(3, 64, device=DEVICE)
     gates[1, 40] = float("nan")
     assert OURS.silu_mul(gates).isnan().any(dim=1).tolist() == [False, True, False]
+
+
+@dtypes
+@pytest.mark.parametrize("width", [48, 4096])
+def test_tokens_become_fp8_as_torch_makes_them(width: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(width)
+    # Levels that fp8 has: the interpreter rounds others wrongly where that reaches a power of two.
+    levels_TI = (torch.randn(5, width, device=DEVICE) * 50).to(torch.float8_e4m3fn).float()
+    levels_TI[:, 0] = 448
+    levels_TI[1] = 0
+    x_TI = (levels_TI * 2.0**-5).to(dtype)
+    for quantize in (triton_fp8, torch_fp8):
+        found_TI, scales_T1 = quantize(x_TI)
+        assert torch.equal(found_TI.float(), levels_TI)
+        assert scales_T1[[0, 2, 3, 4], 0].tolist() == [2.0**-5] * 4
+    x_TI[2, 7] = torch.nan
+    for quantize in (triton_fp8, torch_fp8):
+        _, scales_T1 = quantize(x_TI)
+        assert scales_T1[:, 0].isnan().tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter rounds to fp8 in its own way")
+def test_random_tokens_become_fp8_as_torch_makes_them() -> None:
+    x_TI = torch.randn(64, 5120, device=DEVICE).to(torch.bfloat16) * 3
+    ours, expected = triton_fp8(x_TI), torch_fp8(x_TI)
+    for found, wanted in zip(ours, expected, strict=True):
+        torch.testing.assert_close(found.float(), wanted.float(), rtol=0.07, atol=1e-6)
