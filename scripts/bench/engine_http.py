@@ -37,6 +37,7 @@ from scripts.bench.report import Figure, environment, table
 
 PACKAGES = ("torch", "transformers", "ray")
 HTTP_WORKLOADS = ("short", "long", "shared")
+_FIRST_SEED = 200_000  # of the requests before each turn: no counted prompt is cached by them
 EXTRA_TOKENS = 64  # of context, beyond the longest request
 
 
@@ -92,8 +93,9 @@ def _measure(
     found: dict[str, list[StreamTimes]] = {server.title: [] for server in servers}
     for repetition in range(-1, arguments.repeat):  # the first one warms up
         requests = workload.requests(concurrency * arguments.rounds, vocab_size, repetition)
+        first = workload.requests(1, vocab_size, _FIRST_SEED + repetition)
         for server in servers:
-            times = _turn(server, requests, concurrency)
+            times = _turn(server, first, requests, concurrency)
             print(
                 f"  {workload.name}, {concurrency} clients, run {repetition + 1}, {server.title}: "
                 f"{times.tokens_per_s:.1f} tok/s",
@@ -120,9 +122,12 @@ def _measure(
     return rows
 
 
-def _turn(server: Server, requests: Sequence[Request], concurrency: int) -> StreamTimes:
+def _turn(
+    server: Server, first: Sequence[Request], requests: Sequence[Request], concurrency: int
+) -> StreamTimes:
+    """`first` is not counted."""
     with server.awake():
-        asyncio.run(run_clients(server.url, MODEL, server.headers, requests[:1], 1))
+        asyncio.run(run_clients(server.url, MODEL, server.headers, first, 1))
         return asyncio.run(run_clients(server.url, MODEL, server.headers, requests, concurrency))
 
 
