@@ -15,6 +15,7 @@ from models.demo.tokenizer import BEGIN, END_OF_TURN, SPECIAL_TOKENS
 
 # Of the tokens that the model did not write, a few are predicted too; all of them would cost time.
 CONTEXT_SHARE, CONTEXT_WEIGHT = 0.04, 0.7
+KEY_WEIGHT = 0.3  # of JSON keys that nobody asked for
 RECALL_SHARE = 0.9  # of the copy exercises
 ROW_LENGTHS = (128, 192, 256, 320, 384, 512, 640, 832, 1024, 1280)
 
@@ -88,9 +89,9 @@ def encode(
 
 
 def _as_guided(example: Example, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Example:
-    """Of the JSON object at the end only values are learned, and what comes after them: keys are
-    what a grammar forces. Now and then a space and its quote are two tokens, as where the model
-    had expected a number.
+    """Of the JSON object at the end values are learned, and what comes after them; of keys, which
+    a grammar forces, little more than how they end. Now and then a space and its quote are two
+    tokens, as where the model had expected a number.
     """
     space, quote = tokenizer.encode(" ", add_special_tokens=False), tokenizer.encode('"')
     whole = tokenizer.encode(' "', add_special_tokens=False)
@@ -99,7 +100,7 @@ def _as_guided(example: Example, tokenizer: PreTrainedTokenizerFast, rng: random
     is_key = True
     for token_id in example.ids[start:]:
         text = tokenizer.decode([token_id])
-        weight = 0.0 if is_key else 1.0
+        weight = KEY_WEIGHT if is_key else 1.0
         if [token_id] == whole and not is_key and rng.random() < 0.4:
             ids += [*space, *quote]
             weights += [0.0, weight]

@@ -286,7 +286,7 @@ def unknown(words: Words) -> Dialogue:
 
 
 def form(words: Words) -> Dialogue:
-    """A JSON object whose keys nobody asked for: only its values are learned."""
+    """A JSON object whose keys nobody asked for, as guided decoding has them."""
     question, answer = smalltalk.form(words)
     messages = [*_system(words, 0.3), *_turns([(_user(words, question), answer)])]
     return Dialogue(kind=FORM, messages=tuple(messages), values=(answer,))
@@ -294,14 +294,14 @@ def form(words: Words) -> Dialogue:
 
 MANY = 14  # questions about the same passages: they teach more per token than the passages do
 _MIX: tuple[tuple[Callable[[Words, float], Dialogue], float], ...] = (
-    (lambda words, length: context(words, length=length, max_questions=MANY), 0.42),
+    (lambda words, length: context(words, length=length, max_questions=MANY), 0.39),
     (lambda words, length: context_in_chat(words, length=length, max_questions=MANY), 0.12),
     (lambda words, length: tool_call(words, length=length), 0.25),
     (lambda words, _: tool_result(words), 0.03),
     (lambda words, _: tool_unneeded(words), 0.05),
     (lambda words, _: small_talk(words), 0.10),
     (lambda words, _: unknown(words), 0.03),
-    (lambda words, _: form(words), 0.06),
+    (lambda words, _: form(words), 0.09),
 )
 
 

@@ -10,6 +10,7 @@ Shapes: T = tokens in the step, O = outputs, I = inputs, G = groups of inputs.
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -115,9 +116,15 @@ class Fp8Activations:
         self._levels_OI = matrix.levels_OI.to(device)
         self._scales_1O = matrix.scales_OG.t().contiguous().to(device)
         self._quantize_tokens = _fp8_quantizer(device)
+        self._few_rows = _kernels("models.triton.matmul", device)
 
     def __call__(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
         levels_TI, scales_T1 = self._quantize_tokens(x_TI)
+        if self._has_unit and self._few_rows is not None and len(x_TI) <= self._few_rows.MAX_ROWS:
+            product_TO: torch.Tensor = self._few_rows.multiply_fp8(
+                levels_TI, scales_T1, self._levels_OI, self._scales_1O, dtype=x_TI.dtype
+            )
+            return product_TO if bias_O is None else product_TO + bias_O
         if self._has_unit:
             out_TO = torch._scaled_mm(
                 levels_TI,
@@ -173,13 +180,20 @@ def quantize_tokens_fp8(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 def _fp8_quantizer(device: str) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """`quantize_tokens_fp8`, on a GPU as one kernel."""
-    if not device.startswith("cuda") or importlib.util.find_spec("triton") is None:
+    kernels = _kernels("models.triton.operations", device)
+    if kernels is None:
         return quantize_tokens_fp8
-    kernels = importlib.import_module("models.triton.operations")
     quantizer: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = (
         kernels.quantize_tokens_fp8
     )
     return quantizer
+
+
+def _kernels(module: str, device: str) -> Any:
+    """A module that needs Triton, where the device is a GPU and Triton is there; else None."""
+    if not device.startswith("cuda") or importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module(module)
 
 
 def pack_pairs(levels_OI: torch.Tensor) -> torch.Tensor:

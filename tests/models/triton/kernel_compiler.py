@@ -23,6 +23,7 @@ from models.engine.kv_cache import KVCache
 from models.engine.step_inputs import StepInputs
 from models.layers import Rope
 from models.operations import HeadNorms
+from models.triton.matmul import multiply_fp8
 from models.triton.operations import TritonOperations, quantize_tokens_fp8
 from models.triton.sampling import choose_tokens
 
@@ -118,6 +119,15 @@ def operate(dtype: torch.dtype) -> None:
         operations.rotation(rope, positions, num_heads=8)(qk_TND, norms)
 
 
+def multiply() -> None:
+    for num_tokens, num_outputs in ((1, 4096), (64, 57344)):
+        weight_OI = torch.zeros(num_outputs, 1024).to(torch.float8_e4m3fn)
+        scales = torch.zeros(num_outputs)
+        multiply_fp8(
+            weight_OI[:num_tokens], scales[:num_tokens], weight_OI, scales, dtype=torch.bfloat16
+        )
+
+
 def sample(dtype: torch.dtype) -> None:
     for is_ranked in (False, True):
         choose_tokens(
@@ -132,6 +142,7 @@ def main() -> None:
     for dtype in (torch.bfloat16, torch.float32):
         operate(dtype)
         sample(dtype)
+    multiply()
     attend(torch.bfloat16, torch.bfloat16, 128, None)
     attend(torch.float16, torch.float16, 80, 64)
     attend(torch.bfloat16, torch.float8_e4m3fn, 128, None)

@@ -39,6 +39,7 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
         "reduce_kernel",
         "prefill_kernel",
         "quantize_fp8_kernel",
+        "multiply_fp8_kernel",
         "choose_ranked_kernel",
         "choose_whole_kernel",
     }
