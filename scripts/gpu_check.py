@@ -34,6 +34,7 @@ from models.engine.model_runner import ModelRunner
 from models.engine.step_inputs import SamplingRow, StepInputs
 from models.triton.interpreter import IS_INTERPRETED
 from scripts.gpu_check_kernels import Scale, check_attention, check_operations, step_inputs
+from scripts.gpu_check_replaced import check_fp8_products, check_sampling
 
 GREEDY = SamplingParams(temperature=0.0)
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.95, seed=7)
@@ -351,6 +352,8 @@ def main() -> None:
     report = Report(arguments.output, scale)
     report.add("operations", lambda: check_operations(scale))
     report.add("attention", lambda: check_attention(scale))
+    report.add("sampling", lambda: check_sampling(scale))
+    report.add("fp8 products", lambda: check_fp8_products(scale))
     report.add("equality", lambda: check_equality(scale))
     gc.collect()
     bytes_per_s = measure_bandwidth(scale)

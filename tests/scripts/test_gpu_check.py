@@ -29,6 +29,8 @@ def test_every_part_runs_and_is_reported(tmp_path: Path) -> None:
         "environment",
         "operations",
         "attention",
+        "sampling",
+        "fp8 products",
         "equality",
         "bandwidth",
         "decoding",
