@@ -54,7 +54,10 @@ def test_a_quick_run_measures_every_load_and_draws_them(
         for number in (1, 4)
     ]
     assert sizes[2].startswith("4 / 4 / "), "four sequences decode"
-    assert sizes[-1].startswith("5 / 512 / "), "and a part of the long prompt is read beside them"
+    num_sequences, num_tokens, _ = (int(number) for number in sizes[-1].split(" / "))
+    assert num_sequences == 5
+    # How large a part depends on how long its tokens take: see `models.engine.prompt_share`.
+    assert 4 < num_tokens <= 512, "a part of the long prompt is read beside the four"
     assert [row[0] for row in parts[: len(PARTS)]] == list(PARTS)
     assert all(float(row[1].split()[0]) > 0 for row in parts if row[0] in ("attention", "qkv"))
     assert parts[-1][0] == "**share of the roofline**"
