@@ -40,7 +40,7 @@ SHAPES: dict[str, dict[str, int]] = {
     "demo": {
         "vocab_size": 2048,
         "hidden_size": 256,
-        "num_hidden_layers": 5,
+        "num_hidden_layers": 8,
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
         "intermediate_size": 704,
