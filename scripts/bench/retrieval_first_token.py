@@ -96,10 +96,11 @@ class Asker:
         started_s = time.perf_counter()
         with self._client.stream("POST", CHAT, json=body) as response:
             response.raise_for_status()
-            for line in response.iter_lines():
+            lines = response.iter_lines()
+            for line in lines:
                 if line.startswith("data: {") and '"content":""' not in line:
                     elapsed_ms = 1000 * (time.perf_counter() - started_s)
-                    for _ in response.iter_lines():
+                    for _ in lines:  # to the end, so that the connection can be used again
                         pass
                     return elapsed_ms
         raise RuntimeError("the stream had no token")
