@@ -28,8 +28,11 @@ from models.quantization.matrix import (
 )
 
 FP8_CAPABILITY = (8, 9)  # of GPUs whose matrix units multiply fp8
+FEW_ROWS_CAPABILITY = (9, 0)  # whose shared memory holds the tiles of `models.triton.matmul`
 INT8_MIN_ROWS = 32  # `torch._int_mm` wants more than 16 on a GPU
 SIZE_MULTIPLE = 16  # of matrices that those units take
+
+QuantizeTokens = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def make_product(
@@ -115,12 +118,18 @@ class Fp8Activations:
         self._has_unit = is_multiple and _multiplies_fp8(device)
         self._levels_OI = matrix.levels_OI.to(device)
         self._scales_1O = matrix.scales_OG.t().contiguous().to(device)
-        self._quantize_tokens = _fp8_quantizer(device)
-        self._few_rows = _kernels("models.triton.matmul", device)
+        # Kernels of ours want what the unit wants, and the one for few rows a Hopper's memory.
+        self._quantize_tokens: QuantizeTokens = quantize_tokens_fp8
+        self._few_rows: Any = None
+        if self._has_unit and importlib.util.find_spec("triton") is not None:
+            operations = importlib.import_module("models.triton.operations")
+            self._quantize_tokens = operations.quantize_tokens_fp8
+            if torch.cuda.get_device_capability(device) >= FEW_ROWS_CAPABILITY:
+                self._few_rows = importlib.import_module("models.triton.matmul")
 
     def __call__(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
         levels_TI, scales_T1 = self._quantize_tokens(x_TI)
-        if self._has_unit and self._few_rows is not None and len(x_TI) <= self._few_rows.MAX_ROWS:
+        if self._few_rows is not None and len(x_TI) <= self._few_rows.MAX_ROWS:
             product_TO: torch.Tensor = self._few_rows.multiply_fp8(
                 levels_TI, scales_T1, self._levels_OI, self._scales_1O, dtype=x_TI.dtype
             )
@@ -176,24 +185,6 @@ def quantize_tokens_fp8(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     values_TI = x_TI.float()
     scales_T1 = values_TI.abs().amax(1, keepdim=True).clamp_(min=TINY) / MAX_FP8
     return (values_TI / scales_T1).clamp_(-MAX_FP8, MAX_FP8).to(FP8), scales_T1
-
-
-def _fp8_quantizer(device: str) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """`quantize_tokens_fp8`, on a GPU as one kernel."""
-    kernels = _kernels("models.triton.operations", device)
-    if kernels is None:
-        return quantize_tokens_fp8
-    quantizer: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = (
-        kernels.quantize_tokens_fp8
-    )
-    return quantizer
-
-
-def _kernels(module: str, device: str) -> Any:
-    """A module that needs Triton, where the device is a GPU and Triton is there; else None."""
-    if not device.startswith("cuda") or importlib.util.find_spec("triton") is None:
-        return None
-    return importlib.import_module(module)
 
 
 def pack_pairs(levels_OI: torch.Tensor) -> torch.Tensor:
