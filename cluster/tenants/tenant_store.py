@@ -14,6 +14,7 @@ of them share a slot of a cluster, and every change is one script:
 A tenant of the configuration needs no record; it gets one when a limit of its own is set.
 """
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
@@ -311,7 +312,8 @@ class TenantStore:
             if old.is_expired():
                 raise BadRequestError(f"The key {key_id!r} has expired; make a new one.")
             new = NewKey.make(tenant, old.name, scopes=old.scopes, expires_at=old.expires_at)
-            end = round(time.time() + overlap_s, 3)
+            # Never later than was asked for: with no overlap, the key has ended.
+            end = math.floor((time.time() + overlap_s) * 1000) / 1000
             ending = msgspec.structs.replace(
                 old, expires_at=end if old.expires_at is None else min(end, old.expires_at)
             )

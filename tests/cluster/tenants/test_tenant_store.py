@@ -114,6 +114,16 @@ async def test_a_rotated_key_lives_for_the_overlap_and_its_heir_is_like_it(
         await store.rotate_key("zeta", at_once.new.record.key_id, overlap_s=0)
 
 
+async def test_a_key_that_is_rotated_without_an_overlap_ends_within_the_same_millisecond(
+    store: TenantStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.create_tenant("acme", OwnLimits())
+    old = await make_key(store)
+    monkeypatch.setattr(time, "time", lambda: 1_800_000_000.0007)
+    rotated = await store.rotate_key("acme", old.record.key_id, overlap_s=0)
+    assert rotated.old.is_expired()
+
+
 async def test_every_change_has_a_version_of_its_own(store: TenantStore) -> None:
     versions = [await store.version()]
 
