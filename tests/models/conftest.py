@@ -7,6 +7,8 @@ import pytest
 import torch
 import transformers
 
+from models.native.library import SWITCH, native_library
+
 _CLASSES = {
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
     "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
@@ -40,6 +42,15 @@ def _two_threads() -> Iterator[None]:
     torch.set_num_threads(min(2, num_threads))
     yield
     torch.set_num_threads(num_threads)
+
+
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a machine that has no compiler: all operations are torch's."""
+    monkeypatch.setenv(SWITCH, "0")
+    native_library.cache_clear()
+    yield
+    native_library.cache_clear()
 
 
 @pytest.fixture(scope="session")

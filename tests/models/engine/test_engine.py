@@ -9,25 +9,44 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from cluster.config import EngineConfig
 from cluster.types import PRIORITY_BATCH, BeamParams, Request, SamplingParams, TokenDelta
+from models.attention.native import NativeAttention
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
+from models.native.library import native_library
 from tests.models.conftest import MakeCheckpoint
 
-FAMILIES = {
-    "llama": {},
-    "llama-3.1": {
-        "rope_parameters": {
-            "rope_type": "llama3",
-            "rope_theta": 10000.0,
-            "factor": 4.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64,
-        }
-    },
-    "mistral": {"sliding_window": 24},
-    "qwen2": {},
-    "qwen3": {},
+EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
+KERNELS = {"head_dim": 32}  # which the CPU kernels serve
+FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
+    "llama": ("llama", {}),
+    "llama 3.1": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "llama kernels": ("llama", KERNELS),
+    "mistral": ("mistral", {"sliding_window": 24}),
+    "mistral kernels": ("mistral", {"sliding_window": 24, **KERNELS}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+    "mixtral": ("mixtral", {}),
+    "mixtral kernels": (
+        "mixtral",
+        {"num_local_experts": 5, "sliding_window": 24, **KERNELS},
+    ),
+    "qwen3 moe": ("qwen3 moe", EXPERTS),
+    "qwen3 moe kernels": (
+        "qwen3 moe",
+        {**EXPERTS, "norm_topk_prob": True, "mlp_only_layers": [1], **KERNELS},
+    ),
 }
 OUTPUT_LEN = 16
 
@@ -93,10 +112,13 @@ def greedy(prompts: list[list[int]], **params: object) -> list[Request]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_equal_transformers(family: str, make_checkpoint: MakeCheckpoint) -> None:
-    folder = make_checkpoint(family.split("-", maxsplit=1)[0], **FAMILIES[family])
+    name, overrides = FAMILIES[family]
+    folder = make_checkpoint(name, **overrides)
     prompts = prompts_of_mixed_lengths()
     expected = reference_outputs(folder, prompts)
-    bytes_per_block = 2 * 2 * 2 * 16 * 4 * 16  # K and V, layers, heads, width, float32, tokens
+    head_dim = 32 if KERNELS.items() <= overrides.items() else 16
+    has_kernels = head_dim == 32 and native_library() is not None
+    bytes_per_block = 2 * 2 * 2 * head_dim * 4 * 16  # K and V, layers, heads, float32, tokens
     situations: dict[str, dict[str, object]] = {
         "one big step": {"max_num_batched_tokens": 4096},
         "chunked prefill": {"max_num_batched_tokens": 48},
@@ -106,6 +128,7 @@ def test_greedy_tokens_equal_transformers(family: str, make_checkpoint: MakeChec
     }
     for situation, config in situations.items():
         engine = make_engine(folder, **config)
+        assert uses_kernels(engine) == (has_kernels and situation != "odd blocks")
         for round_number in range(2):  # the second one finds its prefixes cached
             deltas = run(engine, greedy(prompts))
             got = [tokens(deltas[(str(k), 0)]) for k in range(len(prompts))]
@@ -113,6 +136,27 @@ def test_greedy_tokens_equal_transformers(family: str, make_checkpoint: MakeChec
         stats = engine.stats()
         assert (stats.preemptions_total > 0) == (situation == "preemption"), situation
         assert (stats.cached_prompt_tokens_total > 0) == (situation != "no prefix reuse")
+
+
+@pytest.mark.usefixtures("without_kernels")
+@pytest.mark.parametrize("family", [name for name in FAMILIES if "kernels" in name])
+def test_greedy_tokens_equal_transformers_where_there_is_no_compiler(
+    family: str, make_checkpoint: MakeCheckpoint
+) -> None:
+    name, overrides = FAMILIES[family]
+    folder = make_checkpoint(name, **overrides)
+    prompts = prompts_of_mixed_lengths()
+    engine = make_engine(folder, max_num_batched_tokens=48)
+    assert not uses_kernels(engine)
+    deltas = run(engine, greedy(prompts))
+    got = [tokens(deltas[(str(k), 0)]) for k in range(len(prompts))]
+    assert got == reference_outputs(folder, prompts)
+
+
+def uses_kernels(engine: Engine) -> bool:
+    runner = engine._runner
+    assert isinstance(runner, ModelRunner)
+    return isinstance(runner._attention, NativeAttention)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

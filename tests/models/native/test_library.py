@@ -53,13 +53,9 @@ def test_without_a_compiler_torch_computes_and_the_log_says_why(
     assert "no C++ compiler" in caplog.text
 
 
-def test_the_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(library.SWITCH, "0")
-    native_library.cache_clear()
-    try:
-        assert native_library() is None
-    finally:
-        native_library.cache_clear()
+@pytest.mark.usefixtures("without_kernels")
+def test_the_kernels_can_be_switched_off() -> None:
+    assert native_library() is None
 
 
 def test_a_process_has_one_openmp_whoever_came_first() -> None:
