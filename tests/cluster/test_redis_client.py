@@ -26,7 +26,8 @@ from cluster.redis_client import (
     connect,
 )
 from cluster.redis_connections import MAX_CONNECTIONS
-from tests.redis_server import RedisServer, running_cluster
+from tests.redis_server import RedisServer, impatient, patient_config, running_cluster
+from tests.stopped_clock import StoppedClock
 
 SECRET = "s3cret-of-ours"
 GUARD_S = 60  # far more than any deadline of the client
@@ -34,7 +35,7 @@ GUARD_S = 60  # far more than any deadline of the client
 
 @pytest.fixture
 async def breakable(breakable_redis_server: RedisServer) -> AsyncIterator[RedisClient]:
-    async with connect(RedisConfig(url=breakable_redis_server.url)) as client:
+    async with connect(patient_config(breakable_redis_server.url)) as client:
         yield client
 
 
@@ -45,19 +46,6 @@ async def unavailable(command: Awaitable[object]) -> ServiceUnavailableError:
             await command
     assert caught.value.retry_after_s is not None
     return caught.value
-
-
-class StoppedClock:
-    """The running loop's time, which stands still until it is moved on: what has to happen at a
-    deadline, and not after it, can be seen on a machine of any speed."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        loop = asyncio.get_running_loop()
-        self._now_s = loop.time()
-        monkeypatch.setattr(loop, "time", lambda: self._now_s)
-
-    def move_on(self, seconds: float) -> None:
-        self._now_s += seconds
 
 
 async def test_a_killed_server_is_unavailable_and_comes_back_by_itself(
@@ -85,12 +73,11 @@ async def test_connections_that_died_with_the_server_cost_no_error_after_its_res
 async def test_a_frozen_server_is_unavailable_within_two_seconds_for_everybody(
     breakable: RedisClient, breakable_redis_server: RedisServer
 ) -> None:
-    assert breakable.timeout_s < 2
     await breakable.execute("SET", "name", "value")
     breakable_redis_server.freeze()
     try:
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            clock = StoppedClock(monkeypatch)
+        with impatient(breakable), StoppedClock() as clock:
+            assert breakable.timeout_s < 2
             # More than there are connections: some wait for a place, and have no more time for it.
             commands = [breakable.execute("GET", "name") for _ in range(3 * MAX_CONNECTIONS)]
             errors = [asyncio.create_task(unavailable(command)) for command in commands]
@@ -100,7 +87,8 @@ async def test_a_frozen_server_is_unavailable_within_two_seconds_for_everybody(
             assert {(await error).detail for error in errors} == {
                 "Redis does not answer within 1.5 s"
             }
-        await unavailable(breakable.execute("GET", "name"))
+        with impatient(breakable):
+            await unavailable(breakable.execute("GET", "name"))
     finally:
         breakable_redis_server.thaw()
     answers = await asyncio.gather(*(breakable.execute("GET", "name") for _ in range(100)))
@@ -111,7 +99,7 @@ async def test_a_server_that_is_not_there_at_the_start_is_found_later(
     breakable_redis_server: RedisServer,
 ) -> None:
     breakable_redis_server.stop()
-    async with connect(RedisConfig(url=breakable_redis_server.url)) as client:
+    async with connect(patient_config(breakable_redis_server.url)) as client:
         await unavailable(client.execute("PING"))
         breakable_redis_server.start()
         assert await client.execute("PING")
@@ -156,7 +144,8 @@ async def test_a_blocked_read_notices_a_frozen_server(
     breakable_redis_server.freeze()
     try:
         read = ("XREAD", "BLOCK", 0, "STREAMS", "stream", "$")
-        await unavailable(breakable.wait(*read, block_s=0.5))
+        with impatient(breakable, 0.5):
+            await unavailable(breakable.wait(*read, block_s=0.5))
     finally:
         breakable_redis_server.thaw()
 
@@ -218,7 +207,7 @@ async def test_passwords_are_in_no_message(
 ) -> None:
     await breakable.execute("ACL", "SETUSER", "app", "on", f">{SECRET}", "~*", "+@all", "-config")
     path = breakable_redis_server.url.removeprefix("unix://")
-    async with connect(RedisConfig(url=f"unix://app:{SECRET}@{path}")) as client:
+    async with connect(patient_config(f"unix://app:{SECRET}@{path}")) as client:
         assert await client.execute("PING")
         with pytest.raises(RedisRefusedError) as refused:
             await client.execute("CONFIG", "GET", "appendonly")
@@ -234,7 +223,7 @@ async def test_a_wrong_password_is_refused(
     breakable: RedisClient, breakable_redis_server: RedisServer
 ) -> None:
     path = breakable_redis_server.url.removeprefix("unix://")
-    async with connect(RedisConfig(url=f"unix://default:{SECRET}@{path}")) as client:
+    async with connect(patient_config(f"unix://default:{SECRET}@{path}")) as client:
         await breakable.execute("CONFIG", "SET", "requirepass", "another")
         with pytest.raises(RedisRefusedError) as caught:
             await client.execute("PING")
@@ -280,10 +269,10 @@ async def test_tls_is_spoken_and_a_stranger_s_certificate_refused(
 
     async with await asyncio.start_server(pass_on, "127.0.0.1", 0, ssl=context) as proxy:
         url = f"rediss://localhost:{proxy.sockets[0].getsockname()[1]}"
-        async with connect(RedisConfig(url=f"{url}?ssl_ca_certs={certificate}")) as client:
+        async with connect(patient_config(f"{url}?ssl_ca_certs={certificate}")) as client:
             await client.execute("SET", "name", "value")
             assert await client.execute("GET", "name") == b"value"
-        async with connect(RedisConfig(url=url)) as client:
+        async with connect(patient_config(url)) as client:
             error = await unavailable(client.execute("GET", "name"))
             assert "certificate" in str(error.__cause__)
 
@@ -337,8 +326,9 @@ async def test_a_cluster_node_that_dies_is_unavailable_and_the_others_go_on() ->
 
 async def _break_a_node(nodes: list[RedisServer]) -> None:
     keys = [f"k{i}" for i in range(60)]
-    async with connect(RedisConfig(url=nodes[0].url, is_cluster=True)) as client:
+    async with connect(patient_config(nodes[0].url, is_cluster=True)) as client:
         await client.execute_many([("SET", key, key) for key in keys])
+    async with connect(RedisConfig(url=nodes[0].url, is_cluster=True)) as client:
         nodes[1].freeze()
         for _ in range(2):
             for key in keys[:12]:

@@ -5,15 +5,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cluster.config import ConfigError, RedisConfig
+from cluster.config import ConfigError
 from cluster.redis_client import RedisClient, connect
 from cluster.redis_server_check import check_server, durability_warning
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, patient_config
 
 
 @pytest.fixture
 async def redis(breakable_redis_server: RedisServer) -> AsyncIterator[RedisClient]:
-    async with connect(RedisConfig(url=breakable_redis_server.url)) as client:
+    async with connect(patient_config(breakable_redis_server.url)) as client:
         yield client
 
 
@@ -52,13 +52,13 @@ async def test_a_user_who_may_not_ask_is_told_so(
     rights = ("on", ">password", "~*", "+@all", "-@dangerous")
     await redis.execute("ACL", "SETUSER", "app", *rights)
     url = breakable_redis_server.url.replace("unix://", "unix://app:password@")
-    async with connect(RedisConfig(url=url)) as client:
+    async with connect(patient_config(url)) as client:
         assert "does not tell how it keeps data" in await warning_of(client)
 
 
 async def test_every_master_of_a_cluster_is_asked(redis_cluster: list[RedisServer]) -> None:
     last = redis_cluster[-1]
-    config = RedisConfig(url=redis_cluster[0].url, is_cluster=True)
+    config = patient_config(redis_cluster[0].url, is_cluster=True)
     with last.connect() as direct:
         direct.config_set("appendfsync", "everysec")
         try:
@@ -96,7 +96,7 @@ async def test_old_servers_are_refused_in_one_line(
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        async with connect(RedisConfig(url=f"redis://127.0.0.1:{port}")) as client:
+        async with connect(patient_config(f"redis://127.0.0.1:{port}")) as client:
             if not is_too_old:
                 assert "does not tell how it keeps data" in await warning_of(client)
                 return

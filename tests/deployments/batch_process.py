@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 from cluster.batch_config import BatchConfig
-from cluster.config import RedisConfig
 from cluster.errors import ServiceUnavailableError
 from cluster.redis_client import connect
 from tests.deployments.batch_rig import (
@@ -25,6 +24,7 @@ from tests.deployments.batch_rig import (
     serving_batches,
     working,
 )
+from tests.redis_server import patient_config
 
 ANSWERED_KEY = "answered"
 
@@ -32,7 +32,7 @@ ANSWERED_KEY = "answered"
 async def work(url: str, home: Path, checkpoint: Path, answer_s: float) -> None:
     config, pool = configuration(url), EchoPool()
     calls = echo_calls(config, checkpoint, pool)
-    async with connect(RedisConfig(url=url)) as redis:
+    async with connect(patient_config(url)) as redis:
 
         async def answer(text: str) -> None:
             await asyncio.sleep(answer_s)

@@ -18,6 +18,7 @@ from models.retrieval.reranker import Reranker
 from tests.models.retrieval.bucket_samples import WIDTH, vector_of
 
 BUCKET = BucketRef("default", "handbook")
+_PATIENCE_S = 120  # only what is broken takes as long
 
 
 class SampleEmbedder:
@@ -58,7 +59,7 @@ class Rig:
     async def search(
         self, *queries: str, buckets: Sequence[BucketRef] = (BUCKET,), count: int = 5, **how: Any
     ) -> list[FoundChunk]:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             return await self.service.search(buckets, queries, max_results=count, **how)
 
     async def texts(self, *queries: str, **how: Any) -> list[str]:
@@ -117,9 +118,8 @@ async def rig(
 ) -> AsyncIterator[Rig]:
     embedders = {name: SampleEmbedder(name) for name in ("m", "other")}
     async with connect(redis_config) as redis:
-        service = RetrievalService(
-            RetrievalConfig(**retrieval), redis, embedders, num_threads=1, reranker=reranker
-        )
+        config = RetrievalConfig(**{"search_timeout_s": 60, **retrieval})
+        service = RetrievalService(config, redis, embedders, num_threads=1, reranker=reranker)
         service.start()
         try:
             yield Rig(service, redis, embedders)
@@ -127,15 +127,15 @@ async def rig(
             await service.stop()
 
 
-async def until(is_so: Callable[[], bool], *, within_s: float) -> None:
+async def until(is_so: Callable[[], bool]) -> None:
     """There is no event to await: it happens in the background of a replica."""
-    async with asyncio.timeout(within_s):
+    async with asyncio.timeout(_PATIENCE_S):
         while not is_so():  # noqa: ASYNC110  # nothing tells when
             await asyncio.sleep(0.005)
 
 
-async def eventually(work: Callable[[], Awaitable[bool]], *, within_s: float) -> None:
+async def eventually(work: Callable[[], Awaitable[bool]]) -> None:
     """As `until`, for what has to be asked for."""
-    async with asyncio.timeout(within_s):
+    async with asyncio.timeout(_PATIENCE_S):
         while not await work():  # noqa: ASYNC110  # nothing tells when
             await asyncio.sleep(0.02)

@@ -101,7 +101,7 @@ async def test_a_commit_is_soon_in_the_index_without_being_asked_for(
         await r.texts("first")
         for number in range(5):
             version = await r.put(**{f"b{number}": ["later"]})
-            await until(lambda v=version: r.loaded()["handbook"] == v, within_s=2)  # type: ignore[misc]
+            await until(lambda v=version: r.loaded()["handbook"] == v)  # type: ignore[misc]
 
 
 async def test_what_is_committed_is_found_by_the_very_next_search(
@@ -159,10 +159,11 @@ async def test_searches_see_one_version_and_none_older_than_they_began_at(
                 assert len(versions) == 1, versions
                 assert min(versions) >= oldest
                 num_seen.update(versions)
-                has_searched.set()
+                if oldest == newest:
+                    has_searched.set()
 
         await asyncio.gather(commit(), *(search() for _ in range(8)))
-        assert len(num_seen) > 5
+        assert set(range(1, 40)) <= num_seen
 
 
 async def test_a_bucket_is_loaded_once_for_all_who_ask_at_once(redis_config: RedisConfig) -> None:
@@ -288,7 +289,7 @@ async def test_who_waits_too_long_for_a_bucket_is_told_how_far_it_is(
         with pytest.raises(ServiceUnavailableError, match=r"being loaded: [\d,]+ of") as caught:
             await r.search("word1")
         assert caught.value.retry_after_s is not None
-        await until(lambda: "handbook" in r.loaded(), within_s=20)
+        await until(lambda: "handbook" in r.loaded())
         assert (await r.texts("file7 word3", count=1)) == ["word3 of file7"]
 
 
@@ -298,7 +299,7 @@ async def test_a_large_bucket_is_searched_approximately_and_its_recall_is_told(
     async with rig(redis_config, max_exact_chunks=500) as r:
         await r.put(a=[f"word{n} of all" for n in range(1500)])
         assert (await r.texts("word77 of all", count=1)) == ["word77 of all"]  # at once
-        await until(lambda: r.service.stats().buckets[0].recall is not None, within_s=30)
+        await until(lambda: r.service.stats().buckets[0].recall is not None)
         (stats,) = r.service.stats().buckets
         assert (stats.kind, stats.num_chunks) == ("approximate", 1500)
         assert stats.recall is not None
@@ -328,4 +329,4 @@ async def test_it_works_on_a_redis_cluster(redis_cluster_config: RedisConfig) ->
         refs = [BucketRef("default", name) for name in ("one", "two", "three")]
         assert len(await r.texts("text", buckets=refs)) == 3
         version = await r.put(bucket=refs[1], b=["more"])
-        await until(lambda: r.loaded()["two"] == version, within_s=2)
+        await until(lambda: r.loaded()["two"] == version)

@@ -17,14 +17,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.config import RedisConfig
 from cluster.errors import ServiceUnavailableError
 from cluster.redis_client import RedisClient, connect
 from cluster.task_queue.queue import TaskQueue
 from cluster.task_queue.task import NewTask, TaskRecord, TaskStatus
 from tests.cluster.task_queue.crash_worker import LEASE_S, RAN_KEY
 from tests.cluster.task_queue.tasks import COUNT, Count, is_empty
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, patient_config
 
 NUM_WORKERS = 3
 TIMEOUT_S = 240.0
@@ -98,7 +97,7 @@ async def crash_run(
         server.start()
         workers = Workers(server.url, Path(folder), unit_s)
         try:
-            async with connect(RedisConfig(url=server.url)) as redis, asyncio.timeout(TIMEOUT_S):
+            async with connect(patient_config(server.url)) as redis, asyncio.timeout(TIMEOUT_S):
                 queue = TaskQueue(redis)
                 records = [
                     await queue.enqueue(

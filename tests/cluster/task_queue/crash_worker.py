@@ -9,20 +9,20 @@ import logging
 import signal
 import sys
 
-from cluster.config import RedisConfig
 from cluster.redis_client import connect
 from cluster.task_queue.queue import TaskQueue
 from cluster.task_queue.running_task import RunningTask
 from cluster.task_queue.task import Outcome, Progress
 from cluster.task_queue.worker_loop import TaskWorkerLoop
 from tests.cluster.task_queue.tasks import SUCCESS, Count
+from tests.redis_server import patient_config
 
 LEASE_S = 1.0
 RAN_KEY = "ran"
 
 
 async def work(url: str, name: str, unit_s: float) -> None:
-    async with connect(RedisConfig(url=url)) as redis:
+    async with connect(patient_config(url)) as redis:
 
         async def count(body: Count, task: RunningTask) -> Outcome:
             has = await task.saved_item_ids()

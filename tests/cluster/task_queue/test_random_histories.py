@@ -80,6 +80,7 @@ class History:
     async def _steal(self) -> None:
         """As if a worker had been frozen: another claims what it has."""
         claimed = await self._hasty.claim()
+        await self._forget_cancelled()
         if isinstance(claimed, Nothing):
             return
         old = self.held.get(claimed.record.task_id)
@@ -87,6 +88,13 @@ class History:
         if old is not None:
             with pytest.raises(LeaseLostError):
                 await self._worker.finish(old, SUCCESS)
+
+    async def _forget_cancelled(self) -> None:
+        """One whose worker is lost and that nobody wants is ended by who would claim it."""
+        for task_id, lease in list(self.held.items()):
+            now = await self._queue.get(lease.record.tenant, task_id)
+            if now.status is TaskStatus.CANCELLED:
+                del self.held[task_id]
 
     async def _end(self) -> None:
         if not self.held:

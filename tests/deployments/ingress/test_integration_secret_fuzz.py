@@ -9,18 +9,17 @@ from pathlib import Path
 import pytest
 from schemathesis import GenerationMode
 
-from cluster.config import RedisConfig
 from cluster.redis_client import connect
 from deployments.ingress import operations
 from tests.deployments.ingress.door_server import DoorServer, serving_doors
 from tests.deployments.ingress.test_openapi_fuzz import MODES, fuzz
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, patient_config
 
 
 @asynccontextmanager
 async def connected_doors(checkpoint: Path, home: Path, url: str) -> AsyncIterator[DoorServer]:
     async with (
-        connect(RedisConfig(url=url)) as redis,
+        connect(patient_config(url)) as redis,
         serving_doors(checkpoint, home, redis, []) as running,
     ):
         yield running
