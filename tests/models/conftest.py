@@ -1,13 +1,17 @@
 """Tiny random checkpoints made by transformers, and a driver that runs steps on them by hand."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
+from models.grammar.compiler import GrammarCompiler
 from models.native.library import SWITCH, native_library
+from tests.models.family_samples import FAMILIES, VOCAB_SIZE, FamilySample
+from tests.models.grammar.grammar_walk import EOS_TOKEN_IDS, byte_level_tokenizer
 
 _CLASSES = {
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
@@ -34,6 +38,7 @@ _SHAPE = {
 }
 
 MakeCheckpoint = Callable[..., Path]
+FindSample = Callable[[str], FamilySample]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -82,3 +87,25 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def family_sample(
+    make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FindSample]:
+    """One of `FAMILIES` by its name, made when it is first asked for."""
+    tokenizer_path = byte_level_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
+    with GrammarCompiler(
+        tokenizer_path, vocab_size=VOCAB_SIZE, eos_token_ids=EOS_TOKEN_IDS
+    ) as compiler:
+
+        @cache
+        def find(name: str) -> FamilySample:
+            family, overrides = FAMILIES[name]
+            shape = {**_SHAPE, **overrides, "vocab_size": VOCAB_SIZE}
+            folder = make_checkpoint(family, **shape | {"eos_token_id": sorted(EOS_TOKEN_IDS)})
+            return FamilySample(
+                folder, compiler, int(shape["num_key_value_heads"]), int(shape["head_dim"])
+            )
+
+        yield find

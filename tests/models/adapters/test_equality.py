@@ -17,7 +17,7 @@ from models.native.operations import NativeOperations
 from tests.models.adapters.adapter_samples import make_adapter, merged_checkpoint
 from tests.models.conftest import MakeCheckpoint
 from tests.models.engine.guess_oracle import ALWAYS, guess_by, remembering
-from tests.models.engine.test_engine import prompts_of_mixed_lengths, tokens
+from tests.models.engine_runs import prompts_of_mixed_lengths, tokens
 from tests.models.parallel.rank_threads import parallel_runner
 
 FAMILIES: dict[str, tuple[str, dict[str, object]]] = {

@@ -10,7 +10,7 @@ from cluster.types import BeamParams, FinishReason, Request, SamplingParams
 from models.engine.beam_search import BeamReport, BeamSearch
 from models.engine.step_inputs import BeamCandidates
 from tests.models.conftest import MakeCheckpoint
-from tests.models.engine.test_engine import (
+from tests.models.engine_runs import (
     greedy,
     make_engine,
     prompts_of_mixed_lengths,

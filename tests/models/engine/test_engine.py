@@ -1,19 +1,24 @@
 """The whole engine on real (tiny, random) checkpoints: greedy tokens equal transformers'."""
 
-from pathlib import Path
-
 import msgspec
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM
 
-from cluster.config import EngineConfig
-from cluster.types import PRIORITY_BATCH, BeamParams, Request, SamplingParams, TokenDelta
+from cluster.types import PRIORITY_BATCH, BeamParams, Request, SamplingParams
 from models.attention.native import NativeAttention
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
 from models.native.library import native_library
 from tests.models.conftest import MakeCheckpoint
+from tests.models.engine_runs import (
+    greedy,
+    make_engine,
+    prompts_of_mixed_lengths,
+    reference_outputs,
+    run,
+    tokens,
+)
 
 EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 48}
 KERNELS = {"head_dim": 32}  # which the CPU kernels serve
@@ -48,66 +53,6 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
         {**EXPERTS, "norm_topk_prob": True, "mlp_only_layers": [1], **KERNELS},
     ),
 }
-OUTPUT_LEN = 16
-
-
-def prompts_of_mixed_lengths() -> list[list[int]]:
-    """Sixteen prompts of 1 to 120 tokens; half of them begin with the same 40."""
-    generator = torch.Generator().manual_seed(1)
-
-    def draw(count: int) -> list[int]:
-        return torch.randint(3, 257, (count,), generator=generator).tolist()
-
-    shared = draw(40)
-    lengths = [1, 2, 5, 15, 16, 17, 33, 80]
-    return [draw(n) for n in lengths] + [shared + draw(n) for n in lengths]
-
-
-def reference_outputs(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
-    """Greedy continuations by transformers, one prompt at a time, end-of-sequence included."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    config = GenerationConfig(
-        max_new_tokens=OUTPUT_LEN, do_sample=False, eos_token_id=2, pad_token_id=0
-    )
-    outputs = []
-    for prompt in prompts:
-        ids = model.generate(torch.tensor([prompt]), generation_config=config)
-        outputs.append(ids[0, len(prompt) :].tolist())
-    return outputs
-
-
-def make_engine(folder: Path, **config: object) -> Engine:
-    engine_config = EngineConfig(**{"max_model_len": 256, "max_num_seqs": 48, **config})  # type: ignore[arg-type]
-    return Engine(ModelRunner(folder, engine_config, dtype="float32"), engine_config)
-
-
-def run(engine: Engine, requests: list[Request]) -> dict[tuple[str, int], list[TokenDelta]]:
-    for request in requests:
-        engine.add_request(request)
-    deltas: dict[tuple[str, int], list[TokenDelta]] = {}
-    while engine.has_unfinished:
-        for delta in engine.step():
-            deltas.setdefault((delta.request_id, delta.index), []).append(delta)
-        engine.check()
-    stats = engine.stats()
-    assert stats.num_free_blocks == stats.num_blocks
-    return deltas
-
-
-def tokens(deltas: list[TokenDelta]) -> list[int]:
-    return [token for delta in deltas for token in delta.token_ids]
-
-
-def greedy(prompts: list[list[int]], **params: object) -> list[Request]:
-    params = {"temperature": 0.0, "max_tokens": OUTPUT_LEN, **params}
-    return [
-        Request(
-            request_id=str(k),
-            prompt_token_ids=prompt,
-            sampling_params=SamplingParams(**params),  # type: ignore[arg-type]
-        )
-        for k, prompt in enumerate(prompts)
-    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -24,21 +24,10 @@ from models.engine.model_runner import ModelRunner
 from models.grammar.compiler import GrammarCompiler
 from models.tokenizer import Tokenizer
 from tests.models.conftest import MakeCheckpoint
-from tests.models.engine.test_engine import run, tokens
+from tests.models.engine_runs import run, tokens
+from tests.models.family_samples import JSON_SPEC, REGEX_SPEC
 from tests.models.grammar.grammar_walk import EOS_TOKEN_IDS, byte_level_tokenizer, load_tokenizer
 
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "sentiment": {"enum": ["positive", "negative"]},
-        "stars": {"type": "integer", "minimum": 1, "maximum": 5},
-        "tags": {"type": "array", "items": {"enum": ["clean", "quiet"]}, "maxItems": 2},
-    },
-    "required": ["sentiment", "stars", "tags"],
-    "additionalProperties": False,
-}
-JSON_SPEC = GrammarSpec(kind=GrammarKind.JSON_SCHEMA, text=json.dumps(SCHEMA))
-REGEX_SPEC = GrammarSpec(kind=GrammarKind.REGEX, text=r"[a-c]{3,8}-\d{2}")
 CHOICES = ["positive", "negative", "posh"]
 CHOICE_SPEC = GrammarSpec(kind=GrammarKind.CHOICE, text=json.dumps(CHOICES))
 BYTES_PER_BLOCK = 2 * 2 * 2 * 16 * 4 * 16

@@ -11,7 +11,7 @@ from cluster.types import BeamParams, GrammarKind, GrammarSpec, Request, Samplin
 from models.engine.engine import Engine
 from models.grammar.compiler import GrammarCompiler
 from tests.models.conftest import MakeCheckpoint
-from tests.models.engine.test_engine import make_engine, prompts_of_mixed_lengths, run, tokens
+from tests.models.engine_runs import make_engine, prompts_of_mixed_lengths, run, tokens
 from tests.models.grammar.grammar_walk import EOS_TOKEN_IDS, byte_level_tokenizer
 from tests.models.parallel.rank_threads import engine_config
 

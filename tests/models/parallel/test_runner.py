@@ -28,7 +28,7 @@ from models.parallel.runner import TPRunner
 from models.parallel.step_order import StepOrder
 from models.weights import load_weights
 from tests.models.conftest import MakeCheckpoint
-from tests.models.engine.test_engine import greedy, prompts_of_mixed_lengths, run, tokens
+from tests.models.engine_runs import greedy, prompts_of_mixed_lengths, run, tokens
 from tests.models.grammar.grammar_walk import EOS_TOKEN_IDS, byte_level_tokenizer
 from tests.models.parallel.rank_threads import engine_config, engine_on, parallel_runner
 
