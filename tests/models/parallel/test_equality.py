@@ -20,8 +20,8 @@ NUM_BLOCKS = 22  # few enough that sequences are preempted
 def test_a_crowded_engine_gives_the_same_tokens_on_several_ranks(
     family_sample: FindSample, monkeypatch: pytest.MonkeyPatch, family: str, size: int
 ) -> None:
-    """With and without guesses. Half of the prompts begin alike, and find that in the cache; two
-    ranks, which are quicker than four, compute all of it again, and find all of it there."""
+    """Without guesses and with them. Half of the prompts begin alike, and find that in the cache;
+    two ranks, which are quicker than four, are asked twice, and find all of it there."""
     sample = family_sample(family)
     guess_by(monkeypatch, remembering(sample.expected_texts), seed=5)
     config = {
@@ -34,7 +34,7 @@ def test_a_crowded_engine_gives_the_same_tokens_on_several_ranks(
         assert is_native == sample.has_kernels
         engine = engine_on(runner, sample.compiler, **config)
         guessing = engine_on(runner, sample.compiler, speculative_config=ALWAYS, **config)
-        for each in (engine, guessing, engine) if size == 2 else (engine, guessing):
+        for each in (engine, engine, guessing) if size == 2 else (engine, guessing):
             assert_same(run(each, all_requests()), sample.expected)
     for each in (engine, guessing):
         stats = each.stats()
