@@ -33,12 +33,13 @@ from deployments.ingress.line_calls import LineCalls, line_calls
 from deployments.ingress.served_model import ServedModel, load_served_model
 from deployments.ingress.services import TenantServices
 from models.tokenizer import Tokenizer
+from tests.cluster.task_queue.tasks import BEAT_S, LEASE_S
 from tests.deployments.ingress.scripted_server import CONTEXT, KEY, MODEL, deltas, listening
+from tests.redis_server import PATIENCE_S
 
 EMBED_MODEL = "shoal/lengths"
 OTHER_KEY = "shoal-other-key"  # of the tenant "other"
 CHAT_URL = "/v1/chat/completions"
-LEASE_S = 1.0
 
 
 @dataclass
@@ -107,7 +108,7 @@ def configuration(redis_url: str, **storage: object) -> ShoalConfig:
         {
             "models": [{"name": MODEL, "source": "unused"}],
             "embedders": [{"name": EMBED_MODEL, "source": "demo"}],
-            "redis": {"url": redis_url},
+            "redis": {"url": redis_url, "timeout_s": PATIENCE_S},
             "storage": storage,
             "auth": {"api_keys": keys},
         }
@@ -136,6 +137,7 @@ async def working(
     async with connect(config.redis) as redis:
         files = FileStore(redis, objects, max_bytes=batches.max_file_bytes)
         worker = BatchWorker(config, batches, redis, files, calls, name=name, lease_s=LEASE_S)
+        worker._loop._beat_s = BEAT_S
         running = asyncio.create_task(worker.run())
         try:
             yield worker
@@ -162,11 +164,11 @@ class BatchServer:
         return f"http://127.0.0.1:{self.port}"
 
     def openai(self, key: str = KEY, path: str = "/v1") -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=self.url + path, api_key=key, max_retries=0, timeout=60)
+        return AsyncOpenAI(base_url=self.url + path, api_key=key, max_retries=0, timeout=120)
 
     def http(self, key: str = KEY) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {key}"}
-        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60)
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=120)
 
     async def upload(self, lines: Iterable[object], *, key: str = KEY) -> str:
         """The id of a batch file. Bytes are lines as they are."""
@@ -184,7 +186,7 @@ class BatchServer:
                 input_file_id=file_id, endpoint=endpoint, completion_window="24h", **more
             )
 
-    async def end_of(self, batch_id: str, *, key: str = KEY, timeout_s: float = 120) -> Any:
+    async def end_of(self, batch_id: str, *, key: str = KEY, timeout_s: float = 300) -> Any:
         return await self.until(batch_id, lambda b: b.status in FINAL, key=key, timeout_s=timeout_s)
 
     async def until(
@@ -193,7 +195,7 @@ class BatchServer:
         condition: Callable[[Any], bool],
         *,
         key: str = KEY,
-        timeout_s: float = 120,
+        timeout_s: float = 300,
     ) -> Any:
         async with self.openai(key) as client, asyncio.timeout(timeout_s):
             while True:

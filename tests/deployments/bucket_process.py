@@ -19,7 +19,6 @@ from tests.deployments.bucket_fakes import HashEmbedder
 from tests.deployments.bucket_rig import rig
 
 EMBEDDED_KEY = "embedded"
-LEASE_S = 1.0
 _BATCH_S = 0.05
 
 
@@ -44,7 +43,7 @@ async def work(url: str, home: Path) -> None:
     async with rig(url, home) as made:
         made.reader = DocumentReader(limits)
         made.embedders["m"] = SlowEmbedder("m", redis=made.redis)
-        worker = made.worker(f"process {os.getpid()}", lease_s=LEASE_S)
+        worker = made.worker(f"process {os.getpid()}")
         await worker.run()
 
 

@@ -17,7 +17,9 @@ from cluster.task_queue.task import TaskRecord
 from cluster.types import BucketRef
 from deployments.bucket_worker import BucketWorker, Surroundings
 from deployments.file_embedding import ChunkReader
+from tests.cluster.task_queue.tasks import BEAT_S, LEASE_S
 from tests.deployments.bucket_fakes import HashEmbedder, LineReader
+from tests.redis_server import PATIENCE_S
 
 BUCKET = BucketRef("default", "handbook")
 
@@ -47,20 +49,22 @@ class Rig:
     def embedder(self) -> HashEmbedder:
         return self.embedders["m"]
 
-    def worker(self, name: str = "w", *, lease_s: float = 5.0) -> BucketWorker:
+    def worker(self, name: str = "w") -> BucketWorker:
         around = Surroundings(
             redis=self.redis,
             objects=self.objects,
             reader=self.reader,
             embedders=dict(self.embedders),
         )
-        return BucketWorker(
-            self.config, around, name=name, lease_s=lease_s, crawled_networks=["127.0.0.0/8"]
+        worker = BucketWorker(
+            self.config, around, name=name, lease_s=LEASE_S, crawled_networks=["127.0.0.0/8"]
         )
+        worker._loop._beat_s = BEAT_S
+        return worker
 
     @asynccontextmanager
-    async def working(self, *, num_workers: int = 1, lease_s: float = 5.0) -> AsyncIterator[None]:
-        workers = [self.worker(f"w{n}", lease_s=lease_s) for n in range(num_workers)]
+    async def working(self, *, num_workers: int = 1) -> AsyncIterator[None]:
+        workers = [self.worker(f"w{n}") for n in range(num_workers)]
         running = [asyncio.create_task(worker.run()) for worker in workers]
         try:
             yield
@@ -94,7 +98,7 @@ class Rig:
         return await self.tasks.request(bucket.tenant, body)
 
     async def end_of(self, record: TaskRecord) -> TaskRecord:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             return await self.queue.wait_until_final(record.tenant, record.task_id)
 
     async def embed(self, bucket: BucketRef = BUCKET, **options: object) -> TaskRecord:
@@ -126,7 +130,7 @@ async def rig(
         {
             "models": [{"name": "chat", "source": "unused"}],
             "embedders": [{"name": name, "source": "unused"} for name in models],
-            "redis": {"url": redis_url},
+            "redis": {"url": redis_url, "timeout_s": PATIENCE_S},
             "retrieval": retrieval,
         }
     )

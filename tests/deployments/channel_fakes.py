@@ -95,7 +95,7 @@ class FakeEngine:
 
     async def until(self, condition: Callable[["FakeEngine"], bool]) -> None:
         """Wait until the engine has been told enough for the condition to hold."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(120):
             while not condition(self):
                 self.changed.clear()
                 await self.changed.wait()

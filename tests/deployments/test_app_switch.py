@@ -214,12 +214,12 @@ async def test_it_is_asked_again_when_nothing_is_replaced_after_all() -> None:
     await switch.switch_to(replaced, on_closed=_nothing)
     asking = asyncio.create_task(Client().ask(switch))
     for number in (1, 2):
-        await asyncio.wait_for(replaced.was_asked.wait(), 5)
+        await asyncio.wait_for(replaced.was_asked.wait(), 120)
         assert replaced.bodies == [b"onetwo"] * number
         replaced.was_asked.clear()
         await asyncio.sleep(0)
         switch.try_again()
-    await asyncio.wait_for(replaced.was_asked.wait(), 5)
+    await asyncio.wait_for(replaced.was_asked.wait(), 120)
     await switch.switch_to(Echo(), on_closed=_nothing)
     assert await asking == b"echo onetwo"
     await switch.close()
@@ -241,7 +241,7 @@ async def test_who_has_waited_too_long_or_is_too_many_is_told_by_the_app(
     switch = AppSwitch()
     replaced = Replaced()
     await switch.switch_to(replaced, on_closed=_nothing)
-    assert await asyncio.wait_for(Client().ask(switch), 5) == b"sorry"
+    assert await asyncio.wait_for(Client().ask(switch), 120) == b"sorry"
     assert replaced.bodies == [b"onetwo"] * 2
     await switch.close()
 
@@ -254,7 +254,7 @@ async def test_who_leaves_while_waiting_is_not_waited_for() -> None:
     asking = asyncio.create_task(client.ask(switch))
     await replaced.was_asked.wait()
     client.say({"type": "http.disconnect"})
-    assert await asyncio.wait_for(asking, 5) == b"sorry"  # sent to nobody
+    assert await asyncio.wait_for(asking, 120) == b"sorry"  # sent to nobody
     await switch.close()
 
 
@@ -272,7 +272,7 @@ async def test_an_answer_that_has_begun_is_not_begun_again() -> None:
     switch = AppSwitch()
     await switch.switch_to(begins, on_closed=_nothing)
     with pytest.raises(PoolReplacedError):
-        await asyncio.wait_for(Client().ask(switch), 5)
+        await asyncio.wait_for(Client().ask(switch), 120)
     await switch.close()
 
 

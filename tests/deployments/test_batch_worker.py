@@ -24,6 +24,7 @@ from cluster.tenants.limits import OwnLimits, TenantLimits
 from cluster.tenants.records import ApiKey
 from cluster.tenants.tenant_store import TenantStore
 from cluster.tenants.usage import UsageCounts, UsageStore
+from tests.cluster.task_queue.tasks import end_leases
 from tests.deployments.batch_process import ANSWERED_KEY
 from tests.deployments.batch_rig import (
     CHAT_URL,
@@ -61,7 +62,7 @@ async def first_line(running: Process) -> str:
 
 
 async def wait_for_answers(redis: RedisClient, num: int) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while True:
             try:
                 if int(await redis.execute("GET", ANSWERED_KEY) or 0) >= num:
@@ -114,6 +115,7 @@ async def test_a_killed_worker_loses_and_doubles_no_line(
         for kill in range(num_kills):
             async with process("work", url, tmp_path, checkpoint, 0.05):
                 await wait_for_answers(server.redis, 100 * (kill + 1))
+            await end_leases(server.tasks.queue)
         async with process("work", url, tmp_path, checkpoint, 0.005):
             await check(server, started.id, num)
         num_answered = int(await server.redis.execute("GET", ANSWERED_KEY))
@@ -132,6 +134,7 @@ async def test_a_worker_that_freezes_and_thaws_changes_nothing_and_works_on(
         started = await server.start([chat_line(f"c{n}", f"hello {n}") for n in range(200)])
         await wait_for_answers(server.redis, 60)
         frozen.send_signal(signal.SIGSTOP)
+        await end_leases(server.tasks.queue)
         async with process("work", url, tmp_path, checkpoint, 0.005):
             await check(server, started.id, 200)
         frozen.send_signal(signal.SIGCONT)
@@ -180,7 +183,7 @@ async def test_redis_killed_and_back_costs_no_line(
 
 
 async def check_despite_reconnects(server: BatchServer, batch_id: str, num: int) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while True:
             try:
                 await server.tasks.get("default", batch_id)

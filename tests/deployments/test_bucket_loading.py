@@ -109,7 +109,7 @@ async def test_what_ends_the_reading_ends_the_indexing(store: ChunkStore) -> Non
 
     with ThreadPoolExecutor(1) as executor:
         writer = IndexWriter(store, executor)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             with pytest.raises(MemoryError, match="enough"):
                 await writer.change(*(index, BUCKET, 7), added=segments, removed=(), check=refuse)
             gone = (*segments, live("gone"))
@@ -126,7 +126,7 @@ async def test_an_index_that_fails_ends_the_reading(
     segments = await commit_files(store, 30)
     index = BucketIndex(WIDTH + 1, max_exact_chunks=10**6, num_threads=1)  # vectors do not fit
     with ThreadPoolExecutor(1) as executor:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             with pytest.raises(ValueError, match="broadcast"):
                 await IndexWriter(store, executor).change(
                     *(index, BUCKET, 7), added=segments, removed=()

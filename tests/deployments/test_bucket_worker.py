@@ -16,6 +16,7 @@ from cluster.task_queue.task import TaskStatus
 from cluster.types import BucketRef
 from models.documents.reader import DocumentReader
 from models.documents.settings import ReadingLimits
+from tests.cluster.task_queue.tasks import end_leases
 from tests.deployments.bucket_process import EMBEDDED_KEY
 from tests.deployments.bucket_rig import BUCKET, Rig, rig
 from tests.redis_server import RedisServer
@@ -38,7 +39,7 @@ async def bucket_rig(redis_server: RedisServer, tmp_path: Path) -> AsyncIterator
 
 async def until(is_so: Callable[[], object]) -> None:
     """For what nobody announces."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             if await is_so():  # type: ignore[misc]
                 return
@@ -56,17 +57,18 @@ async def test_a_bucket_follows_its_objects(bucket_rig: Rig) -> None:
     await bucket_rig.put(a="one", b="two")
     async with bucket_rig.working():
         await bucket_rig.embed()
-        await bucket_rig.put(a="changed", c="more")
-        await bucket_rig.objects.delete(BUCKET, "b.txt")
-        for _ in range(50):  # one task comes of many changes
-            await bucket_rig.tasks.request_sync(BUCKET)
-        counts = await bucket_rig.queue.counts()
-        assert counts[TaskStatus.QUEUED] == 1
+    await bucket_rig.put(a="changed", c="more")
+    await bucket_rig.objects.delete(BUCKET, "b.txt")
+    for _ in range(50):  # one task comes of many changes
+        await bucket_rig.tasks.request_sync(BUCKET)
+    counts = await bucket_rig.queue.counts()
+    assert counts[TaskStatus.QUEUED] == 1
+    async with bucket_rig.working():
         await until_texts(bucket_rig, {"a.txt": ["changed"], "c.txt": ["more"]})
 
 
 async def test_tasks_that_wait_are_counted(bucket_rig: Rig) -> None:
-    worker = bucket_rig.worker("w", lease_s=5)
+    worker = bucket_rig.worker()
     assert await worker.num_waiting() == 0
     record = await bucket_rig.request()
     assert await worker.num_waiting() == 1
@@ -187,6 +189,7 @@ async def test_a_worker_killed_again_and_again_loses_and_doubles_no_chunk(
                 await until(has_embedded)
                 process.kill()
                 process.wait()
+                await end_leases(made.queue)
                 process = start_process(url, tmp_path)
             done = await made.end_of(record)
         finally:

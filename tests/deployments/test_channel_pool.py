@@ -381,7 +381,7 @@ async def test_requests_spread_over_the_replicas() -> None:
 
 async def test_the_load_reports_of_the_replicas_arrive() -> None:
     async with replica() as only, pool(FakePicker(only.endpoint)) as channel_pool:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(120):
             while not channel_pool.is_ready():  # noqa: ASYNC110 - readiness is asked for, not told
                 await asyncio.sleep(0.01)
         only.server.report(ReplicaStats(num_requests_waiting=7, num_blocks=4, num_free_blocks=3))

@@ -27,7 +27,7 @@ class RawClient:
         self.writer.write(wire.encode_frame(message))
 
     async def receive(self) -> wire.ServerMessage:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(120):
             (num_bytes,) = struct.unpack("<I", await self.reader.readexactly(4))
             return wire.decode_server_message(await self.reader.readexactly(num_bytes))
 
@@ -37,7 +37,7 @@ class RawClient:
         return message
 
     async def is_closed(self) -> bool:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(120):
             try:
                 while await self.reader.read(65536):
                     pass

@@ -38,7 +38,7 @@ async def listening(app: SlowApp) -> AsyncIterator[tuple[HTTPListener, int]]:
     port = shared.getsockname()[1]
     listener = HTTPListener(app, shared)
     listener.start()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(120):
         while not can_connect(port):  # noqa: ASYNC110 - uvicorn does not say when it listens
             await asyncio.sleep(0.01)
     try:
@@ -59,7 +59,7 @@ async def test_draining_finishes_the_running_response_and_accepts_no_other() -> 
         running = asyncio.create_task(client.get(f"http://127.0.0.1:{port}/"))
         await app.asked.wait()
         drained = asyncio.create_task(listener.drain())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(120):
             while can_connect(port):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert not drained.done()

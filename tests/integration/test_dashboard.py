@@ -78,7 +78,7 @@ class Dashboard:
     def client(self) -> httpx.Client:
         token = (self.home / "ray_token").read_text().strip()
         headers = {"authorization": f"Bearer {token}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=120, trust_env=False)
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def _deploy(dashboard: Dashboard, config: ShoalConfig) -> None:
 def _plant(url: str) -> None:
     headers = {"authorization": f"Bearer {KEY}"}
     messages = [{"role": "user", "content": PROMPT}]
-    with httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as client:
+    with httpx.Client(base_url=url, headers=headers, timeout=120, trust_env=False) as client:
         secret = {"identifier": "mine", "type": "bearer", "token": PROVIDER_SECRET}
         assert client.post("/v2/integration_secrets", json=secret).status_code == 201
         for stream in (False, True):

@@ -180,6 +180,6 @@ def test_ranks_leave_with_their_replica(pools: Cluster) -> None:
     [rank] = processes_titled(pools, RANK)
     [replica] = processes_titled(pools, "ServeReplica:shoal:ModelReplica-shared")
     os.kill(replica.pid, signal.SIGKILL)
-    gone, _ = psutil.wait_procs([rank], timeout=10)
+    gone, _ = psutil.wait_procs([rank], timeout=120)
     assert gone
     wait_for(lambda: answers(pools, "shared"), timeout_s=RECOVERY_TIMEOUT_S)

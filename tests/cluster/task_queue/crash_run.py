@@ -82,7 +82,7 @@ class Workers:
             process.send_signal(signal.SIGTERM)
         problems = []
         for name, process in self.processes.items():
-            if process.wait(timeout=20) != 0:
+            if process.wait(timeout=120) != 0:
                 problems.append(f"{name} ended with {process.returncode}: {self.log(name)[-2000:]}")
         self.processes.clear()
         return problems

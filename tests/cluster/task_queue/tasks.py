@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cluster.redis_client import Script
 from cluster.task_queue.leases import Nothing, TaskLeases
 from cluster.task_queue.queue import TaskQueue
 from cluster.task_queue.task import (
@@ -29,6 +30,14 @@ class Other(TaskBody, tag="other"):
 
 COUNT = type_name(Count)
 SUCCESS = Outcome(status=TaskStatus.SUCCEEDED)
+LEASE_S = 600.0
+BEAT_S = 0.2  # a running task hears that it is cancelled as often
+_END_LEASES = Script("""
+local pending = redis.pcall('XPENDING', KEYS[1], 'workers', '-', '+', 1000)
+for _, entry in ipairs(pending) do
+  redis.call('XCLAIM', KEYS[1], 'workers', 'workers', 0, entry[1], 'IDLE', 1000000, 'JUSTID')
+end
+""")
 
 
 def task(note: str = "", *, tenant: str = "a", **options: Any) -> NewTask:
@@ -39,7 +48,7 @@ def note_of(record: TaskRecord) -> str:
     return record.decode_body(Count).note
 
 
-def leases(queue: TaskQueue, *, lease_s: float = 60.0, **options: Any) -> TaskLeases:
+def leases(queue: TaskQueue, *, lease_s: float = LEASE_S, **options: Any) -> TaskLeases:
     return TaskLeases(queue, worker="w", lease_s=lease_s, **options)
 
 
@@ -47,6 +56,14 @@ async def claim(of: TaskLeases) -> Lease:
     lease = await of.claim()
     assert isinstance(lease, Lease)
     return lease
+
+
+async def end_leases(queue: TaskQueue) -> None:
+    """As if time had gone by without a heart-beat. Leases of tests are longer than any test lasts,
+    so that a busy machine does not end one whose worker is well.
+    """
+    for priority in TaskPriority:
+        await queue.redis.run(_END_LEASES, keys=[f"{queue.root}:ready:{int(priority)}"])
 
 
 async def is_empty(queue: TaskQueue) -> bool:

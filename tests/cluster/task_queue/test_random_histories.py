@@ -146,7 +146,7 @@ async def test_no_task_is_lost_or_run_twice_and_lanes_are_exclusive(
     queue: TaskQueue, seed: int
 ) -> None:
     history = History(queue, seed)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         for _ in range(150):
             await history.step()
         await history.drain()

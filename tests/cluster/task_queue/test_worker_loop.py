@@ -20,7 +20,7 @@ from cluster.task_queue.task import (
     TaskStatus,
 )
 from cluster.task_queue.worker_loop import TaskWorkerLoop
-from tests.cluster.task_queue.tasks import SUCCESS, Count, Other, is_empty, task
+from tests.cluster.task_queue.tasks import LEASE_S, SUCCESS, Count, Other, is_empty, task
 from tests.redis_server import RedisServer, patient_config
 
 Run = Callable[[Count, RunningTask], Awaitable[Outcome]]
@@ -37,7 +37,7 @@ async def working(
         name="w",
         num_slots=2,
         num_workers=num_workers,
-        lease_s=600,
+        lease_s=LEASE_S,
         retries=QUICK,
     )
     loop._beat_s = beat_s or loop._beat_s
@@ -51,7 +51,7 @@ async def working(
 
 
 async def end_of(queue: TaskQueue, record: TaskRecord) -> TaskRecord:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         return await queue.wait_until_final(record.tenant, record.task_id)
 
 
@@ -251,7 +251,7 @@ async def test_a_handler_whose_task_another_worker_has_is_cancelled(queue: TaskQ
         return SUCCESS
 
     await queue.enqueue(task())
-    async with working(queue, run, beat_s=0.02), asyncio.timeout(60):
+    async with working(queue, run, beat_s=0.02), asyncio.timeout(120):
         await was_cancelled.wait()
 
 

@@ -188,7 +188,7 @@ async def test_leases_end_by_themselves_unless_they_are_renewed(
     dying = TenantLimiter(redis_client, grace_s=300)
     await dying.admit("acme", limits, num_tokens=1)
     living = TenantLimiter(redis_client, grace_s=300)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while isinstance(await try_to_admit(living, limits), LimitReachedError):  # noqa: ASYNC110
             await asyncio.sleep(0.02)  # a lease that ends tells nobody
     async with living.following():
@@ -231,7 +231,7 @@ async def test_without_redis_requests_run_for_a_while_and_are_counted(
         with pytest.raises(ServiceUnavailableError):
             await strict.admit("acme", limits, num_tokens=1)
         server.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while not isinstance(await try_to_admit(limiter, limits), LimitReachedError):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert "held again" in caplog.text

@@ -31,7 +31,9 @@ from deployments.local_embedder import LocalEmbedder
 from models.documents.reader import DocumentReader
 from models.documents.settings import ReadingLimits
 from models.embedding.text_embedder import TextEmbedder
+from tests.cluster.task_queue.tasks import BEAT_S, LEASE_S
 from tests.deployments.ingress.scripted_server import KEY, MODEL, serving
+from tests.redis_server import PATIENCE_S
 
 EMBED_MODEL = "shoal/demo-embed"
 OTHER_KEY = "shoal-other-key"  # of the tenant "other"
@@ -126,14 +128,14 @@ class BucketServer:
         return f"http://127.0.0.1:{self.port}"
 
     def telnyx(self, key: str = KEY) -> AsyncTelnyx:
-        return AsyncTelnyx(api_key=key, base_url=f"{self.url}/v2", max_retries=0, timeout=30)
+        return AsyncTelnyx(api_key=key, base_url=f"{self.url}/v2", max_retries=0, timeout=120)
 
     def openai(self, path: str = "/v2/ai") -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=self.url + path, api_key=KEY, max_retries=0, timeout=30)
+        return AsyncOpenAI(base_url=self.url + path, api_key=KEY, max_retries=0, timeout=120)
 
     def http(self, key: str | None = KEY) -> httpx.AsyncClient:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=30)
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=120)
 
     async def make(self, bucket: str = "handbook", tenant: str = "default", **files: str) -> None:
         """A bucket of Markdown files, by their names without the ending."""
@@ -150,7 +152,7 @@ class BucketServer:
         return await self.end_of(str(made.data.task_id), key)
 
     async def end_of(self, task_id: str, key: str = KEY) -> Any:
-        async with self.telnyx(key) as client, asyncio.timeout(60):
+        async with self.telnyx(key) as client, asyncio.timeout(120):
             while True:
                 task = await client.ai.embeddings.retrieve(task_id)
                 if task.data.status not in ("queued", "processing"):
@@ -163,7 +165,7 @@ def bucket_configuration(redis_url: str, **retrieval: object) -> ShoalConfig:
         {
             "models": [{"name": MODEL, "source": "unused"}],
             "embedders": [{"name": EMBED_MODEL, "source": "demo"}],
-            "redis": {"url": redis_url},
+            "redis": {"url": redis_url, "timeout_s": PATIENCE_S},
             "retrieval": {"sync_interval_s": 3600, **retrieval},
             "auth": {
                 "api_keys": [
@@ -198,8 +200,9 @@ async def serving_buckets(
         )
         around = Surroundings(redis=redis, objects=objects, reader=reader, embedders=embedders)
         worker = BucketWorker(
-            config, around, name="w", lease_s=1.0, crawled_networks=["127.0.0.0/8"]
+            config, around, name="w", lease_s=LEASE_S, crawled_networks=["127.0.0.0/8"]
         )
+        worker._loop._beat_s = BEAT_S
         working = asyncio.create_task(worker.run())
         try:
             async with serving(checkpoint, config, retrieval=services) as server:

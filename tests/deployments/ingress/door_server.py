@@ -57,14 +57,14 @@ class DoorServer:
         return f"http://127.0.0.1:{self.port}"
 
     def telnyx(self, key: str = KEY) -> AsyncTelnyx:
-        return AsyncTelnyx(api_key=key, base_url=f"{self.url}/v2", max_retries=0, timeout=30)
+        return AsyncTelnyx(api_key=key, base_url=f"{self.url}/v2", max_retries=0, timeout=120)
 
     def openai(self, path: str = "/v2/ai", key: str = KEY) -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=self.url + path, api_key=key, max_retries=0, timeout=30)
+        return AsyncOpenAI(base_url=self.url + path, api_key=key, max_retries=0, timeout=120)
 
     def http(self, key: str | None = KEY) -> httpx.AsyncClient:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=30, trust_env=False)
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=120, trust_env=False)
 
     async def chat(self, **body: Any) -> httpx.Response:
         """A whole answer."""

@@ -62,10 +62,10 @@ class EmbeddingServer:
 
     def openai(self, path: str = "/v1") -> AsyncOpenAI:
         url = f"http://127.0.0.1:{self.port}{path}"
-        return AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=60)
+        return AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=120)
 
     def http(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=120)
 
 
 class BucketsOrEmbeddings:

@@ -95,11 +95,11 @@ class EngineServer:
         return f"http://127.0.0.1:{self.port}"
 
     def openai(self) -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=self.url + "/v1", api_key=KEY, max_retries=0, timeout=60)
+        return AsyncOpenAI(base_url=self.url + "/v1", api_key=KEY, max_retries=0, timeout=120)
 
     def http(self) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {KEY}"}
-        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=60)
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=120)
 
     def text(self, token_ids: list[int]) -> str:
         """What a client sees of a sequence."""

@@ -156,11 +156,11 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def openai(self, path: str = "/v1", key: str = KEY) -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=self.url + path, api_key=key, max_retries=0, timeout=30)
+        return AsyncOpenAI(base_url=self.url + path, api_key=key, max_retries=0, timeout=120)
 
     def http(self, key: str | None = KEY) -> httpx.AsyncClient:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=30)
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=120)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)

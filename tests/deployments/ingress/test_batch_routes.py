@@ -423,7 +423,7 @@ async def test_nothing_but_the_files_is_left_when_a_batch_has_ended(server: Batc
     async def objects() -> list[str]:
         return [info.key async for info in server.files.objects.list_objects(bucket)]
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while True:  # the worker deletes the rest after it has said the end
             if len(await objects()) == 2:
                 break

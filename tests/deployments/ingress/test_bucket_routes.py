@@ -54,7 +54,7 @@ async def client(server: BucketServer) -> AsyncIterator[AsyncTelnyx]:
 
 async def eventually(is_so: Callable[[], Awaitable[bool]]) -> None:
     """For what nobody announces."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             if await is_so():
                 return

@@ -47,7 +47,7 @@ async def test_a_request_that_waits_too_long_ends_with_408(server: Server, is_st
     assert answer.json()["errors"][0]["code"] == "10008"
     assert "0.2 seconds that x-request-timeout allows" in answer.json()["error"]["message"]
     assert answer.headers["x-should-retry"] == "false"
-    await asyncio.wait_for(server.pool.all_closed.wait(), 10)
+    await asyncio.wait_for(server.pool.all_closed.wait(), 120)
 
 
 async def test_a_stream_ends_midway_with_an_error_event(server: Server) -> None:
@@ -67,7 +67,7 @@ async def test_a_stream_ends_midway_with_an_error_event(server: Server) -> None:
     errors = [event["error"] for event in events if isinstance(event, dict) and "error" in event]
     assert len(errors) == 1
     assert "x-request-timeout" in errors[0]["message"]
-    await asyncio.wait_for(server.pool.all_closed.wait(), 10)
+    await asyncio.wait_for(server.pool.all_closed.wait(), 120)
 
 
 async def test_an_answer_in_time_is_not_touched(server: Server) -> None:

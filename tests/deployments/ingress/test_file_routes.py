@@ -256,13 +256,13 @@ async def test_a_client_that_leaves_in_the_middle_leaves_nothing(server: BatchSe
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(head.encode() + body[:-30])
     await writer.drain()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while True:  # until the file is stored
             if await objects_of(server):
                 break
             await asyncio.sleep(0.01)
     writer.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while True:
             if not await objects_of(server):
                 break

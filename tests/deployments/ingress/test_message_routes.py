@@ -32,7 +32,7 @@ class Reading(BaseModel):
 
 def client_of(server: Server, base: str = "", **options: Any) -> AsyncAnthropic:
     options = options or {"api_key": KEY}
-    return AsyncAnthropic(base_url=server.url + base, max_retries=0, timeout=30, **options)
+    return AsyncAnthropic(base_url=server.url + base, max_retries=0, timeout=120, **options)
 
 
 async def create(server: Server, **fields: Any) -> Any:

@@ -143,7 +143,7 @@ async def planted(
             connect(config.redis) as redis,
             _serving(config, redis, checkpoint, tmp_path) as port,
             httpx.AsyncClient(
-                base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60, trust_env=False
+                base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=120, trust_env=False
             ) as client,
         ):
             yield Planted(client, provider, [])

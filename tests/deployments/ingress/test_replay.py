@@ -65,7 +65,7 @@ async def behind_a_switch(checkpoint: Path) -> AsyncIterator[tuple[Fronts, httpx
     async with listening(fronts.switch) as port:
         headers = {"authorization": f"Bearer {KEY}"}
         url = f"http://127.0.0.1:{port}"
-        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as client:
             yield fronts, client
     await fronts.switch.close()
 

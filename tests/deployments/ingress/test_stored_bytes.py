@@ -63,7 +63,7 @@ async def url(redis_config: RedisConfig, tmp_path: Path) -> AsyncIterator[str]:
 async def test_buckets_and_files_share_the_limit(url: str) -> None:
     headers = {"authorization": f"Bearer {KEY}"}
     async with (
-        httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as s3,
+        httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as s3,
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client,
     ):
         await s3.put(BUCKET)

@@ -44,7 +44,7 @@ async def opens(server: Server, key: str) -> bool:
 
 
 async def until_closed(server: Server, key: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while True:
             if not await opens(server, key):
                 return

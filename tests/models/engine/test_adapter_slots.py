@@ -42,7 +42,7 @@ class SlotSimulator(KVSimulator):
         name = folder.name
         self.read.append(name)
         if name in self.gates:
-            assert self.gates[name].wait(timeout=30)
+            assert self.gates[name].wait(timeout=120)
         if name in self.errors:
             raise self.errors[name]
         matrix = torch.zeros(1, self.num_bytes_per_layer // 8)

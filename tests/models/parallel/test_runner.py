@@ -89,7 +89,7 @@ async def fail_in_the_middle(folder: Path, size: int, signal_number: int) -> str
 
 
 async def test_a_killed_rank_ends_every_request_with_an_error(folder: Path) -> None:
-    message = await asyncio.wait_for(fail_in_the_middle(folder, 2, signal.SIGKILL), 60)
+    message = await asyncio.wait_for(fail_in_the_middle(folder, 2, signal.SIGKILL), 120)
     assert message.startswith("rank 1 (process ")
     assert message.endswith("was killed by signal 9")
 

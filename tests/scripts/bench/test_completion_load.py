@@ -20,7 +20,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.all_are_here = threading.Barrier(CLIENTS, timeout=60)
+        self.all_are_here = threading.Barrier(CLIENTS, timeout=120)
         self.lack = 0
         self.event: dict[str, Any] = {"choices": [{"text": "a"}]}
 

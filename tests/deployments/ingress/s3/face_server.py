@@ -62,11 +62,11 @@ class FaceServer:
 
     def http(self, key: str | None = KEY) -> httpx.Client:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=120, trust_env=False)
 
     def send_raw(self, head: str, body: bytes = b"") -> socket.socket:
         """A connection on which a request was sent as it is written down, key included."""
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=120)
         lines = [*head.strip().splitlines(), "Host: localhost", f"Authorization: Bearer {KEY}"]
         connection.sendall("\r\n".join([*map(str.strip, lines), "", ""]).encode() + body)
         return connection
@@ -75,7 +75,7 @@ class FaceServer:
         """Wait until a request like `GET /docs/x` has ended; the exception that it ended with."""
         method, _, path = call.partition(" ")
         while True:
-            ended, error = self.ended.get(timeout=20)
+            ended, error = self.ended.get(timeout=120)
             if ended == f"{method} {S3_FACE_PATH}{path}":
                 return error
 
@@ -149,5 +149,5 @@ def serving_face(root: Path, *, keys_required: bool = True) -> Iterator[FaceServ
         yield server
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(timeout=20)
+        thread.join(timeout=120)
         loop.close()
