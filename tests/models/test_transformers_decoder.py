@@ -11,6 +11,15 @@ from cluster.types import SamplingParams
 from models.checkpoint import CheckpointError
 from models.engine.model_runner import ModelRunner
 from models.transformers_decoder import TransformersDecoder
+from tests.models.engine.guess_oracle import ALWAYS, guess_by, remembering
+from tests.models.engine_runs import (
+    greedy,
+    make_engine,
+    prompts_of_mixed_lengths,
+    reference_outputs,
+    run,
+    tokens,
+)
 from tests.models.step_driver import StepDriver, random_tokens, reference_logprobs
 
 SHAPE = {
@@ -43,6 +52,14 @@ FAMILIES = {
     ),
     "olmoe": transformers.OlmoeConfig(**SHAPE, **GROUPED, num_experts=4, num_experts_per_tok=2),
     "gpt neox": transformers.GPTNeoXConfig(**SHAPE, intermediate_size=96),
+    "qwen2 moe": transformers.Qwen2MoeConfig(
+        **SHAPE,
+        **GROUPED,
+        num_experts=6,
+        num_experts_per_tok=2,
+        moe_intermediate_size=48,
+        shared_expert_intermediate_size=48,
+    ),
 }
 
 
@@ -76,6 +93,32 @@ def test_logprobs_equal_transformers_however_the_work_is_cut(
         expected = reference_logprobs(checkpoint, sequence.token_ids)
         ours = torch.stack(sequence.logprobs)
         torch.testing.assert_close(ours, expected[: len(ours)], atol=1e-4, rtol=1e-4)
+
+
+def test_greedy_tokens_equal_generate_in_a_crowded_engine(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunked prompts, prefixes from the cache, preemption; with guesses the second time."""
+    prompts = prompts_of_mixed_lengths()
+    expected = reference_outputs(checkpoint, prompts)
+    texts = [prompt + output for prompt, output in zip(prompts, expected, strict=True)]
+    guess_by(monkeypatch, remembering(texts), seed=1)
+    block_bytes = ModelRunner(
+        checkpoint, EngineConfig(kv_cache_memory_bytes=2**22)
+    ).plan.bytes_per_block
+    for guesses in (None, ALWAYS):
+        engine = make_engine(
+            checkpoint,
+            kv_cache_memory_bytes=22 * block_bytes,
+            max_num_batched_tokens=64,
+            speculative_config=guesses,
+        )
+        deltas = run(engine, greedy(prompts))
+        assert [tokens(deltas[(str(k), 0)]) for k in range(len(prompts))] == expected
+        stats = engine.stats()
+        assert stats.preemptions_total > 0
+        assert stats.cached_prompt_tokens_total > 0
+        assert (stats.spec_decode_accepted_tokens_total > 0) == (guesses is ALWAYS)
 
 
 def test_what_attention_alone_cannot_give_is_refused_with_its_reason(tmp_path: Path) -> None:
