@@ -53,8 +53,18 @@ class AttentionShape:
 class TransformersDecoder:
     """Has the `forward` and `logits` of `models.decoder.Decoder`."""
 
-    def __init__(self, checkpoint_dir: Path, *, dtype: torch.dtype, device: str) -> None:
+    def __init__(
+        self,
+        checkpoint_dir: Path,
+        *,
+        dtype: torch.dtype,
+        device: str,
+        max_model_len: int | None = None,
+    ) -> None:
         """Load the checkpoint and compare its answers with transformers' own.
+
+        Args:
+            max_model_len: no text will be longer; None: as long as the checkpoint allows.
 
         Raises:
             CheckpointError: it cannot be loaded whole, or computes something that a function for
@@ -62,6 +72,7 @@ class TransformersDecoder:
         """
         self.config = _read_config(checkpoint_dir)
         self._model = _load(checkpoint_dir, self.config, dtype).to(device)
+        _fix_frequencies(self._model, max_model_len)
         self._step: StepAttention | None = None
         self._name = f"shoal_{id(self)}"
         AttentionInterface.register(self._name, self._attend)
@@ -258,6 +269,18 @@ def _load(checkpoint_dir: Path, config: PretrainedConfig, dtype: torch.dtype) ->
             raise CheckpointError(f"{checkpoint_dir}: {kind.replace('_', ' ')}: {shown}")
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+def _fix_frequencies(model: PreTrainedModel, max_model_len: int | None) -> None:
+    """Phi-3's "longrope" has two sets of frequencies, and transformers takes the one or the other
+    by the longest text in the batch. Ours are in a batch with any, and their keys stay in the
+    cache: the set is that of the longest text that there may be, for all of them."""
+    for module in model.modules():
+        if getattr(module, "rope_type", None) == "longrope":
+            last = (max_model_len or model.config.max_position_embeddings) - 1
+            last_11 = torch.tensor([[last]], device=model.device)
+            module(torch.empty(0, device=model.device), last_11)  # which chooses
+            module.rope_type = "fixed"  # by which transformers knows whether to choose
 
 
 def _layer_windows(config: PretrainedConfig) -> tuple[int | None, ...]:

@@ -149,7 +149,10 @@ class ModelRunner:
             foreign = importlib.import_module("models.transformers_decoder")
             self._dtype = choose_dtype(dtype, foreign.read_dtype(checkpoint_dir))
             self._decoder = decoder = foreign.TransformersDecoder(
-                checkpoint_dir, dtype=self._dtype, device=str(self._device)
+                checkpoint_dir,
+                dtype=self._dtype,
+                device=str(self._device),
+                max_model_len=engine_config.max_model_len,
             )
             shape = shape_of_rank = decoder.shape
         loaded_s = time.perf_counter()

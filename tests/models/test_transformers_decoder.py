@@ -121,6 +121,39 @@ def test_greedy_tokens_equal_generate_in_a_crowded_engine(
         assert (stats.spec_decode_accepted_tokens_total > 0) == (guesses is ALWAYS)
 
 
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 64,
+    "short_factor": [1 + pair / 10 for pair in range(8)],
+    "long_factor": [2.0 + pair for pair in range(8)],
+}
+
+
+@pytest.mark.parametrize("max_model_len", [None, 64])
+def test_frequencies_of_long_texts_do_not_depend_on_the_batch(
+    tmp_path: Path, max_model_len: int | None
+) -> None:
+    """Phi-3's: those for long texts are everybody's where a text may become long."""
+    config = transformers.Phi3Config(
+        **SHAPE, **GROUPED, original_max_position_embeddings=64, rope_parameters=LONG_ROPE
+    )
+    folder = save(config, tmp_path)
+    engine_config = EngineConfig(max_model_len=max_model_len, kv_cache_memory_bytes=2**22)
+    driver = StepDriver(folder, engine_config=engine_config)
+    lengths = (100, 41) if max_model_len is None else (60, 41)
+    long, short = (driver.add(random_tokens(length, seed=length)) for length in lengths)
+    driver.step((long, 30), (short, 20))
+    driver.step((long, lengths[0] - 31), (short, 20))
+    driver.step((long, 1), (short, 1))
+    for sequence in (long, short):
+        continued = sequence.token_ids + [3] * 60 * (max_model_len is None)
+        expected = reference_logprobs(folder, continued)[: len(sequence.token_ids)]
+        ours = torch.stack(sequence.logprobs)
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_what_attention_alone_cannot_give_is_refused_with_its_reason(tmp_path: Path) -> None:
     cases = {
         "softcap": transformers.Gemma2Config(**SHAPE, **GROUPED, head_dim=16),
