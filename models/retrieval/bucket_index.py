@@ -75,8 +75,7 @@ class BucketIndex:
         gone = [number for id_ in removed if (number := table.number_of(id_)) is not None]
         entries: list[SegmentEntry] = []
         lexical = self._lexical.change(added=self._indexed(added, entries), removed=gone)
-        for number in gone:
-            self._dense.remove(number)
+        self._dense.remove(gone)
         self._view = BucketView(
             version=version,
             segments=table.changed(added=entries, removed=gone),

@@ -7,6 +7,7 @@ loaded, and a commit as soon as it is appended, however long the graph takes.
 Shapes: N = rows, B = queries, D = width.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 
 from models.retrieval.approximate_index import ApproximateIndex
 from models.retrieval.exact_index import NO_HITS, ExactIndex, ExactView, Hits
-from models.retrieval.segments import chunk_keys, split_key
+from models.retrieval.segments import split_key
 
 _MAX_DEAD_SHARE = 0.3  # of the graph's rows, before it is built anew
+_ROWS_PER_STEP = 2048  # of upkeep: a commit waits no longer than for one step
 
 
 class SearchKind(StrEnum):
@@ -89,10 +91,11 @@ class DenseIndex:
         self._exact = ExactIndex(width, capacity=capacity)
         self._graph: ApproximateIndex | None = None
         self._in_graph: dict[int, int] = {}  # number -> rows, of the living
+        self._num_in_graph = 0  # rows
 
     @property
     def num_live(self) -> int:
-        return self._exact.num_live + sum(self._in_graph.values())
+        return self._exact.num_live + self._num_in_graph
 
     def facts(self) -> DenseFacts:
         graph = self._graph
@@ -107,11 +110,13 @@ class DenseIndex:
     def add(self, number: int, vectors_ND: NDArray[np.float16]) -> None:
         self._exact.add(number, vectors_ND)
 
-    def remove(self, number: int) -> None:
-        if number in self._in_graph:
-            del self._in_graph[number]
-        else:
-            self._exact.remove(number)
+    def remove(self, numbers: Collection[int]) -> None:
+        for number in numbers:
+            self._num_in_graph -= self._in_graph.get(number, 0)
+        self._exact.remove([number for number in numbers if number not in self._in_graph])
+        self._exact.gather()
+        for number in numbers:
+            self._in_graph.pop(number, None)
 
     def view(self) -> DenseView:
         return DenseView(self._exact.view(), self._graph, frozenset(self._in_graph))
@@ -128,28 +133,35 @@ class DenseIndex:
             return True
         if self._is_graph_outdated(self._graph):
             self._leave_graph(self._graph)
-        elif self._exact.numbers:
-            self._enter_graph(self._graph, self._exact.numbers[0])
+        elif self._exact.num_live:
+            self._enter_graph(self._graph)
         else:
             return False
         return True
 
     def _is_graph_outdated(self, graph: ApproximateIndex) -> bool:
-        num_living = sum(self._in_graph.values())
         has_shrunk = self.num_live <= self._max_exact_chunks // 2
-        return has_shrunk or num_living < graph.num_rows * (1 - _MAX_DEAD_SHARE)
+        return has_shrunk or self._num_in_graph < graph.num_rows * (1 - _MAX_DEAD_SHARE)
 
-    def _enter_graph(self, graph: ApproximateIndex, number: int) -> None:
-        vectors_ND = self._exact.vectors(number)
-        graph.add(number, vectors_ND)
-        self._in_graph[number] = len(vectors_ND)
-        self._exact.remove(number)
+    def _enter_graph(self, graph: ApproximateIndex) -> None:
+        """The oldest segments, some thousand rows."""
+        moved: dict[int, NDArray[np.float16]] = {}
+        num_rows = 0
+        for number in self._exact.numbers():
+            moved[number] = self._exact.vectors(number)
+            num_rows += len(moved[number])
+            if num_rows >= _ROWS_PER_STEP:
+                break
+        graph.add(list(moved.items()))
+        self._in_graph |= {number: len(vectors) for number, vectors in moved.items()}
+        self._num_in_graph += num_rows
+        self._exact.remove(moved)
 
     def _leave_graph(self, graph: ApproximateIndex) -> None:
         """All rows are searched exactly again; from there they may enter a new graph."""
-        for number, num_rows in self._in_graph.items():
-            self._exact.add(number, graph.vectors(chunk_keys(number, num_rows)))
-        self._in_graph = {}
+        for number in self._in_graph:
+            self._exact.add(number, graph.segment_vectors(number))
+        self._in_graph, self._num_in_graph = {}, 0
         self._graph = None
 
 

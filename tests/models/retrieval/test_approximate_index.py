@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from models.retrieval.approximate_index import TARGET_RECALL, ApproximateIndex, recall_of
 from models.retrieval.exact_index import ExactIndex, Hits
-from models.retrieval.segments import split_key
+from models.retrieval.segments import chunk_keys, split_key
 
 WIDTH = 32
 SEGMENT = 500
@@ -31,7 +31,7 @@ def built(rng: np.random.Generator, num_segments: int) -> tuple[ApproximateIndex
     graph, exact = ApproximateIndex(WIDTH, num_threads=1), ExactIndex(WIDTH)
     for number in range(num_segments):
         vectors = vectors_like_embeddings(rng, SEGMENT)
-        graph.add(number, vectors)
+        graph.add([(number, vectors)])
         exact.add(number, vectors)
     return graph, exact
 
@@ -70,13 +70,44 @@ def test_dead_rows_are_never_found_even_where_they_are_nearly_all() -> None:
     graph = ApproximateIndex(WIDTH, num_threads=1)
     vectors = vectors_like_embeddings(rng, 40)
     for number in range(60):  # the same file embedded sixty times
-        graph.add(number, vectors)
-    graph.add(60, vectors_like_embeddings(rng, SEGMENT))
+        graph.add([(number, vectors)])
+    graph.add([(60, vectors_like_embeddings(rng, SEGMENT))])
     found = graph.search(vectors.astype(np.float32), 10, {59, 60})
     for place, hits in enumerate(found):
         assert len(hits.keys) >= 10
         assert {split_key(key)[0] for key in hits.keys.tolist()} <= {59, 60}
         assert split_key(int(hits.keys[0])) == (59, place)
+
+
+def test_many_small_segments_are_added_at_once() -> None:
+    rng = np.random.default_rng(6)
+    graph = ApproximateIndex(WIDTH, num_threads=2)
+    parts = [(number, vectors_like_embeddings(rng, number % 5)) for number in range(200)]
+    graph.add(parts[:120])
+    graph.add(parts[120:])
+    assert graph.num_rows == 400
+    for number, vectors in parts:
+        assert np.array_equal(graph.segment_vectors(number), vectors)
+        keys = chunk_keys(number, len(vectors))
+        assert np.array_equal(graph.vectors(keys[::-1]), vectors[::-1])
+        for key, query in zip(keys.tolist(), vectors.astype(np.float32), strict=True):
+            assert graph.search(query[None], 1, range(200))[0].keys[0] == key
+
+
+def test_rows_that_are_larger_than_all_before_are_found_too() -> None:
+    """The graph's scale is that of the first rows: later ones are cut off at its end."""
+    rng = np.random.default_rng(7)
+    graph = ApproximateIndex(WIDTH, num_threads=1)
+    graph.add([(0, np.full((1, WIDTH), WIDTH**-0.5, np.float16))])
+    vectors = vectors_like_embeddings(rng, SEGMENT)
+    graph.add([(1, vectors)])
+    found = graph.search(vectors.astype(np.float32), 10, {0, 1})
+    assert (
+        np.mean(
+            [hits.keys[0] == key for hits, key in zip(found, chunk_keys(1, SEGMENT), strict=True)]
+        )
+        > 0.95
+    )
 
 
 def test_nothing_alive_finds_nothing() -> None:
@@ -94,7 +125,7 @@ def test_searches_go_on_while_rows_are_added_and_the_recall_is_measured() -> Non
 
     def add_and_measure() -> None:
         for number, vectors in enumerate(more, start=6):
-            graph.add(number, vectors)
+            graph.add([(number, vectors)])
         graph.tune(range(12))
 
     thread = threading.Thread(target=add_and_measure)
@@ -115,7 +146,8 @@ def test_memory_is_told_while_rows_are_added() -> None:
     graph = ApproximateIndex(64, num_threads=2)
     thread = threading.Thread(
         target=lambda: [
-            graph.add(number, rng.normal(size=(200, 64)).astype(np.float16)) for number in range(12)
+            graph.add([(number, rng.normal(size=(200, 64)).astype(np.float16))])
+            for number in range(12)
         ]
     )
     thread.start()

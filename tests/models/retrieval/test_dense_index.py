@@ -1,10 +1,12 @@
 """A bucket's vectors move into a graph and back while they are searched."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from models.retrieval import dense_index
 from models.retrieval.dense_index import DenseIndex, DenseView, SearchKind
 from models.retrieval.exact_index import ExactIndex
 from models.retrieval.segments import chunk_keys
@@ -48,7 +50,10 @@ def test_few_chunks_are_searched_exactly() -> None:
     assert index.facts().recall is None
 
 
-def test_many_chunks_move_into_the_graph_piece_by_piece_and_are_found_all_the_while() -> None:
+def test_many_chunks_move_into_the_graph_piece_by_piece_and_are_found_all_the_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dense_index, "_ROWS_PER_STEP", 150)  # two segments
     rng = np.random.default_rng(1)
     parts = {number: unit_vectors(rng, 100) for number in range(8)}
     queries = unit_vectors(rng, 20).astype(np.float32)
@@ -63,13 +68,29 @@ def test_many_chunks_move_into_the_graph_piece_by_piece_and_are_found_all_the_wh
         for number, vectors in parts.items():
             assert np.array_equal(view.vectors(chunk_keys(number, 100)), vectors)
     assert waiting == sorted(waiting, reverse=True)
-    assert num_steps >= 8
+    assert num_steps == 1 + 4
     assert index.view().measure()
     facts = index.facts()
     assert (facts.kind, facts.num_waiting) == (SearchKind.APPROXIMATE, 0)
     assert facts.recall is not None
     assert facts.recall >= 0.99
     assert not index.view().measure()
+
+
+def test_memory_falls_while_rows_move_into_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks go as soon as their rows have moved; usearch's own memory grows by doubling."""
+    monkeypatch.setattr(dense_index, "_ROWS_PER_STEP", 512)
+    width = 4096  # blocks of 1,536 rows
+    rows = np.random.default_rng(7).normal(size=(9_000, width)).astype(np.float16)
+    index = DenseIndex(width, max_exact_chunks=1000, num_threads=2, capacity=9_000)
+    for number in range(90):
+        index.add(number, rows[100 * number : 100 * (number + 1)])
+    loaded = index.facts().num_bytes
+    most = 0
+    while index.upkeep():
+        most = max(most, index.facts().num_bytes)
+    assert index.facts().num_waiting == 0
+    assert most < 1.3 * loaded
 
 
 def test_a_view_from_before_the_move_still_finds_what_it_found() -> None:
@@ -80,7 +101,7 @@ def test_a_view_from_before_the_move_still_finds_what_it_found() -> None:
     before, truth = index.view(), true_keys(parts, queries)
     while index.upkeep():
         pass
-    index.remove(2)
+    index.remove([2])
     index.add(9, unit_vectors(rng, 50))
     assert best_keys(before, queries) == truth
 
@@ -92,7 +113,7 @@ def test_a_bucket_that_shrinks_is_searched_exactly_again() -> None:
     while index.upkeep():
         pass
     for number in range(5):
-        index.remove(number)
+        index.remove([number])
         del parts[number]
     while index.upkeep():
         pass
@@ -118,7 +139,7 @@ def test_whatever_happens_all_living_chunks_are_found_and_no_dead_one(
             index.add(number, parts[number])
         elif step == "remove" and parts:
             gone = int(rng.choice(list(parts)))
-            index.remove(gone)
+            index.remove([gone])
             del parts[gone]
         elif step == "keep up":
             index.upkeep()

@@ -66,7 +66,8 @@ def check_random_histories(steps: list[tuple[bool, int]], seed: int, count: int)
     for number, (is_removal, num_rows) in enumerate(steps):
         if is_removal and rows:
             gone = int(rng.choice(list(rows)))
-            index.remove(gone)
+            index.remove([gone])
+            index.gather()
             del rows[gone]
         else:
             vectors = unit_vectors(rng, num_rows).astype(np.float16)
@@ -136,7 +137,8 @@ def test_an_empty_index_finds_nothing() -> None:
     index = ExactIndex(WIDTH)
     assert len(index.view().search(np.ones((2, WIDTH), np.float32), 5)[1].keys) == 0
     index.add(0, np.ones((3, WIDTH), np.float16))
-    index.remove(0)
+    index.remove([0])
+    index.gather()
     assert len(index.view().search(np.ones((1, WIDTH), np.float32), 5)[0].keys) == 0
 
 
@@ -146,6 +148,7 @@ def test_memory_follows_what_is_alive() -> None:
         index.add(number, np.ones((500, WIDTH), np.float16))
     most = index.num_bytes
     for number in range(39):
-        index.remove(number)
+        index.remove([number])
+        index.gather()
     assert index.num_live == 500
     assert index.num_bytes < most / 8
