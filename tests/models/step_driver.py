@@ -23,6 +23,8 @@ class DrivenSequence:
     token_ids: list[int]
     block_table: list[int]
     num_computed: int = 0
+    # Of its tokens, where they are not 0, 1, 2 …
+    positions: Sequence[int] = range(2**31)
     # The logprobs of all tokens at every position that was computed.
     logprobs: list[torch.Tensor] = field(default_factory=list)
 
@@ -70,7 +72,7 @@ class StepDriver:
                 sequence.block_table.append(self.free_blocks.pop())
             span = range(sequence.num_computed, end)
             token_ids += sequence.token_ids[span.start : span.stop]
-            positions += span
+            positions += sequence.positions[span.start : span.stop]
             slots += [sequence.block_table[p // size] * size + p % size for p in span]
         assert len(token_ids) == len(positions), "a sequence ran out of tokens"
         vocab_size = self.runner.vocab_size

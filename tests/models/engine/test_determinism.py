@@ -7,11 +7,17 @@ import pytest
 import torch
 
 from cluster.config import EngineConfig
+from cluster.types import BeamParams, Request, SamplingParams
+from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
 from tests.models.conftest import MakeCheckpoint
+from tests.models.engine.guess_oracle import ALWAYS, guess_by, remembering
+from tests.models.engine_runs import Outputs, one_by_one, prompts_of_mixed_lengths, run, texts_of
+from tests.models.parallel.rank_threads import engine_config, engine_on, parallel_runner
 from tests.models.step_driver import DrivenSequence, StepDriver, random_tokens
 
 WIDE = {"head_dim": 32, "max_position_embeddings": 4096}
+EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 64}
 CASES = {
     "float32": ("llama", {}, "float32", "none"),
     "bfloat16": ("llama", {"tie_word_embeddings": True}, "bfloat16", "none"),
@@ -21,10 +27,16 @@ CASES = {
     "experts": ("mixtral", {"num_local_experts": 5}, "float32", "none"),
     "experts bfloat16": ("mixtral", {"num_local_experts": 5}, "bfloat16", "none"),
     "experts int8": ("mixtral", {"num_local_experts": 5}, "bfloat16", "int8"),
+    "experts int8_dynamic": ("mixtral", {"num_local_experts": 5}, "float32", "int8_dynamic"),
+    "normed experts": ("qwen3 moe", EXPERTS, "float32", "none"),
+    "normed experts int4": ("qwen3 moe", EXPERTS, "bfloat16", "int4_g32"),
     "window": ("mistral", {"sliding_window": 40}, "float32", "none"),
     "window bfloat16": ("mistral", {"sliding_window": 40}, "bfloat16", "none"),
 }
 TOKENS = random_tokens(150, seed=7)
+
+
+BYTES_PER_BLOCK = {"float32": 2 * 2 * 2 * 32 * 4 * 16, "bfloat16": 2 * 2 * 2 * 32 * 2 * 16}
 
 
 def driver_for(folder: Path, dtype: str, quantization: str, seed: int = 0) -> StepDriver:
@@ -73,6 +85,81 @@ def test_logits_have_the_same_bits_in_any_company(
             driver.free_blocks += sequence.block_table
 
 
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_an_engine_gives_the_same_bits_to_one_request_and_to_many(
+    make_checkpoint: MakeCheckpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    case: tuple[str, dict[str, object], str, str],
+) -> None:
+    """One after the other with nothing cached; and all at once with chunks, prefixes, preemption
+    and guesses."""
+    family, extra, dtype, quantization = case
+    folder = make_checkpoint(family, **WIDE, **extra)
+
+    def engine(**config: object) -> Engine:
+        limits = engine_config(deterministic=True, **config)
+        runner = ModelRunner(folder, limits, dtype=dtype, device="cpu", quantization=quantization)
+        return Engine(runner, limits)
+
+    requests = requests_with_logprobs()
+    alone = engine(enable_prefix_caching=False)
+    expected = {key: d for request in requests for key, d in run(alone, [request]).items()}
+    guess_by(monkeypatch, remembering(texts_of(requests, expected)), seed=5)
+    crowded = engine(
+        kv_cache_memory_bytes=18 * BYTES_PER_BLOCK[dtype],
+        max_num_batched_tokens=48,
+        speculative_config=ALWAYS,
+    )
+    assert_same_bits(run(crowded, requests), expected)
+    stats = crowded.stats()
+    assert stats.preemptions_total > 0
+    assert stats.cached_prompt_tokens_total > 0
+    assert stats.spec_decode_accepted_tokens_total > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_two_ranks_give_the_same_bits_to_one_request_and_to_many(
+    make_checkpoint: MakeCheckpoint, dtype: str
+) -> None:
+    folder = make_checkpoint("mixtral", **WIDE, num_local_experts=5)
+    requests = requests_with_logprobs()
+    with parallel_runner(folder, 2, dtype=dtype, deterministic=True) as runner:
+        alone = engine_on(runner, deterministic=True, enable_prefix_caching=False)
+        expected = {key: d for request in requests for key, d in run(alone, [request]).items()}
+        crowded = engine_on(runner, deterministic=True, max_num_batched_tokens=48)
+        assert_same_bits(run(crowded, requests), expected)
+
+
+def test_more_than_two_ranks_are_refused(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint(**WIDE)
+    with (
+        pytest.raises(ValueError, match="tensor_parallel_size 4; supported: at most 2"),
+        parallel_runner(folder, 4, deterministic=True),
+    ):
+        pass
+
+
+def requests_with_logprobs() -> list[Request]:
+    kinds = [
+        SamplingParams(max_tokens=16, temperature=0.0, logprobs=3, ignore_eos=True),
+        SamplingParams(max_tokens=16, temperature=0.8, seed=3, n=2, logprobs=3),
+        SamplingParams(max_tokens=16, temperature=0.0, logprobs=3, beam=BeamParams(width=3)),
+    ]
+    return [
+        Request(request_id=str(k), prompt_token_ids=prompt, sampling_params=kinds[k % 3])
+        for k, prompt in enumerate(prompts_of_mixed_lengths()[5:])
+    ]
+
+
+def assert_same_bits(got: Outputs, wanted: Outputs) -> None:
+    assert got.keys() == wanted.keys()
+    for key, deltas in wanted.items():
+        mine, theirs = one_by_one(got[key]), one_by_one(deltas)
+        assert [(d.token_ids, d.logprobs) for d in mine] == [
+            (d.token_ids, d.logprobs) for d in theirs
+        ], key
+
+
 def test_a_prefix_from_the_cache_gives_the_same_bits(make_checkpoint: MakeCheckpoint) -> None:
     driver = driver_for(make_checkpoint(**WIDE), "bfloat16", "none")
     first = driver.add(TOKENS)
@@ -112,3 +199,19 @@ def test_what_cannot_be_promised_is_refused(
     config = EngineConfig.model_validate({"deterministic": True, **adapters})
     with pytest.raises(ValueError, match=rf"deterministic is not supported with .*{message}"):
         ModelRunner(folder, config, device="cpu", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("without_kernels")
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+def test_without_a_compiler_it_is_refused(
+    make_checkpoint: MakeCheckpoint, quantization: str
+) -> None:
+    config = EngineConfig(deterministic=True)
+    with pytest.raises(ValueError, match=r"deterministic is not supported .*no CPU kernels here"):
+        ModelRunner(make_checkpoint(**WIDE), config, device="cpu", quantization=quantization)
+
+
+def test_a_model_that_only_transformers_defines_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["Phi3ForCausalLM"]}')
+    with pytest.raises(ValueError, match="neither deterministic"):
+        ModelRunner(tmp_path, EngineConfig(deterministic=True), device="cpu")

@@ -4,7 +4,6 @@ import random
 
 import pytest
 
-from cluster.config import EngineConfig
 from cluster.types import GrammarKind, GrammarSpec, Request, SamplingParams
 from models.engine import model_runner
 from models.engine.engine import Engine
@@ -15,7 +14,6 @@ from tests.models.conftest import FindSample, MakeCheckpoint
 from tests.models.engine.guess_oracle import ALWAYS, guess_by, remembering, speculating
 from tests.models.engine_runs import (
     assert_same,
-    one_by_one,
     prompts_of_mixed_lengths,
     run,
     texts_of,
@@ -101,31 +99,6 @@ def test_what_a_grammar_leaves_no_choice_about_is_guessed(
     stats = engine.stats()
     assert stats.spec_decode_accepted_tokens_total == stats.spec_decode_draft_tokens_total
     assert stats.spec_decode_accepted_tokens_total > stats.generation_tokens_total / 3
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_deterministic_logprobs_have_the_same_bits_with_guesses(
-    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch, dtype: str
-) -> None:
-    folder = make_checkpoint("llama", head_dim=32)
-    params = SamplingParams(temperature=0.0, max_tokens=24, logprobs=3, ignore_eos=True)
-    requests = [
-        Request(request_id=str(k), prompt_token_ids=prompt, sampling_params=params)
-        for k, prompt in enumerate(prompts_of_mixed_lengths()[:8])
-    ]
-    found = []
-    for guesses in (None, ALWAYS):
-        config = EngineConfig(
-            max_model_len=256, max_num_seqs=32, deterministic=True, speculative_config=guesses
-        )
-        engine = Engine(ModelRunner(folder, config, dtype=dtype, device="cpu"), config)
-        outputs = run(engine, requests)
-        found.append({key: one_by_one(deltas) for key, deltas in outputs.items()})
-        guess_by(monkeypatch, remembering(texts_of(requests, outputs)), seed=5)
-    assert engine.stats().spec_decode_accepted_tokens_total > 0
-    assert [d.logprobs for key in found[0] for d in found[0][key]] == [
-        d.logprobs for key in found[0] for d in found[1][key]
-    ]
 
 
 def test_steps_launched_ahead_and_guesses_take_turns(
