@@ -7,6 +7,9 @@ the least recently used go; one that alone is too large is refused.
 
 import asyncio
 import logging
+import os
+import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +26,7 @@ from cluster.retrieval import EmbedderFacts
 from cluster.types import BucketRef
 from deployments.bucket_loading import IndexWriter, combined
 from deployments.fair_places import FairPlaces
+from deployments.progress_log import ProgressLog
 from models.retrieval.approximate_index import TARGET_RECALL
 from models.retrieval.bucket_index import BucketIndex
 
@@ -32,7 +36,9 @@ logger = logging.getLogger(__name__)
 _LOADING_SHARE = 0.8
 _RETRY_LOADING_AFTER_S = 2.0
 _MAX_LOADS_AT_ONCE = 2
-_MAX_THREADS = 8  # loads, changes, and what may wait
+_MAX_THREADS = 8  # loads and changes
+_MAX_UPKEEP_THREADS = 2
+_UPKEEP_NICENESS = 5  # a third of the others' share of a busy CPU
 _BYTES_PER_NUMBER = 4  # of a vector, while it is searched exactly
 _CAPACITY_RESERVE = 1.1  # for the next commits
 _LOAD_ATTEMPTS = 3  # a bucket that is replaced while it is read is read again
@@ -65,6 +71,7 @@ class BucketStats(msgspec.Struct, frozen=True, kw_only=True):
     num_bytes: int
     kind: str  # exact or approximate
     recall: float | None  # recall@10, of an approximate one
+    num_waiting: int  # chunks that are still to be linked into its graph, and compared one by one
 
 
 @dataclass(slots=True)
@@ -82,6 +89,10 @@ class LoadedBuckets:
         self._config = config
         self._num_threads = num_threads
         self._executor = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="indexing")
+        # Threads for graphs: those that usearch starts there are as nice.
+        self._upkeep_executor = ThreadPoolExecutor(
+            _MAX_UPKEEP_THREADS, thread_name_prefix="upkeep", initializer=_let_others_go_first
+        )
         self._writer = IndexWriter(store, self._executor)
         self._loaded: OrderedDict[BucketRef, LoadedBucket] = OrderedDict()  # oldest use first
         self._loading: dict[BucketRef, asyncio.Task[LoadedBucket]] = {}
@@ -102,6 +113,7 @@ class LoadedBuckets:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self._executor.shutdown)
+        await asyncio.to_thread(self._upkeep_executor.shutdown)
 
     def check_health(self) -> None:
         """
@@ -250,8 +262,11 @@ class LoadedBuckets:
             capacity=int(progress.of * _CAPACITY_RESERVE),
         )
 
+        log = ProgressLog(logger, f"loading bucket {ref.name!r}, chunks")
+
         def check(num_chunks: int) -> None:
             progress.num_chunks = num_chunks
+            log.update(num_chunks, progress.of)
             progress.num_bytes = max(progress.num_bytes, index.num_bytes)
             self._check_size(ref, snapshot.version, index.num_bytes)
             self._evict()
@@ -264,6 +279,7 @@ class LoadedBuckets:
             return None
         if (await self._meta(ref)).embedder != meta.embedder:
             return None
+        log.finish(f"{index.num_chunks:,}, {_mebibytes(index.num_bytes)}")
         return LoadedBucket(ref=ref, embedder=meta.embedder, index=index)
 
     async def _meta(self, ref: BucketRef) -> BucketMeta:
@@ -366,12 +382,24 @@ class LoadedBuckets:
 
     async def _work_on(self, loaded: LoadedBucket) -> None:
         loop = asyncio.get_running_loop()
+        log = ProgressLog(logger, f"linking bucket {loaded.ref.name!r} into a graph, chunks")
         is_busy = True
         while is_busy:
             async with loaded.changing:
-                is_busy = await loop.run_in_executor(self._executor, loaded.index.upkeep)
-        if await loop.run_in_executor(self._executor, loaded.index.measure):
+                is_busy = await loop.run_in_executor(self._upkeep_executor, loaded.index.upkeep)
+            num_chunks = loaded.index.num_chunks
+            log.update(num_chunks - loaded.index.dense_facts().num_waiting, num_chunks)
+        log.finish(f"{loaded.index.num_chunks:,}, {_mebibytes(loaded.index.num_bytes)}")
+        if await loop.run_in_executor(self._upkeep_executor, loaded.index.measure):
             _log_recall(loaded)
+
+
+def _let_others_go_first() -> None:
+    """This thread, and those that it will start, are niced; where the system has that by thread."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        niceness = max(_UPKEEP_NICENESS, os.getpriority(os.PRIO_PROCESS, thread))
+        os.setpriority(os.PRIO_PROCESS, thread, niceness)
 
 
 def _log_recall(loaded: LoadedBucket) -> None:
@@ -394,6 +422,7 @@ def _stats(loaded: LoadedBucket) -> BucketStats:
         num_bytes=loaded.index.num_bytes,
         kind=facts.kind,
         recall=facts.recall,
+        num_waiting=facts.num_waiting,
     )
 
 

@@ -28,7 +28,7 @@ from models.retrieval.reranker import Reranker, RerankerError
 
 logger = logging.getLogger(__name__)
 
-_MIN_INDEX_THREADS = 2  # a bucket is loaded in a burst
+_MAX_INDEX_THREADS = 32
 
 
 class RetrievalReplica:
@@ -62,7 +62,7 @@ class RetrievalReplica:
                 name: ServeEmbedder(handle, model_name=name, timeout_s=retrieval.search_timeout_s)
                 for name, handle in embedders.items()
             },
-            num_threads=_num_index_threads(retrieval),
+            num_threads=_num_index_threads(),
             reranker=reranker,
         )
         self._service.start()
@@ -124,9 +124,11 @@ def _load_reranker(config: RetrievalConfig) -> Reranker | None:
     return reranker
 
 
-def _num_index_threads(config: RetrievalConfig) -> int:
-    wanted = max(_MIN_INDEX_THREADS, round(config.num_cpus))
-    return min(wanted, os.cpu_count() or 1)
+def _num_index_threads() -> int:
+    """All cores: a bucket is loaded in a burst, and its graph is built by threads that let others
+    go first.
+    """
+    return min(_MAX_INDEX_THREADS, len(os.sched_getaffinity(0)))
 
 
 def _describe(config: RetrievalConfig) -> str:

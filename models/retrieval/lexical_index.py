@@ -23,6 +23,7 @@ from models.retrieval.segments import chunk_key
 _WORDS, _PAIRS, _KEY, _SEGMENT = "words", "pairs", "key", "segment"
 _MAX_WORD_BYTES = 80
 _WRITER_BYTES_PER_THREAD = 64_000_000  # tantivy wants 15 MB; more makes fewer segments
+_MAX_WRITER_THREADS = 4  # one thread hands them the texts
 _OTHER_SPELLING_WEIGHT = 0.9
 _INDEX_BYTES_PER_TEXT_BYTE = 0.6  # measured on English text: postings, positions, lengths
 _MAX_TIED_HITS = 1024
@@ -162,7 +163,7 @@ class LexicalIndex:
         self._index = tantivy.Index(self._schema)
         self._index.register_tokenizer(_WORDS, word_analyzer())
         self._index.register_tokenizer(_PAIRS, TextAnalyzerBuilder(Tokenizer.whitespace()).build())
-        self._num_threads = num_threads
+        self._num_threads = min(num_threads, _MAX_WRITER_THREADS)
         self._merging: tantivy.IndexWriter | None = None  # it still merges parts of the index
         self._text_bytes: dict[int, int] = {}  # segment number -> bytes
         self._num_text_bytes = 0

@@ -1,17 +1,22 @@
 """Searching embedded buckets in a real Redis: latency, throughput, recall, loading, quality.
 
     python -m scripts.bench.retrieval              # 1k, 10k, 100k chunks, and quality; some minutes
-    python -m scripts.bench.retrieval --million    # and 1M chunks: 4 GB of memory
+    python -m scripts.bench.retrieval --million    # and 1M chunks: 7 GB of memory, 10 minutes more
+    python -m scripts.bench.retrieval --sizes --million --repeat 1    # 1M chunks alone
 
+Each result is printed as soon as it is there, and written to `--output` where that is given.
 The searches are fused ones for 5 results, as a replica computes them: vectors, words, texts and
 versions from Redis (the embedded server, every write on disk). Query vectors are given, since
 embedding is measured by `scripts.bench.embedding`; Serve's hop is not in it. Callers and service
-share one process. The peer is what the vectors alone would cost in plain numpy.
+share one process; the most memory is that of the whole process so far, the server's not in it. The
+peer is what the vectors alone would cost in plain numpy.
 """
 
 import argparse
 import asyncio
+import logging
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -52,6 +57,32 @@ NUM_CONCURRENT = 64
 NUM_RESULTS = 5
 MEMORY_BYTES = 8 * 2**30
 GRAPH_WAIT_S = 3600.0
+SEARCH_HEADER = (
+    *("chunks", "search", "p50 ms", "p99 ms", f"queries/s at {NUM_CONCURRENT}", "recall@10"),
+    *("index MiB", "numpy alone, ms"),
+)
+STAGES_HEADER = (
+    *("chunks", "search", "first answer, s", "CPU s", "all indexed, s", "CPU s"),
+    *("at most, MiB",),
+)
+
+
+class Results:
+    """Tables that grow: each row is printed and written as soon as it is measured."""
+
+    def __init__(self, head: str, output: Path | None) -> None:
+        self._head = head
+        self._output = output
+        self._tables: dict[tuple[str, ...], list[list[object]]] = {}
+
+    def add(self, header: tuple[str, ...], row: list[object]) -> None:
+        self._tables.setdefault(header, []).append(row)
+        print(f"{table(header, [row])}\n", flush=True)
+        if self._output is not None:
+            self._output.write_text(f"{self._head}\n\n{self}\n")
+
+    def __str__(self) -> str:
+        return "\n\n".join(table(header, rows) for header, rows in self._tables.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +92,8 @@ class Bench:
     redis: RedisClient
     chunks: SyntheticChunks
     embedder: KnownQueries
+    results: Results
     repeat: int
-    threads: int
 
     async def store(self, num_chunks: int) -> BucketRef:
         bucket = BucketRef("bench", f"chunks-{num_chunks}")
@@ -84,7 +115,10 @@ class Bench:
             search_timeout_s=GRAPH_WAIT_S,
         )
         service = RetrievalService(
-            config, self.redis, {"m": self.embedder}, num_threads=max(2, self.threads)
+            config,
+            self.redis,
+            {"m": self.embedder},
+            num_threads=len(os.sched_getaffinity(0)),
         )
         service.start()
         try:
@@ -93,22 +127,44 @@ class Bench:
             await service.stop()
 
 
-async def measure_size(bench: Bench, num_chunks: int, *, max_exact_chunks: int) -> list[object]:
-    """One row: how a bucket of this size is searched."""
+async def measure_size(bench: Bench, num_chunks: int, *, max_exact_chunks: int) -> None:
+    """How a bucket of this size is loaded and searched."""
     bucket = BucketRef("bench", f"chunks-{num_chunks}")
-    p50s, p99s, rates = [], [], []
     async with bench.service(max_exact_chunks=max_exact_chunks) as service:
-        warm_up = bench.queries(num_chunks, seed=0)
-        await latencies_ms(service, bucket, warm_up)
-        await until_indexed(service)
-        for repetition in range(bench.repeat):
-            queries = bench.queries(num_chunks, seed=1 + repetition)
-            latencies = await latencies_ms(service, bucket, queries)
-            p50s.append(statistics.median(latencies))
-            p99s.append(float(np.percentile(latencies, 99)))
-            rates.append(await queries_per_s(service, bucket, queries))
-        recall = await recall_at_10(bench, service, bucket, num_chunks)
-        (stats,) = service.stats().buckets
+        bench.results.add(STAGES_HEADER, await stages_row(bench, service, bucket, num_chunks))
+        await latencies_ms(service, bucket, bench.queries(num_chunks, seed=0))
+        row = await search_row(bench, service, bucket, num_chunks)
+    bench.results.add(SEARCH_HEADER, row)
+
+
+async def stages_row(
+    bench: Bench, service: RetrievalService, bucket: BucketRef, num_chunks: int
+) -> list[object]:
+    """From a bucket in Redis to the first answer, and until it is searched as it will be."""
+    queries = bench.queries(num_chunks, seed=0)
+    start_s, start_cpu_s = time.perf_counter(), time.process_time()
+    spent: list[str] = []
+    await service.search([bucket], [queries.texts[0]], max_results=NUM_RESULTS)
+    spent += (f"{time.perf_counter() - start_s:.1f}", f"{time.process_time() - start_cpu_s:.1f}")
+    await until_indexed(service)
+    spent += (f"{time.perf_counter() - start_s:.1f}", f"{time.process_time() - start_cpu_s:.1f}")
+    (stats,) = service.stats().buckets
+    most_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return [f"{num_chunks:,}", stats.kind, *spent, f"{most_kib / 1024:.0f}"]
+
+
+async def search_row(
+    bench: Bench, service: RetrievalService, bucket: BucketRef, num_chunks: int
+) -> list[object]:
+    p50s, p99s, rates = [], [], []
+    for repetition in range(bench.repeat):
+        queries = bench.queries(num_chunks, seed=1 + repetition)
+        latencies = await latencies_ms(service, bucket, queries)
+        p50s.append(statistics.median(latencies))
+        p99s.append(float(np.percentile(latencies, 99)))
+        rates.append(await queries_per_s(service, bucket, queries))
+    recall = await recall_at_10(bench, service, bucket, num_chunks)
+    (stats,) = service.stats().buckets
     peer = "" if num_chunks >= MILLION else f"{numpy_ms(bench, num_chunks):.1f}"
     return [
         *(f"{num_chunks:,}", stats.kind, f"{Figure(tuple(p50s))}", f"{Figure(tuple(p99s))}"),
@@ -179,7 +235,7 @@ def numpy_ms(bench: Bench, num_chunks: int) -> float:
     return statistics.median(taken)
 
 
-async def measure_loading(bench: Bench) -> str:
+async def measure_loading(bench: Bench) -> None:
     """A fresh service's first search, until it answers; and how soon a commit is found."""
     bucket = BucketRef("bench", f"chunks-{LOADED_SIZE}")
     queries = bench.queries(LOADED_SIZE, seed=5)
@@ -191,17 +247,12 @@ async def measure_loading(bench: Bench) -> str:
             loads.append(time.perf_counter() - started_s)
             cpu_loads.append(time.process_time() - cpu_s)
             followed += [await follow_ms(bench, service, bucket) for _ in range(5)]
-    return table(
-        ["", "median (range)"],
-        [
-            [f"a fresh replica loads {LOADED_SIZE:,} chunks, s", f"{Figure(tuple(loads)):.2f}"],
-            ["the same, CPU s", f"{Figure(tuple(cpu_loads)):.2f}"],
-            [
-                f"a commit of {FILE_CHUNKS:,} chunks is indexed, ms",
-                f"{Figure(tuple(followed)):.0f}",
-            ],
-        ],
-    )
+    for name, figure in (
+        (f"a fresh replica loads {LOADED_SIZE:,} chunks, s", f"{Figure(tuple(loads)):.2f}"),
+        ("the same, CPU s", f"{Figure(tuple(cpu_loads)):.2f}"),
+        (f"a commit of {FILE_CHUNKS:,} chunks is indexed, ms", f"{Figure(tuple(followed)):.0f}"),
+    ):
+        bench.results.add(("", "median (range)"), [name, figure])
 
 
 async def follow_ms(bench: Bench, service: RetrievalService, bucket: BucketRef) -> float:
@@ -217,68 +268,82 @@ async def follow_ms(bench: Bench, service: RetrievalService, bucket: BucketRef) 
     return 1000 * (time.perf_counter() - started_s)
 
 
-async def run(arguments: argparse.Namespace, url: str) -> None:
-    embedder = KnownQueries(
-        EmbedderFacts(model_name="m", revision="r", width=384, max_input_tokens=256)
-    )
-    rows: list[list[object]] = []
+async def run(arguments: argparse.Namespace, url: str, results: Results) -> None:
+    facts = EmbedderFacts(model_name="m", revision="r", width=384, max_input_tokens=256)
     async with connect(RedisConfig(url=url, timeout_s=30)) as redis:
-        bench = Bench(
-            redis=redis,
-            chunks=SyntheticChunks(words_per_chunk=WORDS_PER_CHUNK),
-            embedder=embedder,
-            repeat=arguments.repeat,
-            threads=arguments.threads,
-        )
-        for size in SIZES:
-            print(f"  storing and searching {size:,} chunks", flush=True)
-            await bench.store(size)
-            rows.append(await measure_size(bench, size, max_exact_chunks=10**9))
-        print("  loading", flush=True)
-        loading = await measure_loading(bench)
-        print(f"  {LOADED_SIZE:,} chunks approximately", flush=True)
-        rows.append(await measure_size(bench, LOADED_SIZE, max_exact_chunks=LOADED_SIZE // 2))
-        if arguments.million:
-            print(f"  storing and searching {MILLION:,} chunks", flush=True)
-            chunks = SyntheticChunks(words_per_chunk=WORDS_PER_CHUNK_OF_MILLION)
-            bench = Bench(
+
+        def bench_of(words_per_chunk: int) -> Bench:
+            return Bench(
                 redis=redis,
-                chunks=chunks,
-                embedder=embedder,
+                chunks=SyntheticChunks(words_per_chunk=words_per_chunk),
+                embedder=KnownQueries(facts),
+                results=results,
                 repeat=arguments.repeat,
-                threads=arguments.threads,
             )
+
+        if arguments.sizes:
+            bench = bench_of(WORDS_PER_CHUNK)
+        for size in arguments.sizes:
+            print(f"  {size:,} chunks", flush=True)
+            await bench.store(size)
+            await measure_size(bench, size, max_exact_chunks=10**9)
+        if LOADED_SIZE in arguments.sizes:
+            print("  loading", flush=True)
+            await measure_loading(bench)
+            print(f"  {LOADED_SIZE:,} chunks approximately", flush=True)
+            await measure_size(bench, LOADED_SIZE, max_exact_chunks=LOADED_SIZE // 2)
+        if arguments.million:
+            print(f"  {MILLION:,} chunks", flush=True)
+            bench = bench_of(WORDS_PER_CHUNK_OF_MILLION)
             await bench.store(MILLION)
             default = RetrievalConfig().max_exact_chunks
-            rows.append(await measure_size(bench, MILLION, max_exact_chunks=default))
-    header = [
-        *("chunks", "search", "p50 ms", "p99 ms", f"queries/s at {NUM_CONCURRENT}", "recall@10"),
-        *("index MiB", "numpy alone, ms"),
-    ]
-    print(f"\n{table(header, rows)}\n\n{loading}\n")
+            await measure_size(bench, MILLION, max_exact_chunks=default)
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        *("--sizes",),
+        type=int,
+        nargs="*",
+        default=SIZES,
+        help="chunks, in thousands of them; none: only what else is asked for",
     )
     parser.add_argument("--million", action="store_true", help="1M chunks as well")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument(
         "--threads", type=int, default=1, help="of a product; the replica's default"
     )
+    parser.add_argument("--output", type=Path, help="a file for the results so far, as Markdown")
     arguments = parser.parse_args()
+    for size in arguments.sizes:
+        if size < FILE_CHUNKS or size % FILE_CHUNKS:
+            parser.error(f"--sizes: {size} is not a multiple of {FILE_CHUNKS}")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    logging.basicConfig(level=logging.WARNING, format="  %(message)s")
+    for name in ("deployments.loaded_buckets", "scripts.bench.retrieval_load"):
+        logging.getLogger(name).setLevel(logging.INFO)
     torch.set_num_threads(arguments.threads)
-    print(environment(PACKAGES), f"· {arguments.threads} thread(s) per product\n")
+    head = f"{environment(PACKAGES)} · {arguments.threads} thread(s) per product"
+    print(f"{head}\n", flush=True)
+    results = Results(head, arguments.output)
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
         home, run_folder = Path(folder), Path(folder, "run")
         run_folder.mkdir(mode=0o700)
         try:
             url = embedded_redis.start(home, run_folder, environment=dict(os.environ))
-            asyncio.run(run(arguments, url))
+            asyncio.run(run(arguments, url, results))
         finally:
             embedded_redis.stop(home)
-    print(retrieval_quality.report())
+            print(f"\n{results}\n", flush=True)
+    if arguments.sizes:
+        print(retrieval_quality.report())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
 """Searches of real buckets in a real Redis: what is found, how fresh it is, whose it is."""
 
 import asyncio
+import logging
+import os
+import re
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +15,9 @@ from cluster.config import RedisConfig
 from cluster.errors import BadRequestError, NotFoundError, ServiceUnavailableError
 from cluster.retrieval import SearchMode
 from cluster.types import BucketRef
+from deployments import progress_log
+from models.retrieval.approximate_index import ApproximateIndex
+from models.retrieval.bucket_index import BucketIndex
 from models.retrieval.reranker import Reranker
 from tests.deployments.retrieval_rig import BUCKET, rig, until
 from tests.models.retrieval.test_reranker import checkpoint
@@ -304,8 +312,48 @@ async def test_a_large_bucket_is_searched_approximately_and_its_recall_is_told(
         assert (stats.kind, stats.num_chunks) == ("approximate", 1500)
         assert stats.recall is not None
         assert stats.recall >= 0.99
+        assert stats.num_waiting == 0
         await r.put(b=["something new"])
         assert (await r.texts("something new", count=1)) == ["something new"]
+
+
+async def test_loading_a_large_bucket_and_linking_it_are_told_in_the_log(
+    redis_config: RedisConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_log, "_INTERVAL_S", 0.0)
+    caplog.set_level(logging.INFO, "deployments.loaded_buckets")
+    async with rig(redis_config, max_exact_chunks=500) as r:
+        await r.put(a=[f"word{n} of all" for n in range(1500)])
+        await r.texts("word77 of all")
+        await until(lambda: r.service.stats().buckets[0].recall is not None)
+    lines = "\n".join(caplog.messages)
+    assert "loading bucket 'handbook', chunks: 1,000 of 1,500" in lines
+    assert re.search(r"loading bucket 'handbook', chunks: 1,500, \d+ MiB, in \d+ s", lines)
+    assert re.search(r"linking bucket 'handbook' into a graph, chunks: 1,500, \d+ MiB, in", lines)
+
+
+async def test_graphs_are_built_by_threads_that_let_others_go_first(
+    redis_config: RedisConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    niceness: dict[str, int] = {}
+    add, change = ApproximateIndex.add, BucketIndex.change
+
+    def noting_add(self: ApproximateIndex, *args: Any) -> None:
+        niceness["linking"] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        add(self, *args)
+
+    def noting_change(self: BucketIndex, *args: Any, **kwargs: Any) -> None:
+        niceness["loading"] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        change(self, *args, **kwargs)
+
+    monkeypatch.setattr(ApproximateIndex, "add", noting_add)
+    monkeypatch.setattr(BucketIndex, "change", noting_change)
+    async with rig(redis_config, max_exact_chunks=10) as r:
+        await r.put(a=[f"word{n}" for n in range(50)])
+        await r.texts("word7")
+        await until(lambda: "linking" in niceness)
+    assert niceness["loading"] == os.getpriority(os.PRIO_PROCESS, 0)  # somebody waits for it
+    assert niceness["linking"] == min(19, max(5, niceness["loading"]))
 
 
 async def test_results_are_reranked_where_a_reranker_is_configured(
