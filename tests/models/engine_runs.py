@@ -97,6 +97,16 @@ def assert_same(got: Outputs, wanted: Outputs) -> None:
             _assert_close(one, theirs)
 
 
+def assert_same_bits(got: Outputs, wanted: Outputs) -> None:
+    """Token for token, and every logprob exactly. However many tokens came in one delta."""
+    assert got.keys() == wanted.keys()
+    for key, deltas in wanted.items():
+        mine, theirs = one_by_one(got[key]), one_by_one(deltas)
+        assert [(d.token_ids, d.logprobs) for d in mine] == [
+            (d.token_ids, d.logprobs) for d in theirs
+        ], key
+
+
 def one_by_one(deltas: list[TokenDelta]) -> list[TokenDelta]:
     """A delta for each token."""
     return [

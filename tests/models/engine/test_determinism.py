@@ -12,7 +12,12 @@ from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
 from tests.models.conftest import MakeCheckpoint
 from tests.models.engine.guess_oracle import ALWAYS, guess_by, remembering
-from tests.models.engine_runs import Outputs, one_by_one, prompts_of_mixed_lengths, run, texts_of
+from tests.models.engine_runs import (
+    assert_same_bits,
+    prompts_of_mixed_lengths,
+    run,
+    texts_of,
+)
 from tests.models.parallel.rank_threads import engine_config, engine_on, parallel_runner
 from tests.models.step_driver import DrivenSequence, StepDriver, random_tokens
 
@@ -149,15 +154,6 @@ def requests_with_logprobs() -> list[Request]:
         Request(request_id=str(k), prompt_token_ids=prompt, sampling_params=kinds[k % 3])
         for k, prompt in enumerate(prompts_of_mixed_lengths()[5:])
     ]
-
-
-def assert_same_bits(got: Outputs, wanted: Outputs) -> None:
-    assert got.keys() == wanted.keys()
-    for key, deltas in wanted.items():
-        mine, theirs = one_by_one(got[key]), one_by_one(deltas)
-        assert [(d.token_ids, d.logprobs) for d in mine] == [
-            (d.token_ids, d.logprobs) for d in theirs
-        ], key
 
 
 def test_a_prefix_from_the_cache_gives_the_same_bits(make_checkpoint: MakeCheckpoint) -> None:

@@ -56,7 +56,12 @@ def start_rank_threads(size: int) -> list[RankLink]:
 
 @contextmanager
 def parallel_runner(
-    folder: Path, size: int, *, dtype: str = "float32", **config: object
+    folder: Path,
+    size: int,
+    *,
+    dtype: str = "float32",
+    quantization: str = "auto",
+    **config: object,
 ) -> Iterator[TPRunner]:
     """A group of threads; torch's own threads are as before afterwards."""
     num_threads = torch.get_num_threads()
@@ -66,6 +71,7 @@ def parallel_runner(
         ranks=start_rank_threads(size),
         dtype=dtype,
         device="cpu",
+        quantization=quantization,
     )
     try:
         yield runner

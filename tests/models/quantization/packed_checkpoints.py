@@ -1,17 +1,22 @@
-"""Tiny Llama checkpoints in the formats of AWQ, GPTQ and compressed-tensors, packed by hand.
+"""Tiny checkpoints in the formats of AWQ, GPTQ and compressed-tensors, packed by hand.
 
 Each format is written out here as its definition says, level by level, beside the plain floats that
 it stands for.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+
+from models.quantization.matrix import quantize
+from models.quantization.scheme import MADE_HERE
+from models.weights import SINGLE_FILE
 
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],
@@ -75,6 +80,59 @@ def write_checkpoint(
     config = {**SHAPE, "quantization_config": section}
     (folder / "config.json").write_text(json.dumps(config))
     return made
+
+
+def write_twins(folder: Path, section: dict[str, Any], pack: Packer, to: Path) -> tuple[Path, Path]:
+    """A checkpoint of any family with other matrices in its layers: stored quantized, and as the
+    floats that they mean."""
+    generator = torch.Generator().manual_seed(5)
+    stored: Tensors = {}
+    floats: Tensors = {}
+    for name, tensor in load_file(folder / SINGLE_FILE).items():
+        stored[name] = floats[name] = tensor
+        if is_layer_matrix(name):
+            packed_tensors, floats[name] = pack(*tensor.shape, generator)
+            del stored[name]
+            module = name.removesuffix(".weight")
+            stored |= {f"{module}.{suffix}": t for suffix, t in packed_tensors.items()}
+    config = json.loads((folder / "config.json").read_text())
+    for twin, tensors in (("stored", stored), ("floats", floats)):
+        (to / twin).mkdir()
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, to / twin / SINGLE_FILE, metadata={"format": "pt"})
+        extra = {"quantization_config": section} if twin == "stored" else {}
+        (to / twin / "config.json").write_text(json.dumps(config | extra))
+    return to / "stored", to / "floats"
+
+
+def dequantized_checkpoint(folder: Path, name: str, to: Path, *, size: int = 1) -> Path:
+    """The checkpoint with every matrix rounded to its levels, the head's too.
+
+    `size`: of the ranks that each round their own part of a matrix.
+    """
+    shutil.copytree(folder, to)
+    made = MADE_HERE[name]
+    tensors = load_file(folder / SINGLE_FILE)
+    for tensor_name, tensor in list(tensors.items()):
+        scheme = made.of(tensor_name.removesuffix(".weight"))
+        if scheme is not None and (is_layer_matrix(tensor_name) or "lm_head" in tensor_name):
+            dim = (
+                1 if tensor_name.endswith(("o_proj.weight", "down_proj.weight", "w2.weight")) else 0
+            )
+            parts = [quantize(part, scheme).dequantized() for part in tensor.chunk(size, dim)]
+            tensors[tensor_name] = torch.cat(parts, dim)
+    if made.head is not None and "lm_head.weight" not in tensors:
+        embedding = tensors["model.embed_tokens.weight"]
+        tensors["lm_head.weight"] = quantize(embedding, made.head).dequantized()
+        config = json.loads((to / "config.json").read_text())
+        (to / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    save_file(tensors, to / SINGLE_FILE, metadata={"format": "pt"})
+    return to
+
+
+def is_layer_matrix(name: str) -> bool:
+    """Of attention, a feed-forward or an expert; not of a router, which is never quantized."""
+    return name.endswith(("_proj.weight", ".w1.weight", ".w2.weight", ".w3.weight"))
 
 
 def pack_words(levels: torch.Tensor, bits: int) -> torch.Tensor:

@@ -9,36 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from models.checkpoint import CheckpointError, read_decoder_config
-from models.quantization.matrix import quantize
 from models.quantization.scheme import MADE_HERE, QUANTIZATION_NAMES, choose_quantization
 from models.weights import SINGLE_FILE
 from tests.models.conftest import MakeCheckpoint
+from tests.models.quantization.packed_checkpoints import dequantized_checkpoint
 from tests.models.step_driver import StepDriver, random_tokens, reference_logprobs
 
 TOKENS = random_tokens(37)
 SHAPE = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 257}
-
-
-def dequantized_checkpoint(folder: Path, name: str, to: Path) -> Path:
-    """The checkpoint with every matrix rounded to its levels, the head's too."""
-    shutil.copytree(folder, to)
-    made = MADE_HERE[name]
-    tensors = load_file(folder / SINGLE_FILE)
-    for tensor_name, tensor in list(tensors.items()):
-        module = tensor_name.removesuffix(".weight")
-        scheme = made.of(module)
-        if tensor.dim() == 2 and "embed" not in module and scheme is not None:
-            tensors[tensor_name] = quantize(tensor, scheme).dequantized()
-    if made.head is not None and "lm_head.weight" not in tensors:
-        embedding = tensors["model.embed_tokens.weight"]
-        tensors["lm_head.weight"] = quantize(embedding, made.head).dequantized()
-        config = json.loads((to / "config.json").read_text())
-        (to / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
-    save_file(tensors, to / SINGLE_FILE, metadata={"format": "pt"})
-    return to
 
 
 @pytest.mark.parametrize("is_tied", [False, True])
