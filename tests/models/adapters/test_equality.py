@@ -142,6 +142,12 @@ def expected(sample: Sample) -> Outputs:
     return outputs
 
 
+def expected_texts(expected: Outputs) -> list[list[int]]:
+    """Prompts with what follows them."""
+    prompts = {request.request_id: request.prompt_token_ids for request in requests()}
+    return [prompts[key.rpartition(".")[0]] + tokens(deltas) for key, deltas in expected.items()]
+
+
 def assert_equal(got: Outputs, expected: Outputs, situation: str) -> None:
     assert got.keys() == expected.keys()
     for name, deltas in expected.items():
@@ -178,9 +184,7 @@ def test_a_mixed_batch_equals_merged_checkpoints(
 def test_guessed_tokens_are_computed_with_their_adapter(
     sample: Sample, expected: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompts = {request.request_id: request.prompt_token_ids for request in requests()}
-    texts = [prompts[key.rpartition(".")[0]] + tokens(deltas) for key, deltas in expected.items()]
-    guess_by(monkeypatch, remembering(texts), seed=3)
+    guess_by(monkeypatch, remembering(expected_texts(expected)), seed=3)
     engine = adapter_engine(sample, max_loaded_adapters=2, speculative_config=ALWAYS)
     got = run(engine, requests())
     assert {key: tokens(deltas) for key, deltas in got.items()} == {
@@ -214,13 +218,21 @@ def test_forks_and_beams_run_with_their_adapter(sample: Sample) -> None:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_hold_their_parts_of_the_adapters(
-    size: int, sample: Sample, expected: Outputs
+    size: int, sample: Sample, expected: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Two of them guess, too."""
+    guess_by(monkeypatch, remembering(expected_texts(expected)), seed=3)
     limits = {"max_loaded_adapters": 2, "max_lora_rank": 8}
+    guesses = ALWAYS if size == 2 else None
     with parallel_runner(sample.base, size, **limits) as runner:
         slots = AdapterSlots(runner, sample.adapters.__getitem__)
-        engine = Engine(runner, adapter_config(max_loaded_adapters=2), adapters=slots)
-        assert_equal(run(engine, requests()), expected, f"{size} ranks")
+        config = adapter_config(max_loaded_adapters=2, speculative_config=guesses)
+        engine = Engine(runner, config, adapters=slots)
+        got = run(engine, requests())
+    if guesses is None:
+        assert_equal(got, expected, f"{size} ranks")
+    assert {k: tokens(d) for k, d in got.items()} == {k: tokens(d) for k, d in expected.items()}
+    assert (engine.stats().spec_decode_accepted_tokens_total > 0) == (guesses is ALWAYS)
 
 
 def test_bfloat16_stays_close_to_the_merged_checkpoint(sample: Sample) -> None:

@@ -10,7 +10,11 @@ from cluster.config import EngineConfig
 from cluster.types import Request, SamplingParams
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
-from tests.models.conftest import MakeCheckpoint
+from tests.models.conftest import FindSample, MakeCheckpoint
+from tests.models.engine_runs import assert_same, greedy, prompts_of_mixed_lengths
+from tests.models.engine_runs import run as run_all
+from tests.models.family_samples import FAMILIES, all_requests
+from tests.models.parallel.rank_threads import engine_config, engine_on
 
 Outputs = dict[str, list[int]]
 
@@ -86,6 +90,26 @@ def test_outputs_are_those_of_steps_one_after_the_other(
     assert outputs == expected
     assert num_hits > 0
     assert none == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_requests_of_every_kind_and_family_give_the_same(
+    family_sample: FindSample, family: str
+) -> None:
+    """Those that want no more than tokens, whose steps are launched ahead, and all others."""
+    sample = family_sample(family)
+    plain = greedy(prompts_of_mixed_lengths(), temperature=0.8, seed=2)
+    one_by_one = ModelRunner(sample.folder, engine_config(), dtype="float32", device="cpu")
+    limits = engine_config(
+        kv_cache_memory_bytes=sample.memory_of(26), max_num_batched_tokens=64, overlap_steps=True
+    )
+    runner = ModelRunner(sample.folder, limits, dtype="float32", device="cpu")
+    engine = Engine(runner, limits, grammar_compiler=sample.compiler)
+    assert_same(run_all(engine, plain), run_all(engine_on(one_by_one), plain))
+    assert engine._overlap is not None
+    assert engine._overlap.num_hits > 0
+    assert_same(run_all(engine, all_requests()), sample.expected)
+    assert engine.stats().preemptions_total > 0
 
 
 def test_nearly_every_step_of_a_steady_batch_is_launched_ahead(checkpoint: Path) -> None:

@@ -18,16 +18,30 @@ from tests.models.quantization.packed_checkpoints import dequantized_checkpoint
 from tests.models.step_driver import StepDriver, random_tokens, reference_logprobs
 
 TOKENS = random_tokens(37)
+EXPERTS: dict[str, dict[str, object]] = {
+    "mixtral": {"num_local_experts": 5},
+    "qwen3 moe": {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 48},
+}
 SHAPE = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 257}
 
 
-@pytest.mark.parametrize("is_tied", [False, True])
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize(
+    ("family", "is_tied"),
+    [
+        ("llama", False),
+        ("llama", True),
+        ("qwen2", False),
+        ("qwen2", True),
+        ("mixtral", False),
+        ("qwen3 moe", True),
+    ],
+)
 @pytest.mark.parametrize("name", MADE_HERE)
 def test_a_quantized_model_computes_with_its_levels(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, name: str, family: str, is_tied: bool
 ) -> None:
-    folder = make_checkpoint(family, tie_word_embeddings=is_tied, **SHAPE)
+    experts = EXPERTS.get(family, {})
+    folder = make_checkpoint(family, tie_word_embeddings=is_tied, **SHAPE, **experts)
     expected = reference_logprobs(dequantized_checkpoint(folder, name, tmp_path / "q"), TOKENS)
     driver = StepDriver(folder, quantization=name)
     sequence = driver.add(TOKENS)
@@ -37,7 +51,9 @@ def test_a_quantized_model_computes_with_its_levels(
         torch.testing.assert_close(logprobs, expected, atol=2e-4, rtol=0, check_stride=False)
         return
     divergence = (expected.exp() * (expected - logprobs)).sum(-1)
-    assert divergence.mean() < (0.02 if name == "fp8" else 0.005)
+    # A token whose experts are nearly tied gets others.
+    middle = divergence.median() if experts else divergence.mean()
+    assert middle < (0.02 if name == "fp8" else 0.005)
 
 
 def test_an_unknown_name_lists_the_known_ones(make_checkpoint: MakeCheckpoint) -> None:
