@@ -317,6 +317,26 @@ async def test_a_large_bucket_is_searched_approximately_and_its_recall_is_told(
         assert (await r.texts("something new", count=1)) == ["something new"]
 
 
+async def test_commits_are_found_at_once_while_a_large_bucket_is_linked(
+    redis_config: RedisConfig,
+) -> None:
+    async with rig(redis_config, max_exact_chunks=500) as r:
+        files = {f"a{f}": [f"file{f} word{n}" for n in range(1100)] for f in range(4)}
+        await r.put(**files)
+        await r.texts("file1 word77")
+        num_commits, is_linked = 0, False
+        while not is_linked:
+            (stats,) = r.service.stats().buckets
+            is_linked = stats.recall is not None
+            num_commits += 1
+            text = f"news number{num_commits}"
+            await r.put(drop=["a3.txt"] if num_commits == 1 else [], **{f"b{num_commits}": [text]})
+            assert (await r.texts(text, count=1)) == [text]
+        (stats,) = r.service.stats().buckets
+        assert stats.num_chunks == 3 * 1100 + num_commits
+        assert (await r.texts("file2 word5", count=1)) == ["file2 word5"]
+
+
 async def test_loading_a_large_bucket_and_linking_it_are_told_in_the_log(
     redis_config: RedisConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

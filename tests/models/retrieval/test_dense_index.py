@@ -127,9 +127,7 @@ def test_a_bucket_that_shrinks_is_searched_exactly_again() -> None:
     steps=st.lists(st.sampled_from(["add", "add", "remove", "keep up"]), max_size=40),
     seed=st.integers(0, 1000),
 )
-def test_whatever_happens_all_living_chunks_are_found_and_no_dead_one(
-    steps: list[str], seed: int
-) -> None:
+def check_random_histories(steps: list[str], seed: int) -> None:
     rng = np.random.default_rng(seed)
     index = DenseIndex(WIDTH, max_exact_chunks=60, num_threads=1)
     parts: dict[int, NDArray[np.float16]] = {}
@@ -146,3 +144,10 @@ def test_whatever_happens_all_living_chunks_are_found_and_no_dead_one(
     assert index.num_live == sum(map(len, parts.values()))
     queries = unit_vectors(rng, 5).astype(np.float32)
     assert best_keys(index.view(), queries) == true_keys(parts, queries)
+
+
+def test_whatever_happens_all_living_chunks_are_found_and_no_dead_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dense_index, "_ROWS_PER_STEP", 30)  # some segments, not all
+    check_random_histories()
