@@ -59,9 +59,10 @@ def _awq(section: Section) -> Quantization:
 def _gptq(section: Section) -> Quantization:
     bits = _only(section, "bits", (4, 8))
     _only(section, "pack_dtype", ("int32",), default="int32")
-    for key in ("dynamic", "modules_in_block_to_quantize"):
-        if section.get(key):
-            raise ValueError(f"{key} is not supported; supported: all linear layers alike")
+    if section.get("modules_in_block_to_quantize"):
+        raise ValueError(
+            "modules_in_block_to_quantize is not supported; supported: all linear layers alike"
+        )
     version_key = "checkpoint_format" if "checkpoint_format" in section else "format"
     version = _only(section, version_key, ("gptq", "gptq_v2"), default="gptq")
     size = _group_size(section.get("group_size", 128))
@@ -75,8 +76,22 @@ def _gptq(section: Section) -> Quantization:
             method="gptq",
             has_zeros_less_one=version == "gptq",
             has_input_groups=section.get("desc_act") is True,
+            left_out=_left_out_by_gptq(section),
         ),
     )
+
+
+def _left_out_by_gptq(section: Section) -> tuple[str, ...]:
+    """GPTQModel's `dynamic`: "-:" and an expression, which fits modules from their start, leaves
+    them out; others give modules bits or groups of their own."""
+    rules = _mapping("dynamic", section.get("dynamic") or {})
+    others = [rule for rule in rules if not rule.startswith("-:")]
+    if others:
+        raise ValueError(
+            f"dynamic {json.dumps(others[0])} is not supported; supported: "
+            '"-:" with what is left out, all other linear layers alike'
+        )
+    return tuple(_expression("dynamic", rule.removeprefix("-:")) for rule in rules)
 
 
 def _compressed(section: Section) -> Quantization:
@@ -189,13 +204,17 @@ def _compressed_layout(stored_format: object, scheme: MatrixScheme) -> StoredLay
 def _pattern(name: str) -> str:
     """compressed-tensors names a module whole, or by an expression that fits from its start."""
     if name.startswith("re:"):
-        pattern = f"^(?:{name[3:]})"
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"ignore: {name!r} is not a regular expression: {error}") from error
-        return pattern
+        return _expression("ignore", name.removeprefix("re:"))
     return f"^{re.escape(name)}$"
+
+
+def _expression(key: str, given: str) -> str:
+    pattern = f"^(?:{given})"
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{key}: {given!r} is not a regular expression: {error}") from error
+    return pattern
 
 
 def _names(section: Section, key: str) -> list[str]:

@@ -164,6 +164,31 @@ def test_logprobs_agree_with_transformers_log_softmax(make_checkpoint: MakeCheck
             assert entry.top_token_ids == reference[position].topk(3).indices.tolist()
 
 
+@pytest.mark.parametrize("family", ["llama kernels", "mistral", "qwen3 moe"])
+def test_a_cache_in_fp8_scores_alike_in_a_crowded_engine_and_near_a_whole_one(
+    family: str, make_checkpoint: MakeCheckpoint
+) -> None:
+    """A last bit may end in another of its few numbers: near, not equal."""
+    name, overrides = FAMILIES[family]
+    folder = make_checkpoint(name, **overrides)
+    requests = greedy(prompts_of_mixed_lengths()[3:], prompt_logprobs=0)
+
+    def scores(**config: object) -> torch.Tensor:
+        deltas = run(make_engine(folder, **config), requests)
+        scored = [deltas[(one.request_id, 0)][0].prompt_logprobs or [] for one in requests]
+        return torch.tensor([item.logprob for items in scored for item in items])
+
+    whole, fp8 = scores(), scores(kv_cache_dtype="fp8")
+    head_dim = 32 if KERNELS.items() <= overrides.items() else 16
+    crowded = scores(
+        kv_cache_dtype="fp8",
+        kv_cache_memory_bytes=22 * 2 * 2 * 2 * head_dim * 16,
+        max_num_batched_tokens=48,
+    )
+    assert (fp8 - crowded).abs().mean() < 0.02
+    assert 0 < (fp8 - whole).abs().mean() < 0.2
+
+
 def test_a_cache_that_cannot_hold_one_sequence_is_refused_with_both_numbers(
     make_checkpoint: MakeCheckpoint,
 ) -> None:

@@ -5,6 +5,7 @@ it stands for.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -82,15 +83,17 @@ def write_checkpoint(
     return made
 
 
-def write_twins(folder: Path, section: dict[str, Any], pack: Packer, to: Path) -> tuple[Path, Path]:
-    """A checkpoint of any family with other matrices in its layers: stored quantized, and as the
-    floats that they mean."""
+def write_twins(
+    folder: Path, section: dict[str, Any], pack: Packer, to: Path, *, left_out: str = "$"
+) -> tuple[Path, Path]:
+    """A checkpoint of any family with other matrices in its layers, but for those that `left_out`
+    fits: stored quantized, and as the floats that they mean."""
     generator = torch.Generator().manual_seed(5)
     stored: Tensors = {}
     floats: Tensors = {}
     for name, tensor in load_file(folder / SINGLE_FILE).items():
         stored[name] = floats[name] = tensor
-        if is_layer_matrix(name):
+        if is_layer_matrix(name) and not re.match(left_out, name):
             packed_tensors, floats[name] = pack(*tensor.shape, generator)
             del stored[name]
             module = name.removesuffix(".weight")

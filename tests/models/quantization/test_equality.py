@@ -91,6 +91,18 @@ def test_a_stored_format_gives_the_tokens_of_its_floats(
         assert [tokens(deltas[(str(k), 0)]) for k in range(len(prompts))] == expected
 
 
+def test_attention_and_routers_may_be_left_out(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As checkpoints with experts often are: only these are quantized."""
+    base = make_checkpoint("qwen3 moe", **FAMILIES["qwen3 moe"], **SHAPE)
+    section, pack = VARIANTS["gptq"]
+    section = {**section, "dynamic": {r"-:.*\.mlp\.gate$": {}, "-:.*self_attn": {}}}
+    folder, floats = write_twins(base, section, pack, tmp_path, left_out=".*self_attn")
+    expected = reference_outputs(floats, prompts_of_mixed_lengths())
+    assert_engines_equal(folder, expected, monkeypatch, "auto")
+
+
 @pytest.mark.parametrize(("family", "name"), MADE)
 def test_what_is_quantized_here_gives_the_tokens_of_its_floats(
     make_checkpoint: MakeCheckpoint,

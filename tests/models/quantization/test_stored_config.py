@@ -54,6 +54,16 @@ def test_compressed_tensors_leaves_out_what_it_ignores() -> None:
     assert read.of("model.layers.11.mlp.up_proj") is not None
 
 
+def test_gptq_leaves_out_what_its_rules_exclude() -> None:
+    rules = {r"-:.*\.mlp\.gate$": {}, r"-:model\.layers\.1\.self_attn": {}, "-:layers": {}}
+    read = read_stored_quantization({**GPTQ, "dynamic": rules})
+    assert read.of("model.layers.0.mlp.gate") is None
+    assert read.of("model.layers.1.self_attn.q_proj") is None
+    assert read.of("model.layers.11.self_attn.q_proj") == read.layers
+    assert read.of("model.layers.0.mlp.experts.3.gate_proj") == read.layers
+    assert read_stored_quantization({**GPTQ, "dynamic": None}).of("a") is not None
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [
@@ -66,7 +76,11 @@ def test_compressed_tensors_leaves_out_what_it_ignores() -> None:
         ({**AWQ, "modules_to_not_convert": "lm_head"}, "modules_to_not_convert must be a list"),
         ({**GPTQ, "bits": 3}, "bits 3 is not supported; supported: 4, 8"),
         ({**GPTQ, "checkpoint_format": "marlin"}, "checkpoint_format .*marlin"),
-        ({**GPTQ, "dynamic": {"-:.*": {}}}, "dynamic is not supported"),
+        ({**GPTQ, "dynamic": {"-:a": {}, "+:b": {"bits": 8}}}, r'dynamic "\+:b" .*"-:"'),
+        ({**GPTQ, "dynamic": {"b": {"bits": 8}}}, 'dynamic "b" is not supported'),
+        ({**GPTQ, "dynamic": {"-:(": {}}}, r"dynamic: '\(' is not a regular expression"),
+        ({**GPTQ, "dynamic": ["-:a"]}, "dynamic must be an object"),
+        ({**GPTQ, "modules_in_block_to_quantize": ["a"]}, "modules_in_block_to_quantize is not"),
         (compressed(config_groups={}), "config_groups has 0 groups"),
         (compressed(targets=["re:.*q_proj"]), "targets .*Linear"),
         (compressed(format="marlin-24"), "format 'marlin-24' of int4 weights"),
