@@ -14,7 +14,7 @@ from cluster.tenants import key_directory
 from cluster.tenants.key_directory import KeyDirectory
 from cluster.tenants.limits import OwnLimits
 from cluster.tenants.tenant_store import TenantStore
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, patient_config
 
 CONFIGURED = ApiKeys([ApiKeyConfig(name="first", sha256=hash_key("shoal-first"))])
 
@@ -107,7 +107,7 @@ async def test_known_keys_open_for_a_while_when_redis_is_away(
     breakable_redis_server: RedisServer, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = breakable_redis_server
-    async with connect(RedisConfig(url=server.url, timeout_s=0.5)) as redis:
+    async with connect(patient_config(server.url)) as redis:
         store = TenantStore(redis, configured=["default"])
         keys = KeyDirectory(CONFIGURED, TenantsConfig(redis_grace_s=300), store)
         async with keys.following():

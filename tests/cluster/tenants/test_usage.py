@@ -5,7 +5,6 @@ import datetime
 
 import pytest
 
-from cluster.config import RedisConfig
 from cluster.redis_client import RedisClient, connect
 from cluster.tenants import usage as usage_module
 from cluster.tenants.usage import (
@@ -17,7 +16,7 @@ from cluster.tenants.usage import (
     grouped,
     today,
 )
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, impatient, patient_config
 
 COUNTS = UsageCounts(num_requests=1, prompt_tokens=10, cached_tokens=4, completion_tokens=3)
 TODAY = datetime.date.fromisoformat(today())
@@ -73,14 +72,17 @@ async def test_usage_is_kept_while_redis_is_away_and_counted_once(
 ) -> None:
     monkeypatch.setattr(usage_module, "_TRY_AGAIN_S", 0.02)
     server = breakable_redis_server
-    async with connect(RedisConfig(url=server.url, timeout_s=0.3)) as redis:
+    async with connect(patient_config(server.url)) as redis:
         recorder = UsageRecorder(redis, retention_days=2)
         recorder.add("t", model="m", key_id="k", counts=COUNTS)
         await recorder.written()
         # The server carries out what it got while it was frozen; we did not hear of it.
         server.freeze()
-        recorder.add("t", model="m", key_id="k", counts=COUNTS)
-        await asyncio.sleep(1)
+        has_given_up = asyncio.Event()
+        with impatient(redis, 0.3), monkeypatch.context() as patch:
+            patch.setattr(redis, "_log", lambda *_: has_given_up.set())
+            recorder.add("t", model="m", key_id="k", counts=COUNTS)
+            await has_given_up.wait()
         server.thaw()
         await recorder.written()
         server.kill()
