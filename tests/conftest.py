@@ -3,7 +3,8 @@
 import os
 
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 # Without a GPU the kernels run in Triton's interpreter. Triton reads this once, when the first
 # module of any test brings it in: here is the one place that comes before all of them.
@@ -12,6 +13,20 @@ if not torch.cuda.is_available():
 
 pytest_plugins = ["tests.redis_server"]
 
-# How long an example takes says more about the machine than about the code.
-settings.register_profile("shoal", deadline=None)
+# How long an example takes says more about the machine than about the code. The same examples in
+# every run: what fails has been changed.
+settings.register_profile(
+    "shoal",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.filter_too_much,
+        HealthCheck.data_too_large,
+        HealthCheck.large_base_example,
+    ],
+)
 settings.load_profile("shoal")
+# It draws from the constants of all local modules that are loaded: other ones when other tests run
+# before. There is no setting against it.
+providers._get_local_constants = providers.Constants

@@ -3,12 +3,14 @@
     python -m models.grammar.guard FD      (started by `GrammarGuard`, speaks over socket FD)
 
 The child checks the client's text, compiles it and probes the first steps, under an address-space
-limit and on a small stack. The parent waits no longer than the time limit; a child that is late or
-dead is killed, and the next grammar gets a fresh one. What passes comes back as source text that is
-known to compile quickly.
+limit and on a small stack. The time limit is of the processor's time: a busy machine refuses no
+grammar that a quiet one takes. A child that has used it up, that is silent for many times as long,
+or dead, is killed, and the next grammar gets a fresh one. What passes comes back as source text
+that is known to compile quickly.
 """
 
 import random
+import select
 import socket
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from typing import TypeVar
 
 import msgspec
 import numpy as np
+import psutil
 from llguidance import LLMatcher, LLTokenizer
 
 from cluster.types import GrammarSpec
@@ -29,6 +32,8 @@ from models.grammar.source import grammar_source, shorten
 from models.grammar.vocabulary import load_vocabulary
 
 START_TIMEOUT_S = 120.0  # imports and a large tokenizer on a loaded machine
+_PATIENCE = 10  # times the limit of the processor's time, by the clock
+_LOOK_AGAIN_S = 0.05
 # Threads of the back end's pool have 2 MiB; what overflows that must overflow here.
 _STACK_BYTES = 2 * 1024 * 1024
 
@@ -74,7 +79,8 @@ class GrammarGuard:
         timeout_s = self._setup.limits.compile_timeout_s
         try:
             self._send(spec)
-            verdict = self._receive(GuardVerdict, timeout_s)
+            self._await_answer()
+            verdict = self._receive(GuardVerdict, _PATIENCE * timeout_s)
         except TimeoutError as error:
             self.close()
             raise GrammarError(f"compiling takes longer than {timeout_s:g} s") from error
@@ -114,9 +120,33 @@ class GrammarGuard:
             raise RuntimeError("the grammar guard did not start; see its error output") from error
         self._is_ready = True
 
+    def _await_answer(self) -> None:
+        """
+        Raises:
+            TimeoutError: the child has used up its time, or is silent for too long.
+        """
+        assert self._socket is not None
+        limit_s = self._setup.limits.compile_timeout_s
+        end_s = self._processor_s() + limit_s
+        deadline = time.monotonic() + _PATIENCE * limit_s
+        left_s = limit_s
+        while not select.select([self._socket], [], [], left_s)[0]:
+            if self._processor_s() >= end_s or time.monotonic() >= deadline:
+                raise TimeoutError
+            left_s = max(_LOOK_AGAIN_S, end_s - self._processor_s())
+
+    def _processor_s(self) -> float:
+        """What the child has used since its start."""
+        assert self._process is not None
+        try:
+            times = psutil.Process(self._process.pid).cpu_times()
+        except psutil.Error:  # it has died: its socket says so
+            return 0.0
+        return float(times.user + times.system)
+
     def _send(self, message: msgspec.Struct) -> None:
         assert self._socket is not None
-        self._socket.settimeout(self._setup.limits.compile_timeout_s)
+        self._socket.settimeout(_PATIENCE * self._setup.limits.compile_timeout_s)
         send_frame(self._socket, message)
 
     def _receive(self, kind: type[Message], timeout_s: float) -> Message:
@@ -133,7 +163,7 @@ def probe(matcher: LLMatcher, limits: GrammarLimits, vocab_size: int) -> None:
     row = np.zeros((vocab_size + 31) // 32, dtype=np.int32)
     chooser = random.Random(0)
     for _ in range(limits.probe_steps):
-        started = time.monotonic()
+        started_s = time.thread_time()
         matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
         allowed = np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little"))
         if not matcher.is_error() and not allowed.size:
@@ -143,7 +173,7 @@ def probe(matcher: LLMatcher, limits: GrammarLimits, vocab_size: int) -> None:
             matcher.consume_token(int(chooser.choice(allowed)))
         if matcher.is_error():
             raise GrammarError(f"too complex to generate from: {shorten(matcher.get_error())}")
-        if time.monotonic() - started > limits.max_probe_step_s:
+        if time.thread_time() - started_s > limits.max_probe_step_s:
             raise GrammarError("too complex to generate from: a step takes too long")
         if is_at_end:
             break

@@ -8,7 +8,9 @@ from models.grammar.source import shorten
 
 
 class GrammarLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Time is enforced by the guard process while compiling, and by counted work per step after."""
+    """Time is enforced on the guard process while compiling, and by counted work per step after.
+    It is the processor's: what a grammar costs does not depend on what else the machine does.
+    """
 
     max_text_bytes: int = 2 * 1024 * 1024
     compile_timeout_s: float = 3.0  # checking, compiling and probing, in the guard

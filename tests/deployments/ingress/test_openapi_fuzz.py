@@ -11,14 +11,12 @@ uses what stands in the source files of the modules that happen to be loaded.
 import asyncio
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 import schemathesis
-from hypothesis.internal.conjecture import providers
 from schemathesis import Case, GenerationMode, checks
 from schemathesis.schemas import APIOperation
 from schemathesis.specs.openapi import checks as openapi_checks
@@ -96,28 +94,13 @@ def fuzz(server: Server, name: str, mode: GenerationMode, num_cases: int) -> int
             case.body.pop("model", None)  # else hardly any would get further than to a 404
         check_answer(server, case)
 
-    with constants(are_local=is_seeded()):
-        check()
+    check()
     return num_sent
 
 
 def is_seeded() -> bool:
     """Whether pytest was given `--hypothesis-seed`."""
     return hypothesis.core.global_force_seed is not None
-
-
-@contextmanager
-def constants(*, are_local: bool) -> Iterator[None]:
-    """Hypothesis draws from the constants of all local modules that are loaded: other ones when
-    other tests run before. There is no setting against it."""
-    if are_local:
-        yield
-        return
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(providers, "_get_local_constants", providers.Constants)
-        providers.CONSTANTS_CACHE.cache.clear()
-        yield
-    providers.CONSTANTS_CACHE.cache.clear()
 
 
 # Nothing can be wrong with a request without fields.

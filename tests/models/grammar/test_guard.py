@@ -1,11 +1,13 @@
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
 from cluster.types import GrammarKind
+from models.grammar import guard as guard_module
 from models.grammar.compiler import GrammarError, GrammarLimits, GrammarStepError
 from tests.models.grammar.grammar_walk import Rig, byte_level_tokenizer
 
@@ -17,7 +19,7 @@ def byte_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     rig.compiler.close()
 
 
-# Hostile input: each case may take a few seconds at most, or the test hangs and fails
+# Hostile input: one that takes for ever hangs the test, and fails it
 
 
 def nested(depth: int) -> str:
@@ -66,11 +68,9 @@ HOSTILE: dict[str, tuple[GrammarKind, object, bool | None]] = {
 }
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_grammars_are_refused_or_served_in_bounded_time(byte_rig: Rig, name: str) -> None:
     kind, text, is_accepted = HOSTILE[name]
-    started = time.monotonic()
     refusal = ""
     try:
         byte_rig.walker.walk(byte_rig.matcher(kind, text), 1, max_tokens=60)
@@ -80,11 +80,9 @@ def test_hostile_grammars_are_refused_or_served_in_bounded_time(byte_rig: Rig, n
         is_accepted = None if is_accepted is None else not is_accepted
     assert is_accepted is None or is_accepted == (not refusal), refusal
     assert len(refusal) < 500
-    assert time.monotonic() - started < 20
     assert byte_rig.texts(GrammarKind.CHOICE, ["still", "here"], count=1)
 
 
-@pytest.mark.timeout(120)
 def test_memory_stays_flat_under_ever_new_grammars(tmp_path: Path) -> None:
     path = byte_level_tokenizer(tmp_path / "tokenizer.json")
     rig = Rig(path, GrammarLimits(cache_entries=16, num_guards=1))
@@ -108,12 +106,54 @@ def test_a_guard_that_dies_is_replaced_and_only_that_request_fails(tmp_path: Pat
     limits = GrammarLimits(num_guards=1)
     rig = Rig(byte_level_tokenizer(tmp_path / "tokenizer.json"), limits)
     rig.matcher(GrammarKind.CHOICE, ["a"])
-    children = psutil.Process().children()
-    guard = [child for child in children if "models.grammar.guard" in child.cmdline()][-1]
+    guard = the_guard()
     guard.kill()
-    guard.wait(10)
+    guard.wait(120)
     with pytest.raises(GrammarError, match="memory"):
         rig.matcher(GrammarKind.CHOICE, ["b"])
+    assert rig.texts(GrammarKind.CHOICE, ["c"], count=1) == ["c"]
+    rig.compiler.close()
+
+
+def test_too_much_work_is_a_refusal(tmp_path: Path) -> None:
+    limits = GrammarLimits(num_guards=1, compile_timeout_s=0.3)
+    rig = Rig(byte_level_tokenizer(tmp_path / "tokenizer.json"), limits)
+    with pytest.raises(GrammarError, match=r"takes longer than 0\.3 s"):
+        rig.matcher(GrammarKind.JSON_SCHEMA, BLOWUP)
+    assert rig.texts(GrammarKind.CHOICE, ["c"], count=1) == ["c"]
+    rig.compiler.close()
+
+
+def the_guard() -> psutil.Process:
+    children = psutil.Process().children()
+    return [child for child in children if "models.grammar.guard" in child.cmdline()][-1]
+
+
+def test_a_guard_that_the_machine_lets_wait_refuses_nothing(tmp_path: Path) -> None:
+    limits = GrammarLimits(num_guards=1, compile_timeout_s=0.5)
+    rig = Rig(byte_level_tokenizer(tmp_path / "tokenizer.json"), limits)
+    rig.matcher(GrammarKind.CHOICE, ["a"])
+    guard = the_guard()
+    guard.suspend()
+    with ThreadPoolExecutor(1) as pool:
+        compiling = pool.submit(rig.texts, GrammarKind.CHOICE, ["b"], count=1)
+        time.sleep(0.6)  # more than it may take of the processor's time
+        guard.resume()
+        assert compiling.result() == ["b"]
+    rig.compiler.close()
+
+
+def test_a_guard_that_stays_silent_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = GrammarLimits(num_guards=1, compile_timeout_s=0.5)
+    rig = Rig(byte_level_tokenizer(tmp_path / "tokenizer.json"), limits)
+    rig.matcher(GrammarKind.CHOICE, ["a"])
+    the_guard().suspend()
+    with monkeypatch.context() as patch:
+        patch.setattr(guard_module, "_PATIENCE", 1)
+        with pytest.raises(GrammarError, match="takes longer"):
+            rig.matcher(GrammarKind.CHOICE, ["b"])
     assert rig.texts(GrammarKind.CHOICE, ["c"], count=1) == ["c"]
     rig.compiler.close()
 

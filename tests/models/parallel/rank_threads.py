@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 
 from cluster.config import EngineConfig
 from models.engine.engine import Engine
 from models.engine.runner import Runner
 from models.grammar.compiler import GrammarCompiler
+from models.parallel import rank_link
+from models.parallel import runner as runner_module
 from models.parallel.rank_link import RankLink
 from models.parallel.runner import TPRunner
 from models.parallel.worker import TPWorker
@@ -55,6 +58,16 @@ def start_rank_threads(size: int) -> list[RankLink]:
 
 
 @contextmanager
+def patient_ranks() -> Iterator[None]:
+    """Limits that only what is broken reaches: a busy machine is no rank that hangs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner_module, "STEP_TIMEOUT_S", 120.0)
+        patch.setattr(runner_module, "_SETTLING_TIMEOUT_S", 60.0)
+        patch.setattr(rank_link, "_END_TIMEOUT_S", 60.0)
+        yield
+
+
+@contextmanager
 def parallel_runner(
     folder: Path,
     size: int,
@@ -65,19 +78,22 @@ def parallel_runner(
 ) -> Iterator[TPRunner]:
     """A group of threads; torch's own threads are as before afterwards."""
     num_threads = torch.get_num_threads()
-    runner = TPRunner(
-        folder,
-        engine_config(**config),
-        ranks=start_rank_threads(size),
-        dtype=dtype,
-        device="cpu",
-        quantization=quantization,
-    )
-    try:
-        yield runner
-    finally:
-        runner.close()
-        torch.set_num_threads(num_threads)
+    with patient_ranks():
+        try:
+            runner = TPRunner(
+                folder,
+                engine_config(**config),
+                ranks=start_rank_threads(size),
+                dtype=dtype,
+                device="cpu",
+                quantization=quantization,
+            )
+            try:
+                yield runner
+            finally:
+                runner.close()
+        finally:
+            torch.set_num_threads(num_threads)
 
 
 def engine_config(**config: object) -> EngineConfig:

@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,6 +25,8 @@ from models.engine.build import build_engine, build_runner
 from models.engine.model_runner import ModelRunner
 from models.engine.runner import Runner
 from models.llm import LLM
+from models.parallel import runner as runner_module
+from models.parallel.group import TPGroup
 from models.parallel.rank_link import ChildRanks, RankError
 from models.parallel.runner import TPRunner
 from models.parallel.step_order import StepOrder
@@ -30,9 +34,13 @@ from models.weights import load_weights
 from tests.models.conftest import MakeCheckpoint
 from tests.models.engine_runs import greedy, prompts_of_mixed_lengths, run, tokens
 from tests.models.grammar.grammar_walk import EOS_TOKEN_IDS, byte_level_tokenizer
-from tests.models.parallel.rank_threads import engine_config, engine_on, parallel_runner
+from tests.models.parallel.rank_threads import (
+    engine_config,
+    engine_on,
+    parallel_runner,
+    patient_ranks,
+)
 
-LIMIT_S = 10.0
 ENDLESS = Request(
     request_id="endless",
     prompt_token_ids=[5, 6, 7],
@@ -50,7 +58,8 @@ def folder(make_checkpoint: MakeCheckpoint) -> Path:
 @pytest.fixture(autouse=True)
 def _threads_as_before() -> object:
     num_threads = torch.get_num_threads()
-    yield
+    with patient_ranks():
+        yield
     torch.set_num_threads(num_threads)
 
 
@@ -64,7 +73,9 @@ def assert_gone(process_ids: list[int]) -> None:
     assert not [pid for pid in process_ids if psutil.pid_exists(pid)]
 
 
-async def fail_in_the_middle(folder: Path, size: int, signal_number: int) -> str:
+async def fail_in_the_middle(
+    folder: Path, size: int, signal_number: int, *, lose_patience: Callable[[], None] = lambda: None
+) -> str:
     """Send a signal to rank 1 while tokens come; what the group's end is called."""
     runner = process_runner(folder, size)
     engine = AsyncEngine(engine_on(runner))
@@ -72,11 +83,10 @@ async def fail_in_the_middle(folder: Path, size: int, signal_number: int) -> str
     stream = engine.generate(ENDLESS)
     await anext(stream)
     os.kill(runner.process_ids[0], signal_number)
-    signalled_s = time.monotonic()
+    lose_patience()
     with pytest.raises(EngineGoneError, match="engine failed"):
         async for _ in stream:
             pass
-    assert time.monotonic() - signalled_s < LIMIT_S
     with pytest.raises(RuntimeError):
         engine.check_health()
     with pytest.raises(ServiceUnavailableError):
@@ -88,14 +98,35 @@ async def fail_in_the_middle(folder: Path, size: int, signal_number: int) -> str
     return str(caught.value)
 
 
-async def test_a_killed_rank_ends_every_request_with_an_error(folder: Path) -> None:
+async def test_a_killed_rank_ends_every_request_with_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Long before an exchange between ranks has reached its limit.
+    monkeypatch.setattr(runner_module, "STEP_TIMEOUT_S", 3600.0)
     message = await asyncio.wait_for(fail_in_the_middle(folder, 2, signal.SIGKILL), 120)
     assert message.startswith("rank 1 (process ")
     assert message.endswith("was killed by signal 9")
 
 
-async def test_of_four_ranks_the_one_that_hangs_is_blamed(folder: Path) -> None:
-    message = await asyncio.wait_for(fail_in_the_middle(folder, 4, signal.SIGSTOP), 120)
+async def test_of_four_ranks_the_one_that_hangs_is_blamed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups: list[TPGroup] = []
+    join = TPGroup.join
+
+    def joined(*args: Any, **options: Any) -> TPGroup:
+        groups.append(join(*args, **options))
+        return groups[0]
+
+    def lose_patience() -> None:
+        """Limits that are reached: with those from the start, a busy machine might look hung."""
+        backend: Any = groups[0]._backend
+        backend._set_default_timeout(timedelta(seconds=1))
+        monkeypatch.setattr(runner_module, "STEP_TIMEOUT_S", 1.0)
+        monkeypatch.setattr(runner_module, "_SETTLING_TIMEOUT_S", 1.0)
+
+    monkeypatch.setattr(TPGroup, "join", joined)
+    message = await fail_in_the_middle(folder, 4, signal.SIGSTOP, lose_patience=lose_patience)
     assert message.startswith("rank 1 (process ")
     assert message.endswith("does not answer")
 
@@ -168,7 +199,7 @@ def test_a_rank_ends_when_rank_0_is_killed(folder: Path) -> None:
             rank = psutil.Process(int(rank_0.stdout.readline()))
         finally:
             rank_0.kill()
-    rank.wait(LIMIT_S)
+    rank.wait(120)
 
 
 def test_a_rank_that_fails_says_why(
