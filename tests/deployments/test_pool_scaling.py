@@ -193,7 +193,7 @@ LOADS = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     loads=st.lists(LOADS, min_size=1, max_size=8),
     step_s=st.sampled_from([0.0, 0.1, 1.0, 100.0]),
@@ -214,7 +214,7 @@ def test_whatever_is_reported_the_number_is_in_range_and_never_zero_under_load(
             assert target >= 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(loads=st.lists(LOADS, min_size=2, max_size=8))
 def test_the_number_never_falls_below_what_the_last_delay_needed(loads: list[PoolLoad]) -> None:
     scaler = PoolScaler(SETTINGS)

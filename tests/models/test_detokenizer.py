@@ -66,7 +66,7 @@ def in_pieces(tokenizer: Tokenizer, ids: list[int], cuts: list[int]) -> str:
 CUTS = st.lists(st.integers(0, 40), max_size=8)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(ids=st.lists(st.integers(0, BYTE_LEVEL.vocab_size - 1), max_size=40), cuts=CUTS)
 def test_any_byte_level_tokens_give_the_text_of_the_whole(ids: list[int], cuts: list[int]) -> None:
     whole = BYTE_LEVEL.decode(ids, skip_special_tokens=True)
@@ -81,7 +81,7 @@ def word_or_character(data: st.DataObject) -> list[int]:
 
 
 @pytest.mark.parametrize("tokenizer", [SENTENCEPIECE, UNSTRIPPED], ids=["strips", "keeps"])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data(), cuts=CUTS)
 def test_sentencepiece_tokens_cut_off_anywhere_give_the_text_of_the_whole(
     tokenizer: Tokenizer, data: st.DataObject, cuts: list[int]
@@ -90,13 +90,13 @@ def test_sentencepiece_tokens_cut_off_anywhere_give_the_text_of_the_whole(
     assert in_pieces(tokenizer, ids, cuts) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(ids=st.lists(st.integers(0, SENTENCEPIECE.vocab_size - 1), max_size=30), cuts=CUTS)
 def test_broken_byte_runs_do_not_depend_on_the_split(ids: list[int], cuts: list[int]) -> None:
     assert in_pieces(SENTENCEPIECE, ids, cuts) == in_pieces(SENTENCEPIECE, ids, [])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ids=st.lists(st.integers(0, 3), max_size=6), cuts=CUTS)
 def test_metaspace_tokens_give_the_text_of_the_whole(ids: list[int], cuts: list[int]) -> None:
     assert in_pieces(METASPACE, ids, cuts) == METASPACE.decode(ids, skip_special_tokens=True)
@@ -165,7 +165,7 @@ def expected(text: str, stops: list[str]) -> tuple[str, bool]:
 SMALL_TEXT = st.text(alphabet="ab", max_size=24)
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=800)
 @given(
     text=SMALL_TEXT,
     stops=st.lists(st.text(alphabet="ab", min_size=1, max_size=6), min_size=1, max_size=4),
@@ -177,7 +177,7 @@ def test_the_first_stop_string_ends_the_text_wherever_it_was_split(
     assert shown(text, stops, cuts) == expected(text, stops)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=SMALL_TEXT, stop=st.text(alphabet="ab", min_size=1, max_size=6))
 def test_no_more_is_held_back_than_could_begin_a_stop_string(text: str, stop: str) -> None:
     checker = StopStringChecker([stop])

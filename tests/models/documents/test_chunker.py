@@ -51,7 +51,7 @@ BLOCKS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     blocks=BLOCKS,
     max_tokens=st.integers(16, 200),

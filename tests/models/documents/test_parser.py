@@ -75,7 +75,7 @@ WHOLE_FILES = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     whole=st.sampled_from(WHOLE_FILES),
     edits=st.lists(

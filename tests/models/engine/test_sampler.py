@@ -122,7 +122,7 @@ def unzip(batch: list[tuple[list[float], SamplingRow]]) -> tuple[torch.Tensor, l
     return torch.tensor([logits for logits, _ in batch]), [row for _, row in batch]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(batches, st.sampled_from([1, 4, 256]))
 def test_a_mixed_batch_matches_the_slow_reference(
     batch: list[tuple[list[float], SamplingRow]], num_candidates: int
@@ -134,7 +134,7 @@ def test_a_mixed_batch_matches_the_slow_reference(
         assert expected is None or token_ids[index] == expected
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(batches, st.randoms(use_true_random=False))
 def test_a_rows_choice_depends_on_nothing_else_in_the_batch(
     batch: list[tuple[list[float], SamplingRow]], random: Random
@@ -344,7 +344,7 @@ def test_logprobs_are_of_the_raw_distribution_and_only_where_asked_for() -> None
     assert third.logprob == pytest.approx(raw[2, token_ids[2]].item(), abs=1e-6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(logit_rows, st.integers(0, 23)), min_size=1, max_size=5), st.integers(0, 24)
 )

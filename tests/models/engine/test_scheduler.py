@@ -1,7 +1,7 @@
 """The scheduler and the block manager under a runner that checks every read of the KV cache."""
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.config import EngineConfig
@@ -392,7 +392,7 @@ def test_of_a_long_prompt_only_what_is_not_cached_counts() -> None:
     assert first_token_steps(engine, "again")["again"] == 1
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(
     operations,
     st.sampled_from([1, 2, 4, 7]),  # block size

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -37,7 +37,7 @@ def simulated_engine(
     return Engine(runner, limits.model_copy(update={"speculative_config": guesses})), runner
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200)
 @given(
     operations,
     st.sampled_from([1, 2, 4, 7]),  # block size

@@ -32,7 +32,7 @@ def is_gone(view: BucketView, name: str) -> bool:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     steps=st.lists(
         st.tuples(st.sampled_from(["add", "remove", "replace", "keep up"]), st.integers(1, 4)),

@@ -122,7 +122,7 @@ def test_a_bucket_that_shrinks_is_searched_exactly_again() -> None:
     assert best_keys(index.view(), queries) == true_keys(parts, queries)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     steps=st.lists(st.sampled_from(["add", "add", "remove", "keep up"]), max_size=40),
     seed=st.integers(0, 1000),

@@ -53,7 +53,7 @@ def _product_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(exact_index, "_MIN_CAPACITY", 4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     steps=st.lists(st.tuples(st.booleans(), st.integers(1, 9)), max_size=25),
     seed=st.integers(0, 2**32 - 1),

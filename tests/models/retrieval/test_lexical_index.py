@@ -49,7 +49,7 @@ def bm25(texts: Sequence[str], words: Sequence[str]) -> list[float]:
 WORDS = ["ash", "birch", "cedar", "elm", "fir", "oak", "pine", "yew"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     texts=st.lists(
         st.lists(st.sampled_from(WORDS), min_size=1, max_size=30).map(" ".join),
@@ -64,7 +64,7 @@ def test_scores_are_bm25(texts: list[str], query: list[str]) -> None:
     assert scores == pytest.approx(expected, rel=1e-4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     steps=st.lists(st.tuples(st.booleans(), st.integers(1, 5)), min_size=1, max_size=15),
     seed=st.integers(0, 1000),

@@ -9,7 +9,7 @@ from models.retrieval.row_blocks import RowBlocks, rows_per_block
 WIDTH = 6144  # blocks of 1,024 rows
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(lengths=st.lists(st.integers(0, 1500), max_size=5), seed=st.integers(0, 1000))
 def test_all_rows_are_found_again(lengths: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -198,7 +198,7 @@ FRAGMENTS = [
 ]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     name=st.sampled_from(FORMATS),
     fragments=st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=3)), max_size=14),
@@ -223,7 +223,7 @@ def test_where_a_text_is_cut_changes_nothing(
         assert whole.content == text, "what is no call is content, to the last character"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     arguments=st.dictionaries(
         st.text(max_size=8),

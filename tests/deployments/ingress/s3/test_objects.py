@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.storage.names import MAX_SEGMENT_BYTES, key_problem
@@ -129,7 +129,7 @@ def can_be_a_file(key: str) -> bool:
 
 
 @given(st.text(min_size=1, max_size=60).filter(can_be_a_file))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=60)
 def test_any_key_that_is_taken_comes_back(lasting_s3: Any, key: str) -> None:
     lasting_s3.put_object(Bucket="docs", Key=key, Body=b"x")
     try:
