@@ -29,6 +29,7 @@ from deployments.fair_places import FairPlaces
 from deployments.progress_log import ProgressLog
 from models.retrieval.approximate_index import TARGET_RECALL
 from models.retrieval.bucket_index import BucketIndex
+from models.retrieval.dense_index import SearchKind
 
 logger = logging.getLogger(__name__)
 
@@ -387,9 +388,9 @@ class LoadedBuckets:
         while is_busy:
             async with loaded.changing:
                 is_busy = await loop.run_in_executor(self._upkeep_executor, loaded.index.upkeep)
-            num_chunks = loaded.index.num_chunks
-            log.update(num_chunks - loaded.index.dense_facts().num_waiting, num_chunks)
-        log.finish(f"{loaded.index.num_chunks:,}, {_mebibytes(loaded.index.num_bytes)}")
+            _tell_linking(log, loaded.index)
+        if loaded.index.dense_facts().kind is SearchKind.APPROXIMATE:
+            log.finish(f"{loaded.index.num_chunks:,}, {_mebibytes(loaded.index.num_bytes)}")
         if await loop.run_in_executor(self._upkeep_executor, loaded.index.measure):
             _log_recall(loaded)
 
@@ -400,6 +401,12 @@ def _let_others_go_first() -> None:
         thread = threading.get_native_id()
         niceness = max(_UPKEEP_NICENESS, os.getpriority(os.PRIO_PROCESS, thread))
         os.setpriority(os.PRIO_PROCESS, thread, niceness)
+
+
+def _tell_linking(log: ProgressLog, index: BucketIndex) -> None:
+    facts = index.dense_facts()
+    if facts.kind is SearchKind.APPROXIMATE:  # before, other work may be done
+        log.update(index.num_chunks - facts.num_waiting, index.num_chunks)
 
 
 def _log_recall(loaded: LoadedBucket) -> None:

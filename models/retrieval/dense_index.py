@@ -19,7 +19,7 @@ from models.retrieval.exact_index import NO_HITS, ExactIndex, ExactView, Hits
 from models.retrieval.segments import split_key
 
 _MAX_DEAD_SHARE = 0.3  # of the graph's rows, before it is built anew
-_ROWS_PER_STEP = 1024  # of upkeep: a commit waits no longer than for one step
+_ROWS_PER_STEP = 1000  # of upkeep: a commit waits no longer than for one step
 
 
 class SearchKind(StrEnum):

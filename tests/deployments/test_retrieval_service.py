@@ -350,6 +350,19 @@ async def test_loading_a_large_bucket_and_linking_it_are_told_in_the_log(
     assert "loading bucket 'handbook', chunks: 1,000 of 1,500" in lines
     assert re.search(r"loading bucket 'handbook', chunks: 1,500, \d+ MiB, in \d+ s", lines)
     assert re.search(r"linking bucket 'handbook' into a graph, chunks: 1,500, \d+ MiB, in", lines)
+    assert re.search(r"linking .*, chunks: 1,000 of 1,500, about \d+ s more", lines)
+
+
+async def test_a_small_bucket_is_never_said_to_be_linked(
+    redis_config: RedisConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_log, "_INTERVAL_S", 0.0)
+    caplog.set_level(logging.INFO, "deployments.loaded_buckets")
+    async with rig(redis_config) as r:
+        await r.put(a=["some text"])
+        await r.texts("some text")
+    assert "loading bucket" in caplog.text
+    assert "linking" not in caplog.text
 
 
 async def test_graphs_are_built_by_threads_that_let_others_go_first(
