@@ -1,7 +1,7 @@
 """Searching embedded buckets in a real Redis: latency, throughput, recall, loading, quality.
 
     python -m scripts.bench.retrieval              # 1k, 10k, 100k chunks, and quality; some minutes
-    python -m scripts.bench.retrieval --million    # and 1M chunks: 7 GB of memory, 10 minutes more
+    python -m scripts.bench.retrieval --million    # and 1M chunks: up to 7 GB, 10 minutes more
     python -m scripts.bench.retrieval --sizes --million --repeat 1    # 1M chunks alone
 
 Each result is printed as soon as it is there, and written to `--output` where that is given.
