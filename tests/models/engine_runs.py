@@ -10,6 +10,7 @@ from cluster.config import EngineConfig
 from cluster.types import Request, SamplingParams, TokenDelta
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
+from models.grammar.compiler import GrammarCompiler
 
 OUTPUT_LEN = 16
 
@@ -41,9 +42,10 @@ def reference_outputs(folder: Path, prompts: list[list[int]]) -> list[list[int]]
     return outputs
 
 
-def make_engine(folder: Path, **config: object) -> Engine:
+def make_engine(folder: Path, compiler: GrammarCompiler | None = None, **config: object) -> Engine:
     engine_config = EngineConfig(**{"max_model_len": 256, "max_num_seqs": 48, **config})  # type: ignore[arg-type]
-    return Engine(ModelRunner(folder, engine_config, dtype="float32"), engine_config)
+    runner = ModelRunner(folder, engine_config, dtype="float32")
+    return Engine(runner, engine_config, grammar_compiler=compiler)
 
 
 def run(engine: Engine, requests: list[Request]) -> Outputs:

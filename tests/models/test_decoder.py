@@ -137,3 +137,21 @@ def test_half_precision_is_near_float32(
     sequence = driver.add(tokens)
     driver.finish(sequence, 30, 5, 1)
     assert_equal(sequence, reference_logprobs(checkpoint, tokens), atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3 moe"])
+@pytest.mark.parametrize("head_dim", [16, 32])
+def test_experts_in_half_precision_are_near_transformers(
+    make_checkpoint: MakeCheckpoint, family: str, dtype: torch.dtype, head_dim: int
+) -> None:
+    """With and without the CPU kernels. A token whose experts are nearly tied may get others."""
+    experts = EXPERTS if family == "qwen3 moe" else {}
+    checkpoint = make_checkpoint(family, dtype=dtype, head_dim=head_dim, **experts)
+    tokens = random_tokens(60)
+    driver = StepDriver(checkpoint)
+    sequence = driver.add(tokens)
+    driver.finish(sequence, 30, 5, 1)
+    expected = reference_logprobs(checkpoint, tokens)
+    divergence_T = (expected.exp() * (expected - torch.stack(sequence.logprobs))).sum(-1)
+    assert divergence_T.median() < (5e-3 if dtype is torch.bfloat16 else 2e-4)

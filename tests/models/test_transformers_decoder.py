@@ -7,12 +7,13 @@ import torch
 import transformers
 
 from cluster.config import EngineConfig
-from cluster.types import SamplingParams
 from models.checkpoint import CheckpointError
 from models.engine.model_runner import ModelRunner
 from models.transformers_decoder import TransformersDecoder
+from tests.models.conftest import FindSample
 from tests.models.engine.guess_oracle import ALWAYS, guess_by, remembering
 from tests.models.engine_runs import (
+    assert_same,
     greedy,
     make_engine,
     prompts_of_mixed_lengths,
@@ -20,6 +21,8 @@ from tests.models.engine_runs import (
     run,
     tokens,
 )
+from tests.models.family_samples import VOCAB_SIZE, FamilySample, all_requests
+from tests.models.grammar.grammar_walk import EOS_TOKEN_IDS
 from tests.models.step_driver import StepDriver, random_tokens, reference_logprobs
 
 SHAPE = {
@@ -189,10 +192,33 @@ def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
         TransformersDecoder(folder, dtype=torch.float32, device="cpu")
 
 
-def test_sampling_params_meet_the_same_engine(tmp_path: Path) -> None:
-    """One case end to end: the offline engine on a family that is not ours."""
+def test_requests_of_every_kind_give_the_same_in_a_crowded_engine(
+    family_sample: FindSample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forks, penalties, beams and grammars, with guesses, on windows that some layers have."""
+    compiler = family_sample("llama").compiler
+    vocabulary = {"vocab_size": VOCAB_SIZE, "eos_token_id": sorted(EOS_TOKEN_IDS)}
+    config = transformers.Gemma3TextConfig(
+        **{**SHAPE, **GROUPED, **vocabulary}, head_dim=32, sliding_window=8, layer_types=WINDOWS
+    )
+    sample = FamilySample(save(config, tmp_path), compiler, num_kv_heads=2, head_dim=32)
+    guess_by(monkeypatch, remembering(sample.expected_texts), seed=5)
+    engine = make_engine(
+        sample.folder,
+        compiler,
+        kv_cache_memory_bytes=sample.memory_of(26),
+        max_num_batched_tokens=64,
+        speculative_config=ALWAYS,
+    )
+    assert_same(run(engine, all_requests()), sample.expected)
+    stats = engine.stats()
+    assert stats.preemptions_total > 0
+    assert stats.cached_prompt_tokens_total > 0
+    assert stats.spec_decode_accepted_tokens_total > 0
+
+
+def test_it_says_what_it_is(tmp_path: Path) -> None:
     folder = save(FAMILIES["phi3"], tmp_path)
     runner = ModelRunner(folder, EngineConfig(kv_cache_memory_bytes=2**22))
     assert runner.describe().startswith("Phi3ForCausalLM in float32")
     assert runner.eos_token_ids == {2}
-    assert SamplingParams(temperature=0.0).temperature == 0
