@@ -3,9 +3,12 @@ and not after it, can be seen on a machine of any speed.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Self
 
 import pytest
+
+_STEP_S = 0.05
 
 
 class StoppedClock:
@@ -25,3 +28,9 @@ class StoppedClock:
 
     def move_on(self, seconds: float) -> None:
         self._now_s += seconds
+
+    async def pass_until(self, is_so: Callable[[], bool]) -> None:
+        """Time goes by, quickly, for what is read from sockets meanwhile."""
+        while not is_so():
+            self.move_on(_STEP_S)
+            await asyncio.sleep(0)

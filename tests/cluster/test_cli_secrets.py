@@ -1,4 +1,5 @@
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from cluster.secret_keys import ENVIRONMENT, FILE_NAME, SecretKey, SecretKeys, e
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_config: RedisConfig) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
-    monkeypatch.setenv("SHOAL_REDIS_URL", redis_config.url or "")
+    redis = {"url": redis_config.url, "timeout_s": redis_config.timeout_s}
+    models = [{"name": "chat", "source": "unused"}]
+    (tmp_path / "shoal.yaml").write_text(json.dumps({"models": models, "redis": redis}))
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     ensure_keys_file(tmp_path)
     return tmp_path

@@ -162,13 +162,22 @@ async def test_a_reader_that_stays_behind_loses_its_stream_and_nobody_elses() ->
         slow = channel_pool.generate(request("slow", max_tokens=None))
         first = asyncio.ensure_future(anext(slow))
         await only.engine.until_num_running(1)
-        quick = asyncio.create_task(collect(channel_pool.generate(request("quick", max_tokens=40))))
+        read: list[TokenDelta] = []
+        has_read = asyncio.Event()
+
+        async def read_quickly() -> list[TokenDelta]:
+            async for delta in channel_pool.generate(request("quick", max_tokens=40)):
+                read.append(delta)
+                has_read.set()
+            return read
+
+        quick = asyncio.create_task(read_quickly())
         await only.engine.until_num_running(2)
-        for _ in range(40):
+        for number in range(1, 41):
             only.engine.step()
-            await asyncio.sleep(0)
-            if first.done():
-                await asyncio.sleep(0.002)  # let the quick one read
+            while len(token_ids(read)) < number:
+                has_read.clear()
+                await has_read.wait()
         await only.engine.until_num_running(0)
         assert [name.partition("@")[0] for name in only.engine.aborted] == ["slow"]
         assert token_ids(await quick) == list(range(101, 141))

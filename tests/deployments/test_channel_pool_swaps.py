@@ -83,11 +83,12 @@ async def test_a_swap_without_room_for_two_hands_streams_over_and_holds_the_othe
     async with (
         replica("a") as old,
         replica("b") as new,
-        pool(picker, hold=HoldLimits(max_s=0.05)) as channel_pool,
+        pool(picker, hold=HoldLimits(max_s=60)) as channel_pool,
     ):
         picker.offer(old.endpoint)
         running = asyncio.create_task(collect(channel_pool.generate(request())))
         await old.engine.until_num_running(1)
+        channel_pool._hold = HoldLimits(max_s=0.05)
         old.engine.step()
         draining = asyncio.create_task(old.server.drain())
         await old.engine.until_num_running(0)  # the stream has nowhere to go yet

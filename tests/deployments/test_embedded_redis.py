@@ -49,7 +49,7 @@ def log_of(home: Path) -> str:
     return (home / "logs" / "redis.log").read_text()
 
 
-def wait_for(is_so: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
+def wait_for(is_so: Callable[[], bool], *, timeout_s: float = 120.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not is_so():
         assert time.monotonic() < deadline_s, "it does not happen"

@@ -27,7 +27,7 @@ def gauge(cluster: Cluster, name: str, model: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in found)
 
 
-def wait_for(condition: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], *, timeout_s: float = 120.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s, "waited in vain"

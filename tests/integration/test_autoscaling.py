@@ -11,10 +11,10 @@ from tests.integration.cluster_probe import client_of, processes_titled, wait_fo
 from tests.integration.conftest import Cluster, running_cluster
 
 # Starts replicas three times, one after the other.
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 REPLICA = "ServeReplica:shoal:ModelReplica"
-SCALE_TIMEOUT_S = 180.0
+SCALE_TIMEOUT_S = 600.0
 NUM_TOKENS = 300  # at 20 ms each
 
 
@@ -63,35 +63,31 @@ async def num_streamed(client: openai.AsyncOpenAI) -> int:
     return num_tokens
 
 
-async def burst(cluster: Cluster, *, num_streams: int) -> list[int]:
+async def burst(cluster: Cluster) -> list[int]:
     """Streams that begin one after the other, until there are two replicas and after."""
-    async with openai.AsyncOpenAI(
-        base_url=f"{cluster.url}/v1", api_key=cluster.api_key, max_retries=0, timeout=300
-    ) as client:
-        streams = []
-        for _ in range(num_streams):
+    async with (
+        openai.AsyncOpenAI(
+            base_url=f"{cluster.url}/v1", api_key=cluster.api_key, max_retries=0, timeout=600
+        ) as client,
+        asyncio.timeout(SCALE_TIMEOUT_S + 600),
+    ):
+        streams: list[asyncio.Task[int]] = []
+        num_after = 0
+        while num_after < 20:
             streams.append(asyncio.create_task(num_streamed(client)))
             await asyncio.sleep(0.3)
+            assert len(streams) * 0.3 < SCALE_TIMEOUT_S, "there is no second replica"
+            found = await asyncio.to_thread(num_replicas, cluster)
+            assert found <= 2
+            num_after += found == 2
         return list(await asyncio.gather(*streams))
 
 
 def test_a_burst_brings_a_replica_and_silence_takes_all_without_a_failed_request(
     scaled: Cluster,
 ) -> None:
-    assert num_replicas(scaled) == 1
-
-    most = 1
-
-    async def watched_burst() -> list[int]:
-        nonlocal most
-        running = asyncio.create_task(burst(scaled, num_streams=60))
-        while not running.done():
-            most = max(most, await asyncio.to_thread(num_replicas, scaled))
-            await asyncio.sleep(0.5)
-        return await running
-
-    assert asyncio.run(watched_burst()) == [NUM_TOKENS] * 60
-    assert most == 2
+    assert num_replicas(scaled) <= 1  # it may have fallen asleep on a busy machine
+    assert set(asyncio.run(burst(scaled))) == {NUM_TOKENS}
     wait_for(lambda: num_replicas(scaled) == 0, timeout_s=SCALE_TIMEOUT_S)
 
     client = client_of(scaled)
@@ -100,4 +96,3 @@ def test_a_burst_brings_a_replica_and_silence_takes_all_without_a_failed_request
     )
     assert held.usage is not None
     assert held.usage.completion_tokens == 5
-    assert num_replicas(scaled) == 1

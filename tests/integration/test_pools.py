@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,13 +65,13 @@ def test_two_ranks_as_actors_give_the_text_of_one(pools: Cluster) -> None:
 
 Ask = dict[str, Any]
 # Long, and different each time that something is drawn anew.
-SAMPLED: Ask = {"temperature": 0.9, "seed": 7, "max_tokens": 300}
+SAMPLED: Ask = {"temperature": 0.9, "seed": 7, "max_tokens": 600}
 ASKS: dict[str, Ask] = {
-    "greedy": {"temperature": 0, "max_tokens": 300},
+    "greedy": {"temperature": 0, "max_tokens": 600},
     "sampled": SAMPLED,
-    "three choices": {**SAMPLED, "n": 3, "max_tokens": 120},
+    "three choices": {**SAMPLED, "n": 3, "max_tokens": 250},
     "logprobs": {**SAMPLED, "logprobs": True, "top_logprobs": 2},
-    "guided": {**SAMPLED, "extra_body": {"guided_regex": "[a-z ]{250,400}"}},
+    "guided": {**SAMPLED, "extra_body": {"guided_regex": "[a-z ]{500,800}"}},
 }
 
 
@@ -96,9 +98,9 @@ class Streamed:
 
 
 def stream(
-    cluster: Cluster, ask: Ask, *, after_events: int = 0, do: Callable[[], None] | None = None
+    cluster: Cluster, ask: Ask, *, on_event: Callable[[int], object] = lambda num_events: None
 ) -> Streamed:
-    """Read a stream of the pool `two` to its end; something is done after so many events."""
+    """Read a stream of the pool `two` to its end."""
     ask = {**ask, "extra_body": {"ignore_eos": True, **ask.get("extra_body", {})}}
     if "guided_regex" in ask["extra_body"]:
         del ask["extra_body"]["ignore_eos"]
@@ -112,25 +114,28 @@ def stream(
     streamed = Streamed()
     for chunk in chunks:
         streamed.add(chunk)
-        if do is not None and streamed.num_events == after_events:
-            do()
+        on_event(streamed.num_events)
     return streamed
 
 
-def kill_the_busy_replica(cluster: Cluster) -> None:
-    """SIGKILL the replica of the pool `two` that has computed most since a moment ago."""
-    replicas = processes_titled(cluster, "ServeReplica:shoal:ModelReplica-two")
-    before = {replica.pid: replica.cpu_times().user for replica in replicas}
+def disturbed_streams(cluster: Cluster, ask: Ask) -> list[Streamed]:
+    """Two streams, one at each replica of the pool `two`. Once both have begun, one of the
+    replicas is killed: which of them makes no difference.
+    """
+    replica = processes_titled(cluster, "ServeReplica:shoal:ModelReplica-two")[0]
+    first_has_begun = threading.Event()  # the second finds it at work, and goes to the other
+    both_have_begun = threading.Barrier(2, action=replica.kill, timeout=300)
 
-    def busy() -> psutil.Process | None:
-        used = {replica: replica.cpu_times().user - before[replica.pid] for replica in replicas}
-        busiest = max(used, key=lambda replica: used[replica])
-        return busiest if used[busiest] > 0.1 + min(used.values()) else None
+    def on_event(num_events: int) -> None:
+        first_has_begun.set()
+        if num_events == 8:
+            both_have_begun.wait()
 
-    wait_for(lambda: busy() is not None, timeout_s=60)
-    busiest = busy()
-    assert busiest is not None
-    os.kill(busiest.pid, signal.SIGKILL)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(stream, cluster, ask, on_event=on_event)
+        assert first_has_begun.wait(300)
+        second = pool.submit(stream, cluster, ask, on_event=on_event)
+        return [first.result(), second.result()]
 
 
 @pytest.mark.parametrize("kind", ASKS)
@@ -141,15 +146,16 @@ def test_a_stream_outlives_its_replica_unchanged(pools: Cluster, kind: str) -> N
     )
     num_moves = moves(pools)
     undisturbed = stream(pools, ASKS[kind])
-    disturbed = stream(pools, ASKS[kind], after_events=8, do=lambda: kill_the_busy_replica(pools))
+    both = disturbed_streams(pools, ASKS[kind])
     assert moves(pools) == num_moves + 1
-    assert disturbed.texts == undisturbed.texts
-    assert disturbed.finish_reasons == undisturbed.finish_reasons
-    assert disturbed.num_logprobs == undisturbed.num_logprobs
-    assert disturbed.usage is not None
     assert undisturbed.usage is not None
-    assert disturbed.usage.completion_tokens == undisturbed.usage.completion_tokens
-    assert disturbed.usage.prompt_tokens == undisturbed.usage.prompt_tokens
+    for disturbed in both:
+        assert disturbed.texts == undisturbed.texts
+        assert disturbed.finish_reasons == undisturbed.finish_reasons
+        assert disturbed.num_logprobs == undisturbed.num_logprobs
+        assert disturbed.usage is not None
+        assert disturbed.usage.completion_tokens == undisturbed.usage.completion_tokens
+        assert disturbed.usage.prompt_tokens == undisturbed.usage.prompt_tokens
 
 
 def moves(cluster: Cluster) -> int:

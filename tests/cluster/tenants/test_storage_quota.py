@@ -56,16 +56,21 @@ async def test_uploads_at_once_never_exceed_the_limit(
 ) -> None:
     shelf = Shelf()
     quotas = [quota_of(redis_client, shelf) for _ in range(3)]
+    assert await put(quotas[0], shelf, 7)
     outcomes = await asyncio.gather(
         *(put(quotas[n % 3], shelf, 3, 4, is_declared=is_declared) for n in range(40))
     )
     # The undeclared reserve as they come: two that share the last room may both find none.
-    assert 1 <= sum(outcomes) <= LIMIT // 7
-    assert shelf.num_bytes == 7 * sum(outcomes) <= LIMIT
+    num_stored = 1 + sum(outcomes)
+    assert 2 <= num_stored <= LIMIT // 7
+    assert shelf.num_bytes == 7 * num_stored <= LIMIT
     if is_declared:
-        assert sum(outcomes) == LIMIT // 7
-    while await put(quotas[0], shelf, 7):
-        pass
+        assert num_stored == LIMIT // 7
+    has_room = True
+    while has_room:
+        # What was measured meanwhile may count some twice, until it is older than a moment.
+        await redis_client.execute("HSET", redis_client.key("{tenant/acme}", "stored"), "at", 1)
+        has_room = await put(quotas[0], shelf, 7)
     assert shelf.num_bytes == LIMIT // 7 * 7
 
 

@@ -20,6 +20,7 @@ from tests.deployments.crawler.site_server import (
     redirect,
     running,
 )
+from tests.stopped_clock import StoppedClock
 
 
 @pytest.fixture
@@ -134,15 +135,19 @@ async def test_a_crawl_has_a_limit_of_bytes(site: Site) -> None:
 
 
 async def test_a_crawl_has_a_limit_of_time(site: Site) -> None:
-    never = asyncio.Event()
+    is_asked, never = asyncio.Event(), asyncio.Event()
 
     async def hang(request: Request) -> Answer:
+        is_asked.set()
         await never.wait()
         return page()
 
     site.answers = {"/": page("/slow"), "/slow": hang}
-    paths, failed, stopped_by = await crawl(site, limits=CrawlLimits(timeout_s=0.5))
-    assert (paths, failed, stopped_by) == (["/"], [], "the time limit of 0.5 s")
+    with StoppedClock() as clock:
+        crawling = asyncio.create_task(crawl(site, limits=CrawlLimits(timeout_s=0.5)))
+        await is_asked.wait()
+        clock.move_on(1)
+        assert await crawling == (["/"], [], "the time limit of 0.5 s")
     site.answers = {"/": hang}
     with pytest.raises(CrawlError, match="nothing came before the time limit"):
         await crawl(site, limits=CrawlLimits(timeout_s=0.5))
@@ -287,7 +292,12 @@ async def test_a_body_that_says_it_is_huge_is_not_read(site: Site) -> None:
 async def test_a_page_that_drips_is_given_up(site: Site) -> None:
     never = asyncio.Event()
     site.answers = {"/": page("/slow"), "/slow": Answer(endless(b"x", pause=never))}
-    paths, (failure,), _ = await crawl(site, limits=CrawlLimits(request_timeout_s=0.3))
+    with StoppedClock() as clock:
+        crawling = asyncio.create_task(crawl(site, limits=CrawlLimits(request_timeout_s=0.3)))
+        while "/slow" not in site.asked:  # noqa: ASYNC110 - it is, while time stands still
+            await asyncio.sleep(0)
+        await clock.pass_until(crawling.done)
+        paths, (failure,), _ = await crawling
     assert paths == ["/"]
     assert "takes longer than 0.3 s" in failure.reason or "does not answer" in failure.reason
 

@@ -25,7 +25,8 @@ def far(provider: FakeProvider, **more: Any) -> ProviderConfig:
             "base_url": provider.base_url,
             "parameters": OPENAI_PARAMETERS,
             "token_limit_field": "max_completion_tokens",
-            "read_timeout_s": 5.0,
+            "connect_timeout_s": 60.0,
+            "read_timeout_s": 60.0,
             **more,
         }
     )
@@ -39,11 +40,17 @@ async def provider() -> AsyncIterator[FakeProvider]:
 
 @pytest.fixture
 async def doors(
-    checkpoint: Path, tmp_path: Path, redis_config: RedisConfig, provider: FakeProvider
+    checkpoint: Path,
+    tmp_path: Path,
+    redis_config: RedisConfig,
+    provider: FakeProvider,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[DoorServer]:
+    for limit in ("_ERROR_TIMEOUT_S", "_POOL_TIMEOUT_S"):  # that only what is broken reaches
+        monkeypatch.setattr(f"deployments.ingress.providers.provider_client.{limit}", 120.0)
     configs = [
         far(provider, models=["far/known"]),
-        far(provider, name="impatient", read_timeout_s=0.2, connect_timeout_s=0.2),
+        far(provider, name="impatient", read_timeout_s=0.2),
         far(provider, name="few", max_connections=1),
         far(provider, name="hasty", answer_timeout_s=0.3),
         far(provider, name="extra", more_parameters=EXTRA_PARAMETERS, keeps_prefix=True),

@@ -1,7 +1,6 @@
 """Providers that are slow, break off, refuse, lie, or never end."""
 
 import asyncio
-import time
 from typing import Any
 
 import openai
@@ -23,11 +22,14 @@ from tests.deployments.ingress.providers.fake_provider import (
     says,
 )
 from tests.deployments.ingress.scripted_server import events_of
+from tests.stopped_clock import StoppedClock
 
 USER = [{"role": "user", "content": "hi"}]
 
 
-async def stream_of(doors: DoorServer, model: str = "far/big") -> list[Any]:
+async def stream_of(
+    doors: DoorServer, model: str = "far/big", *, has_begun: asyncio.Event | None = None
+) -> list[Any]:
     """The events of a stream that has begun; the last is "[DONE]" or an error."""
     body = {"model": model, "messages": USER, "api_key_ref": REF, "stream": True}
     async with (
@@ -35,7 +37,24 @@ async def stream_of(doors: DoorServer, model: str = "far/big") -> list[Any]:
         client.stream("POST", "/v1/chat/completions", json=body) as response,
     ):
         assert response.status_code == 200, await response.aread()
-        return await events_of(response)
+        if has_begun is None:
+            return await events_of(response)
+        events = []
+        async for line in response.aiter_lines():
+            has_begun.set()
+            if line.startswith("data: "):
+                events.append(orjson.loads(line.removeprefix("data: ")))
+        return events
+
+
+async def stream_that_takes_too_long(doors: DoorServer, model: str) -> list[Any]:
+    """The events of a stream; time goes by only after its first."""
+    has_begun = asyncio.Event()
+    with StoppedClock() as clock:
+        reading = asyncio.create_task(stream_of(doors, model, has_begun=has_begun))
+        await has_begun.wait()
+        await clock.pass_until(reading.done)
+        return await reading
 
 
 async def status_of(doors: DoorServer, model: str = "far/big", **more: Any) -> int:
@@ -187,18 +206,22 @@ async def silent_midway(request: Received, connection: Connection) -> None:
 
 async def test_silence_has_an_end(doors: DoorServer, provider: FakeProvider) -> None:
     provider.script = silent
-    started_s = time.perf_counter()
-    assert await status_of(doors, "impatient/big") == 504
-    assert await status_of(doors, "impatient/big", stream=True) == 504
-    assert time.perf_counter() - started_s < 5
-    assert len(provider.requests) == 2
+    for is_stream in (False, True):
+        provider.requests.clear()
+        with StoppedClock() as clock:
+            asking = asyncio.create_task(status_of(doors, "impatient/big", stream=is_stream))
+            while not provider.requests:  # noqa: ASYNC110 - it comes while time stands still
+                await asyncio.sleep(0)
+            await clock.pass_until(asking.done)
+            assert await asking == 504
+        assert len(provider.requests) == 1
 
 
 async def test_silence_midway_ends_the_stream_with_an_error(
     doors: DoorServer, provider: FakeProvider
 ) -> None:
     provider.script = silent_midway
-    first, error = await stream_of(doors, "impatient/big")
+    first, error = await stream_that_takes_too_long(doors, "impatient/big")
     assert first["choices"][0]["delta"] == {"content": "first"}
     assert "does not answer in time" in error["error"]["message"]
 
@@ -211,7 +234,7 @@ async def test_an_answer_that_drips_has_an_end(doors: DoorServer, provider: Fake
             await asyncio.sleep(0.02)
 
     provider.script = drips
-    *_, error = await stream_of(doors, "hasty/big")
+    *_, error = await stream_that_takes_too_long(doors, "hasty/big")
     assert "does not answer in time" in error["error"]["message"]
 
 
