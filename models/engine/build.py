@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cluster.config import EngineConfig, ModelConfig
-from models.checkpoint import read_decoder_config
+from models.checkpoint import is_native, read_decoder_config
 from models.engine.adapter_slots import AdapterHost, AdapterSlots, FindAdapter
 from models.engine.devices import find_device
 from models.engine.engine import Engine
@@ -83,6 +83,11 @@ def build_runner(
             checkpoint_dir, engine_config, dtype=dtype, device=device, quantization=quantization
         )
     # What needs no process to be refused is refused before any is started.
+    if not is_native(checkpoint_dir):
+        raise ValueError(
+            f"{checkpoint_dir}: this architecture is computed by transformers' modules, which "
+            f"ranks do not share: tensor_parallel_size is {tensor_parallel_size}; supported: 1"
+        )
     Shards(read_decoder_config(checkpoint_dir), size=tensor_parallel_size)
     starter: RankStarter = ranks or ChildRanks()
     find_device(device, (starter.num_local_devices or tensor_parallel_size) - 1)

@@ -8,6 +8,7 @@ import transformers
 
 from cluster.config import EngineConfig
 from models.checkpoint import CheckpointError
+from models.engine.build import build_runner
 from models.engine.model_runner import ModelRunner
 from models.transformers_decoder import TransformersDecoder
 from tests.models.conftest import FindSample
@@ -177,10 +178,15 @@ def test_an_architecture_that_nobody_knows_is_refused(tmp_path: Path) -> None:
         ModelRunner(tmp_path, EngineConfig())
 
 
-def test_it_is_not_shared_by_ranks_and_not_made_up(tmp_path: Path) -> None:
-    folder = save(FAMILIES["phi3"], tmp_path)
+def test_it_is_not_shared_by_ranks_and_neither_quantized_nor_made_up(tmp_path: Path) -> None:
+    folder, config = save(FAMILIES["phi3"], tmp_path), EngineConfig()
+    message = r"transformers' modules.*tensor_parallel_size is 2; supported: 1"
+    with pytest.raises(ValueError, match=message):
+        build_runner(folder, config, dtype="auto", device="cpu", tensor_parallel_size=2)
     with pytest.raises(ValueError, match="transformers' modules"):
-        ModelRunner(folder, EngineConfig(), random_weights=True)
+        ModelRunner(folder, config, random_weights=True)
+    with pytest.raises(ValueError, match=r"transformers' modules.*nor quantized"):
+        ModelRunner(folder, config, quantization="int8")
 
 
 def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
