@@ -145,7 +145,13 @@ async def measure_stages(
     def add(stage: str) -> None:
         spent_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
         most_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        row = [f"{num_chunks:,}", stage, f"{spent_s:.1f}", f"{cpu_s:.1f}", f"{most_kib / 1024:.0f}"]
+        row: list[object] = [
+            f"{num_chunks:,}",
+            stage,
+            f"{spent_s:.1f}",
+            f"{cpu_s:.1f}",
+            f"{most_kib / 1024:.0f}",
+        ]
         bench.results.add(STAGES_HEADER, row)
 
     await service.search([bucket], [queries.texts[0]], max_results=NUM_RESULTS)
