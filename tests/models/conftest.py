@@ -101,9 +101,10 @@ def family_sample(
 
         @cache
         def find(name: str) -> FamilySample:
-            family, overrides = FAMILIES[name]
+            family, seed, overrides = FAMILIES[name]
             shape = {**_SHAPE, **overrides, "vocab_size": VOCAB_SIZE}
-            folder = make_checkpoint(family, **shape | {"eos_token_id": sorted(EOS_TOKEN_IDS)})
+            shape["eos_token_id"] = sorted(EOS_TOKEN_IDS)
+            folder = make_checkpoint(family, seed=seed, **shape)
             return FamilySample(
                 folder, compiler, int(shape["num_key_value_heads"]), int(shape["head_dim"])
             )
