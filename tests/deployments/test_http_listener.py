@@ -55,7 +55,10 @@ def can_connect(port: int) -> bool:
 
 async def test_draining_finishes_the_running_response_and_accepts_no_other() -> None:
     app = SlowApp()
-    async with listening(app) as (listener, port), httpx.AsyncClient(trust_env=False) as client:
+    async with (
+        listening(app) as (listener, port),
+        httpx.AsyncClient(trust_env=False, timeout=120) as client,
+    ):
         running = asyncio.create_task(client.get(f"http://127.0.0.1:{port}/"))
         await app.asked.wait()
         drained = asyncio.create_task(listener.drain())

@@ -21,7 +21,7 @@ def processes_titled(cluster: Cluster, part: str) -> list[psutil.Process]:
 
 def gauge(cluster: Cluster, name: str, model: str) -> float:
     """The sum over replicas of one of the gauges that the replicas report every second."""
-    lines = httpx.get(f"{cluster.url}/metrics").text.splitlines()
+    lines = httpx.get(f"{cluster.url}/metrics", timeout=120).text.splitlines()
     found = [line for line in lines if line.startswith(f"shoal:{name}{{") and f'"{model}"' in line]
     assert found, f"no gauge {name} of {model}"
     return sum(float(line.rpartition(" ")[2]) for line in found)

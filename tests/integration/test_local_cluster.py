@@ -145,11 +145,11 @@ def test_a_killed_ingress_is_replaced(cluster: Cluster) -> None:
 
     def is_ready() -> bool:
         try:
-            return httpx.get(f"{cluster.url}/ready").status_code == httpx.codes.OK
+            return httpx.get(f"{cluster.url}/ready", timeout=120).status_code == httpx.codes.OK
         except httpx.TransportError:
             return False
 
-    wait_for(is_ready, timeout_s=40)
+    wait_for(is_ready)
     assert client_of(cluster).models.list().data
 
 

@@ -131,7 +131,8 @@ def test_redis_killed_leaves_chat_alone_and_comes_back_without_a_restart(
     server.suspend()
     try:
         with pytest.raises(openai.InternalServerError) as refused:
-            ask(client, tools=[TOOL], timeout=2.0)
+            # Within two seconds on a quiet machine; ten times as long is still no hanging.
+            ask(client, tools=[TOOL], timeout=20.0)
         assert refused.value.status_code == httpx.codes.SERVICE_UNAVAILABLE
         assert int(refused.value.response.headers["retry-after"]) >= 1
         assert ask(client).content

@@ -15,7 +15,7 @@ import pytest
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parents[2]
-UP_TIMEOUT_S = 240
+UP_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,7 +93,7 @@ async def test_metrics_count_requests_tokens_and_latencies(server: Server) -> No
 @pytest.mark.parametrize("header", [None, "Bearer wrong", "Basic shoal-test-key", "Bearer"])
 async def test_wrong_keys_are_refused_everywhere(server: Server, header: str | None) -> None:
     headers = {} if header is None else {"authorization": header}
-    async with httpx.AsyncClient(base_url=server.url, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=120) as client:
         for method, path in (
             ("POST", "/v1/chat/completions"),
             ("GET", "/v2/ai/models"),

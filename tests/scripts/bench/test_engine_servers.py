@@ -63,7 +63,7 @@ def test_a_server_answers_in_its_turn_and_rests_otherwise(
     try:
         assert process.status() == psutil.STATUS_STOPPED
         with server.awake():
-            assert httpx.get(f"{server.url}/health", trust_env=False).is_success
+            assert httpx.get(f"{server.url}/health", trust_env=False, timeout=120).is_success
         assert process.status() == psutil.STATUS_STOPPED
     finally:
         server.close()
