@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -115,23 +116,28 @@ def stream(cluster: Cluster, ask: Ask, streamed: Streamed | None = None) -> Stre
 
 
 def disturbed_stream(cluster: Cluster, ask: Ask) -> Streamed:
-    """A stream whose replica is killed on the way. Which one has it? Not the one that can be
-    stopped and the stream goes on.
+    """A stream whose replica is killed on the way. Which one has it? Both are stopped, and one of
+    them goes on: it has the stream if that goes on as well.
     """
     first, second = processes_titled(cluster, "ServeReplica:shoal:ModelReplica-two")
     streamed = Streamed()
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(stream, cluster, ask, streamed)
         wait_for(lambda: streamed.num_events >= 8)
-        first.suspend()
-        num_before = streamed.num_events
+        for replica in (first, second):
+            replica.suspend()
+        num_before = -1
+        while num_before != streamed.num_events:  # what was on its way
+            num_before = streamed.num_events
+            time.sleep(1)
+        first.resume()
         try:
-            wait_for(lambda: streamed.num_events > num_before + 30, timeout_s=5)
+            wait_for(lambda: streamed.num_events > num_before, timeout_s=5)
         except AssertionError:
-            first.kill()
-        else:
             second.kill()
-            first.resume()
+        else:
+            first.kill()
+            second.resume()
         reading.result()
     return streamed
 
