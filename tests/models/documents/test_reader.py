@@ -210,6 +210,7 @@ async def test_a_file_that_takes_too_long_fails_alone(
     slow = write_file(b"<html>" + b"<table><tr><td>a</td></tr></table>" * 1_000_000)
     with pytest.raises(UnreadableDocumentError, match=r"takes longer than 0\.2 s|processor time"):
         await reader.read(slow, "slow.html", chunk_settings)
+    reader._limits = LIMITS  # of the next process: a busy machine is not what is slow here
     chunks = await reader.read(write_file(b"A good file."), "good.txt", chunk_settings)
     assert len(chunks) == 1
 
