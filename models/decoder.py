@@ -23,6 +23,8 @@ from models.checkpoint import DecoderConfig
 from models.experts import ExpertFeedForward
 from models.fused_linear import FusedLinear, LinearMaker
 from models.layers import Linear, MatrixProduct, Rope
+from models.native.layers import LayerParts, NativeLayers, native_layers
+from models.native.operations import NativeOperations
 from models.operations import DecoderOperations, HeadNorms, Rotation, TorchOperations
 from models.parallel.group import TPGroup
 from models.parallel.sharding import Shards
@@ -105,6 +107,20 @@ class DecoderLayer:
         gate_up_sizes = {"mlp.gate_proj": ff_width, "mlp.up_proj": ff_width}
         self.gate_up = linear(width, gate_up_sizes, config.has_mlp_bias)
         self.down = linear(ff_width, {"mlp.down_proj": width}, config.has_mlp_bias and is_first)
+
+    def parts(self) -> LayerParts | None:
+        """What it is made of; None for experts."""
+        if self.experts is not None:
+            return None
+        return LayerParts(
+            input_norm_M=self.input_norm_M,
+            post_attention_norm_M=self.post_attention_norm_M,
+            head_norms=self.head_norms,
+            qkv=self.qkv,
+            o=self.o,
+            gate_up=self.gate_up,
+            down=self.down,
+        )
 
     def forward(
         self,
@@ -208,6 +224,7 @@ class Decoder:
             dtype=dtype,
             device=device,
         )
+        self._native_layers: NativeLayers | None = None  # see `pack`
 
     def forward(
         self,
@@ -219,6 +236,10 @@ class Decoder:
         """The hidden states [T, M] before the final norm, the same on every rank; writes the
         step's keys and values."""
         x_TM = self._embed(token_ids_T)
+        if self._native_layers is not None and adapters is None:
+            hidden_TM = self._native_layers.forward(x_TM, positions_T, attention)
+            if hidden_TM is not None:
+                return hidden_TM
         step = DecoderStep(
             operations=self._operations,
             rotation=self._operations.rotation(
@@ -250,29 +271,28 @@ class Decoder:
         x_TM.masked_fill_(is_elsewhere_T[:, None], 0)
         return self._group.all_reduce(x_TM)
 
-    def pack(
-        self,
-        make_product: MakeProduct | None = None,
-        *,
-        make_for_any_rows: MakeProduct | None = None,
-    ) -> None:
+    def pack(self, make_product: MakeProduct | None = None) -> None:
         """Bring the loaded matrices into the CPU's own layout; see `Linear.pack`.
 
         One at a time, so that no more than one is there twice. A tied embedding stays beside its
-        packed copy: rows are looked up in the one, and each step reads all of the other.
+        packed copy: rows are looked up in the one, and each step reads all of the other. Where all
+        is the kernels' own afterwards, one call computes the layers.
 
         Args:
-            make_product: of each float weight; None: oneDNN's.
-            make_for_any_rows: then, of those that meet any number of rows, for each of which
-                oneDNN would build a kernel; None: they stay as they are.
+            make_product: of each float weight; None: oneDNN's, which would build a kernel for any
+                number of rows that an expert meets: its matrices stay as they are.
         """
         for fused in self._linears():
             linear = fused.linear
-            make = make_product or (make_for_any_rows if fused.has_any_rows else None)
-            if make is not None and linear.product is None:
-                linear.replace_weight(make(linear.weight_OI))
-            elif make is None and not fused.has_any_rows:
-                linear.pack()
+            if make_product is None:
+                if not fused.has_any_rows:
+                    linear.pack()
+            elif linear.product is None:
+                linear.replace_weight(make_product(linear.weight_OI))
+        parts = [made for layer in self.layers if (made := layer.parts()) is not None]
+        is_alone = self._group.size == 1 and isinstance(self._operations, NativeOperations)
+        if is_alone and len(parts) == len(self.layers):
+            self._native_layers = native_layers(self.config, parts, self._rope)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Every float weight of this rank by its name in the checkpoint: views, so that writing to

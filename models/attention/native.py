@@ -104,24 +104,24 @@ class NativeStepAttention:
     ) -> None:
         """`lens_2S`: tokens of each sequence in the step, and in its context after it."""
         self._attend = library.shoal_attend
-        self._kv_cache = kv_cache
+        self.kv_cache = kv_cache
         self._layer_windows = layer_windows
-        self._num_tokens = len(slots_T)
-        self._num_sequences, self._table_width = table_SW.shape
+        self.num_tokens = len(slots_T)
+        self.num_sequences, self.table_width = table_SW.shape
         self._arrays = (slots_T, table_SW, *lens_2S)  # the addresses below live as long as these
-        self._slots, self._table, self._query_lens, self._context_lens = (
+        self.slots, self.table, self.query_lens, self.context_lens = (
             array.ctypes.data for array in self._arrays
         )
         self._num_threads = torch.get_num_threads()
-        self._is_invariant = is_invariant
+        self.is_invariant = is_invariant
 
     def attend(
         self, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, *, layer_index: int
     ) -> torch.Tensor:
         num_heads, head_dim = q_THD.shape[1:]
         out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype)
-        if len(out_THD) > self._num_tokens:
-            out_THD[self._num_tokens :] = 0
+        if len(out_THD) > self.num_tokens:
+            out_THD[self.num_tokens :] = 0
         self._attend(
             q_THD.dtype is torch.bfloat16,
             q_THD.data_ptr(),
@@ -130,22 +130,22 @@ class NativeStepAttention:
             q_THD.stride(0),
             k_TKD.stride(0),
             v_TKD.stride(0),
-            self._slots,
-            self._kv_cache.layer(layer_index).data_ptr(),
+            self.slots,
+            self.kv_cache.layer(layer_index).data_ptr(),
             out_THD.data_ptr(),
-            self._table,
-            self._query_lens,
-            self._context_lens,
-            self._num_sequences,
-            self._table_width,
-            self._num_tokens,
+            self.table,
+            self.query_lens,
+            self.context_lens,
+            self.num_sequences,
+            self.table_width,
+            self.num_tokens,
             num_heads,
             k_TKD.shape[1],
             head_dim,
-            self._kv_cache.block_size,
+            self.kv_cache.block_size,
             self._layer_windows[layer_index] or 0,
             head_dim**-0.5,
             self._num_threads,
-            self._is_invariant,
+            self.is_invariant,
         )
         return out_THD

@@ -124,6 +124,7 @@ class ModelRunner:
         set_threads(engine_config.num_threads, group.size)
         self._device = find_device(device, group.device_index)
         self._bank: AdapterBank | None = None
+        self._padded: Callable[[int], int] = padded_size
         if is_native(checkpoint_dir):
             config = read_decoder_config(checkpoint_dir)
             chosen = choose_quantization(quantization, config.quantization)
@@ -341,11 +342,11 @@ class ModelRunner:
             init_random_weights(decoder, seed=0)
         else:
             load_weights(decoder, checkpoint_dir)
-        if engine_config.deterministic:
+        if can_multiply_floats(self._dtype, self._device.type):
             decoder.pack(native_float_product)
+            self._padded = int
         elif can_pack(self._dtype, self._device.type):
-            makes_products = can_multiply_floats(self._dtype, self._device.type)
-            decoder.pack(make_for_any_rows=native_float_product if makes_products else None)
+            decoder.pack()
         return decoder
 
     def interrupt(self) -> None:
@@ -399,7 +400,8 @@ class ModelRunner:
         if self._gpu_steps is not None:
             adapters = self._adapter_step(inputs, num_rows=num_tokens, padded=int)
             return self._gpu_steps.compute(inputs, adapters, token_ids_T)
-        num_rows = padded_size(num_tokens)
+        # Adapters' products are torch's.
+        num_rows = (padded_size if inputs.adapter_slots else self._padded)(num_tokens)
         padding = [0] * (num_rows - num_tokens)
         attention = self._attention.prepare(inputs)
         if inputs.is_interruptible:
@@ -467,7 +469,7 @@ class ModelRunner:
     def _decode_rows(self, hidden_RM: torch.Tensor) -> torch.Tensor | None:
         """Logits of padded rows on rank 0, to which every rank contributes; None elsewhere."""
         num_rows = len(hidden_RM)
-        return self._decoder.logits(F.pad(hidden_RM, (0, 0, 0, padded_size(num_rows) - num_rows)))
+        return self._decoder.logits(F.pad(hidden_RM, (0, 0, 0, self._padded(num_rows) - num_rows)))
 
     def _score_prompt(self, hidden_TM: torch.Tensor, row: PromptLogprobsRow) -> list[TokenLogprobs]:
         scored: list[TokenLogprobs] = []

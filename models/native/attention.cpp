@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "team.h"
 #include "vectors.h"
 
 namespace {
@@ -27,33 +28,6 @@ constexpr int VECTOR_ROWS = 12;  // of a strip by vectors: their accumulators fi
 constexpr int CHUNK = 128;       // keys between two corrections of the softmax; no block is larger
 constexpr int SPLIT_KEYS = 1024;
 constexpr float NEVER = -1e30f;  // the score of a key that is not seen; -inf would give NaN
-
-struct Step {
-  const void *queries;       // [T, ...]: H heads of D at the start of a row
-  int64_t row_stride;        // elements from one token's queries to the next one's
-  void *cache;               // one layer: [B, 2, K, S * D]
-  void *out;                 // [T, H * D]
-  const int32_t *tables;     // [sequences, table_width]
-  const int32_t *query_lens; // [sequences]
-  const int32_t *context_lens;
-  int64_t num_sequences, table_width;
-  int32_t num_heads, num_kv_heads, head_dim, block_size;
-  int32_t window;  // keys that a query sees, its own included; 0: all
-  float scale;
-  // A token's output has the same bits whatever else is in the step: keys are taken in chunks and
-  // parts that begin at multiples of their sizes, and one unit computes tiles of any number of rows.
-  bool is_invariant;
-};
-
-struct Tile {
-  int32_t sequence, kv_head, first_query, num_queries, first_row;
-  int32_t first_key, end_key;  // which keys this tile looks at
-  int32_t part;                // of the partial results; -1: the tile writes its output itself
-};
-
-struct Partial {
-  std::vector<float> tops, totals, out;  // [R], [R], [R, D], not yet divided
-};
 
 // The rows of a tile: their queries, the keys they see, and their softmax so far.
 template <class T>
@@ -82,7 +56,7 @@ struct VectorUnit {
   const bool is_invariant;
   const T *const *queries;
 
-  VectorUnit(const Step &s, const Rows<T> &rows)
+  VectorUnit(const AttentionStep &s, const Rows<T> &rows)
       : D(s.head_dim), S(s.block_size), is_invariant(s.is_invariant), queries(rows.queries) {}
 
   void begin(const Chunk<T> &) {}
@@ -173,7 +147,7 @@ struct MatrixUnit {
   Aligned queries;  // [R, D]; rows that are not there are zeros
   Aligned together; // the chunk's values: [CHUNK / 2, D, 2]
 
-  MatrixUnit(const Step &s, const Rows<BFloat16> &rows) : D(s.head_dim), S(s.block_size) {
+  MatrixUnit(const AttentionStep &s, const Rows<BFloat16> &rows) : D(s.head_dim), S(s.block_size) {
     const int num_rows = (rows.count + ROWS - 1) / ROWS * ROWS;
     queries.reserve(sizeof(BFloat16) * num_rows * D);
     BFloat16 *to = queries.as<BFloat16>();
@@ -242,42 +216,45 @@ struct MatrixUnit {
 
 template <class T>
 struct Attention {
-  const Step &s;
+  const AttentionStep &s;
   const int D, S, G;
 
-  explicit Attention(const Step &step)
+  explicit Attention(const AttentionStep &step)
       : s(step), D(step.head_dim), S(step.block_size), G(step.num_heads / step.num_kv_heads) {}
 
-  void run(int num_threads) const {
-    std::vector<Tile> whole = tiles(num_threads), split;
-    std::vector<std::pair<int, int>> parts_of;  // by whole tile: first part, number of parts
+  void share_out(AttentionPlan &plan, int num_threads) const {
+    plan.whole = tiles(num_threads);
     int num_parts = 0;
-    for (Tile tile : whole) {
-      const int step = part_keys(tile, int(whole.size()), num_threads);
+    for (Tile tile : plan.whole) {
+      const int step = part_keys(tile, int(plan.whole.size()), num_threads);
       // Where parts begin: at the tile's first key, or at multiples of their size.
       const int origin = s.is_invariant ? tile.first_key / step * step : tile.first_key;
       if (origin + step >= tile.end_key) {
-        split.push_back(tile);
-        parts_of.push_back({0, 0});
+        plan.split.push_back(tile);
+        plan.parts_of.push_back({0, 0});
         continue;
       }
-      parts_of.push_back({num_parts, 0});
+      plan.parts_of.push_back({num_parts, 0});
       for (int key = origin; key < tile.end_key; key += step) {
         Tile piece = tile;
         piece.first_key = std::max(key, tile.first_key);
         piece.end_key = std::min(key + step, tile.end_key);
         piece.part = num_parts++;
-        parts_of.back().second++;
-        split.push_back(piece);
+        plan.parts_of.back().second++;
+        plan.split.push_back(piece);
       }
     }
-    std::vector<Partial> partials(num_parts);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(num_threads)
-    for (size_t i = 0; i < split.size(); i++) attend(split[i], partials);
-    if (!num_parts) return;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(num_threads)
-    for (size_t i = 0; i < whole.size(); i++)
-      if (parts_of[i].second) combine(whole[i], &partials[parts_of[i].first], parts_of[i].second);
+    plan.partials.resize(num_parts);
+  }
+
+  void run(AttentionPlan &plan) const {
+#pragma omp for schedule(dynamic, 1)
+    for (size_t i = 0; i < plan.split.size(); i++) attend(plan.split[i], plan.partials);
+    if (plan.partials.empty()) return;
+#pragma omp for schedule(dynamic, 1)
+    for (size_t i = 0; i < plan.whole.size(); i++)
+      if (plan.parts_of[i].second)
+        combine(plan.whole[i], &plan.partials[plan.parts_of[i].first], plan.parts_of[i].second);
   }
 
  private:
@@ -341,6 +318,7 @@ struct Attention {
     }
     Partial &partial = partials[tile.part];
     partial.tops.assign(rows.top, rows.top + rows.count);
+    partial.totals.clear();
     for (int r = 0; r < rows.count; r++) partial.totals.push_back(sum(load(rows.totals[r])));
     partial.out.assign(rows.out, rows.out + rows.count * D);
   }
@@ -485,16 +463,16 @@ struct Attention {
 };
 
 template <class T>
-void store_keys_values(const T *keys, const T *values, int64_t key_stride, int64_t value_stride,
-                       const int64_t *slots, T *cache, int64_t num_tokens, int K, int D, int S,
-                       int num_threads) {
+void store_keys_values(const AttentionStep &step, const NewKeys &added) {
   constexpr int P = PER_LANE<T>;
-#pragma omp parallel for schedule(static) num_threads(num_threads) if (num_tokens * K > 64)
-  for (int64_t t = 0; t < num_tokens; t++) {
-    const int64_t number = slots[t] / S, slot = slots[t] % S;
+  const int K = step.num_kv_heads, D = step.head_dim, S = step.block_size;
+#pragma omp for schedule(static)
+  for (int64_t t = 0; t < added.num_tokens; t++) {
+    const int64_t number = added.slots[t] / S, slot = added.slots[t] % S;
     for (int head = 0; head < K; head++) {
-      T *k = cache + (number * 2 * K + head) * S * D, *v = k + int64_t(K) * S * D;
-      const T *from_k = keys + t * key_stride + head * D, *from_v = values + t * value_stride + head * D;
+      T *k = (T *)step.cache + (number * 2 * K + head) * S * D, *v = k + int64_t(K) * S * D;
+      const T *from_k = (const T *)added.keys + t * added.key_stride + head * D;
+      const T *from_v = (const T *)added.values + t * added.value_stride + head * D;
       for (int d = 0; d < D; d++) k[(int64_t(d / P) * S + slot) * P + d % P] = from_k[d];
       for (int d = 0; d < D; d++) v[(slot / P * D + d) * P + slot % P] = from_v[d];
     }
@@ -503,7 +481,22 @@ void store_keys_values(const T *keys, const T *values, int64_t key_stride, int64
 
 }  // namespace
 
-// is_bfloat16: else float32. Head widths are multiples of 32.
+AttentionPlan::AttentionPlan(bool is_bfloat16, const AttentionStep &step, int num_threads) {
+  if (is_bfloat16)
+    Attention<BFloat16>(step).share_out(*this, num_threads);
+  else
+    Attention<float>(step).share_out(*this, num_threads);
+}
+
+// Head widths are multiples of 32.
+void store_keys_values(bool is_bfloat16, const AttentionStep &step, const NewKeys &added) {
+  is_bfloat16 ? store_keys_values<BFloat16>(step, added) : store_keys_values<float>(step, added);
+}
+
+void attend(bool is_bfloat16, const AttentionStep &step, AttentionPlan &plan) {
+  is_bfloat16 ? Attention<BFloat16>(step).run(plan) : Attention<float>(step).run(plan);
+}
+
 extern "C" {
 
 // q, k, v: [T, heads, D], their tokens `…_stride` elements apart. Stores the step's keys and values,
@@ -515,16 +508,13 @@ void shoal_attend(int is_bfloat16, const void *q, const void *k, const void *v, 
                   int64_t table_width, int64_t num_tokens, int32_t H, int32_t K, int32_t D,
                   int32_t S, int32_t window, float scale, int32_t num_threads,
                   int32_t is_invariant) {
-  const Step step{q, q_stride, cache, out, tables, query_lens, context_lens, num_sequences,
-                  table_width, H, K, D, S, window, scale, is_invariant != 0};
-  if (is_bfloat16) {
-    store_keys_values((const BFloat16 *)k, (const BFloat16 *)v, k_stride, v_stride, slots,
-                      (BFloat16 *)cache, num_tokens, K, D, S, num_threads);
-    Attention<BFloat16>(step).run(num_threads);
-  } else {
-    store_keys_values((const float *)k, (const float *)v, k_stride, v_stride, slots,
-                      (float *)cache, num_tokens, K, D, S, num_threads);
-    Attention<float>(step).run(num_threads);
+  const AttentionStep step{q, q_stride, cache, out, tables, query_lens, context_lens, num_sequences,
+                           table_width, H, K, D, S, window, scale, is_invariant != 0};
+  AttentionPlan plan(is_bfloat16, step, num_threads);
+#pragma omp parallel num_threads(num_threads)
+  {
+    store_keys_values(is_bfloat16, step, {k, v, k_stride, v_stride, slots, num_tokens});
+    attend(is_bfloat16, step, plan);
   }
 }
 }

@@ -4,6 +4,7 @@
 // Shapes: T = tokens, M = model width, F = feed-forward width, H = query heads, K = key/value heads,
 // D = head width.
 
+#include "team.h"
 #include "vectors.h"
 
 namespace {
@@ -11,8 +12,8 @@ namespace {
 // x += added (where given); out = x / rms(x), rounded, times the weight.
 template <class T>
 void add_rms_norm(T *x, const T *added, const T *weight, T *out, int64_t num_rows, int64_t width,
-                  float eps, int num_threads) {
-#pragma omp parallel for schedule(static) num_threads(num_threads) if (num_rows * width > 8192)
+                  float eps) {
+#pragma omp for schedule(static)
   for (int64_t r = 0; r < num_rows; r++) {
     T *row = x + r * width, *to = out + r * width;
     Floats squares = Floats{};
@@ -33,20 +34,18 @@ void add_rms_norm(T *x, const T *added, const T *weight, T *out, int64_t num_row
 // The N = H + K first heads of each row are rotated in place; before that, where there are norms,
 // each is divided by its root mean square. table: [positions, 2, D]: cosines, signed sines.
 template <class T>
-void rotate(T *heads, int64_t row_stride, const int64_t *positions, const T *table,
-            const T *q_norm, const T *k_norm, int64_t num_tokens, int H, int K, int D, float eps,
-            int num_threads) {
-  const int half = D / 2;
-#pragma omp parallel for schedule(static) num_threads(num_threads) if (num_tokens > 4)
-  for (int64_t t = 0; t < num_tokens; t++) {
-    const T *cosines = table + positions[t] * 2 * D, *sines = cosines + D;
-    for (int n = 0; n < H + K; n++) {
-      T *x = heads + t * row_stride + int64_t(n) * D;
-      const T *norm = n < H ? q_norm : k_norm;
+void rotate(const Heads &h) {
+  const int D = h.head_dim, half = D / 2;
+#pragma omp for schedule(static) nowait
+  for (int64_t t = 0; t < h.num_tokens; t++) {
+    const T *cosines = (const T *)h.table + h.positions[t] * 2 * D, *sines = cosines + D;
+    for (int n = 0; n < h.num_heads + h.num_kv_heads; n++) {
+      T *x = (T *)h.x + t * h.row_stride + int64_t(n) * D;
+      const T *norm = (const T *)(n < h.num_heads ? h.q_norm : h.k_norm);
       if (norm) {
         Floats squares = Floats{};
         for (int d = 0; d < D; d += LANES) squares += load(x + d) * load(x + d);
-        const float factor = 1.f / std::sqrt(sum(squares) / D + eps);
+        const float factor = 1.f / std::sqrt(sum(squares) / D + h.eps);
         for (int d = 0; d < D; d += LANES)
           store(as_stored(load(x + d) * factor, x) * load(norm + d), x + d);
       }
@@ -61,8 +60,8 @@ void rotate(T *heads, int64_t row_stride, const int64_t *positions, const T *tab
 
 // gate_up: [T, 2F]; out: [T, F] = gate * sigmoid(gate) * up
 template <class T>
-void silu_mul(const T *gate_up, T *out, int64_t num_rows, int64_t width, int num_threads) {
-#pragma omp parallel for schedule(static) num_threads(num_threads) if (num_rows * width > 4096)
+void silu_mul(const T *gate_up, T *out, int64_t num_rows, int64_t width) {
+#pragma omp for schedule(static)
   for (int64_t r = 0; r < num_rows; r++) {
     const T *gate = gate_up + r * 2 * width, *up = gate + width;
     for (int64_t i = 0; i < width; i += LANES) {
@@ -76,36 +75,47 @@ void silu_mul(const T *gate_up, T *out, int64_t num_rows, int64_t width, int num
 
 }  // namespace
 
-// is_bfloat16: else float32. All widths are multiples of 16, head widths of 32.
+// All widths are multiples of 16, head widths of 32.
+void add_rms_norm(bool is_bfloat16, void *x, const void *added, const void *weight, void *out,
+                  int64_t num_rows, int64_t width, float eps) {
+  if (is_bfloat16)
+    add_rms_norm((BFloat16 *)x, (const BFloat16 *)added, (const BFloat16 *)weight, (BFloat16 *)out,
+                 num_rows, width, eps);
+  else
+    add_rms_norm((float *)x, (const float *)added, (const float *)weight, (float *)out, num_rows,
+                 width, eps);
+}
+
+void rotate(bool is_bfloat16, const Heads &heads) {
+  is_bfloat16 ? rotate<BFloat16>(heads) : rotate<float>(heads);
+}
+
+void silu_mul(bool is_bfloat16, const void *gate_up, void *out, int64_t num_rows, int64_t width) {
+  if (is_bfloat16)
+    silu_mul((const BFloat16 *)gate_up, (BFloat16 *)out, num_rows, width);
+  else
+    silu_mul((const float *)gate_up, (float *)out, num_rows, width);
+}
+
 extern "C" {
 
 void shoal_add_rms_norm(int is_bfloat16, void *x, const void *added, const void *weight, void *out,
                         int64_t num_rows, int64_t width, float eps, int32_t num_threads) {
-  if (is_bfloat16)
-    add_rms_norm((BFloat16 *)x, (const BFloat16 *)added, (const BFloat16 *)weight, (BFloat16 *)out,
-                 num_rows, width, eps, num_threads);
-  else
-    add_rms_norm((float *)x, (const float *)added, (const float *)weight, (float *)out, num_rows,
-                 width, eps, num_threads);
+#pragma omp parallel num_threads(num_threads) if (num_rows * width > 8192)
+  add_rms_norm(is_bfloat16, x, added, weight, out, num_rows, width, eps);
 }
 
 void shoal_rotate(int is_bfloat16, void *heads, int64_t row_stride, const int64_t *positions,
                   const void *table, const void *q_norm, const void *k_norm, int64_t num_tokens,
                   int32_t H, int32_t K, int32_t D, float eps, int32_t num_threads) {
-  if (is_bfloat16)
-    rotate((BFloat16 *)heads, row_stride, positions, (const BFloat16 *)table,
-           (const BFloat16 *)q_norm, (const BFloat16 *)k_norm, num_tokens, H, K, D, eps,
-           num_threads);
-  else
-    rotate((float *)heads, row_stride, positions, (const float *)table, (const float *)q_norm,
-           (const float *)k_norm, num_tokens, H, K, D, eps, num_threads);
+  const Heads all{heads, row_stride, positions, table, q_norm, k_norm, num_tokens, H, K, D, eps};
+#pragma omp parallel num_threads(num_threads) if (num_tokens > 4)
+  rotate(is_bfloat16, all);
 }
 
 void shoal_silu_mul(int is_bfloat16, const void *gate_up, void *out, int64_t num_rows,
                     int64_t width, int32_t num_threads) {
-  if (is_bfloat16)
-    silu_mul((const BFloat16 *)gate_up, (BFloat16 *)out, num_rows, width, num_threads);
-  else
-    silu_mul((const float *)gate_up, (float *)out, num_rows, width, num_threads);
+#pragma omp parallel num_threads(num_threads) if (num_rows * width > 4096)
+  silu_mul(is_bfloat16, gate_up, out, num_rows, width);
 }
 }

@@ -23,8 +23,8 @@ from cluster.config import shoal_home
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = tuple(FOLDER / f"{name}.cpp" for name in ("kernels", "attention", "matmul"))
-HEADERS = (FOLDER / "vectors.h",)
+SOURCES = tuple(FOLDER / f"{name}.cpp" for name in ("kernels", "attention", "matmul", "decoder"))
+HEADERS = tuple(FOLDER / name for name in ("team.h", "vectors.h"))
 SWITCH = "SHOAL_NATIVE"  # "0": never; the operations are torch's own then
 FLAGS = (
     "-std=c++17",
@@ -50,10 +50,8 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "shoal_add_rms_norm": (_I32, _P, _P, _P, _P, _I64, _I64, _F32, _I32),
     "shoal_rotate": (_I32, _P, _I64, _P, _P, _P, _P, _I64, _I32, _I32, _I32, _F32, _I32),
     "shoal_silu_mul": (_I32, _P, _P, _I64, _I64, _I32),
-    "shoal_multiply": (
-        *(_I32, _I32, _P, _P, _P, _P, _P, _P),
-        *(_I64, _I64, _I64, _I64, _I64, _I32),
-    ),
+    "shoal_multiply": (_I32, _P, _P, _P, _P, _I64, _I32),
+    "shoal_decode": (_P, _P),
 }
 
 
@@ -124,6 +122,7 @@ def load(path: Path) -> ctypes.CDLL:
         function = getattr(library, name)
         function.argtypes = types
         function.restype = None
+    library.shoal_decode.restype = _I32
     return library
 
 

@@ -20,6 +20,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "team.h"
 #include "vectors.h"
 
 namespace {
@@ -27,20 +28,8 @@ namespace {
 constexpr int WIDTH = 2 * LANES;       // outputs that are computed together: a panel
 constexpr int STRETCH = 128;           // inputs that become floats at once
 constexpr int VECTOR_ROWS = 6;         // tokens at once by vectors: the sums fit the registers
+constexpr int64_t SPAN_BYTES = 512 << 10;  // of the tokens that panels meet one after the other
 constexpr int TILE_ROWS = 2 * MATRIX_ROWS;  // and by the matrix unit
-
-enum Kind { FLOATS, INT8, INT8_GROUPS, INT4_GROUPS, INT8_ACTIVATIONS };
-
-struct Product {
-  const void *x;  // [T, I]
-  const void *matrix;
-  const float *scales;
-  const uint8_t *zeros;
-  const void *bias;  // [O] or none
-  void *out;         // [T, O]
-  int64_t num_tokens, num_inputs, width, num_outputs, group_size;  // width: K
-  int num_threads;
-};
 
 typedef int64_t Longs __attribute__((vector_size(64)));
 typedef int8_t Bytes __attribute__((vector_size(16)));
@@ -81,19 +70,19 @@ template <class T>
 void dequantize(const Product &p, Kind kind, int64_t b, int64_t first, int64_t end, T *to) {
   Floats scale_low, scale_high, zero_low, zero_high;
   if (kind != INT8) {
-    const int64_t num_groups = (p.width + p.group_size - 1) / p.group_size;
-    const int64_t place = (b * num_groups + first / p.group_size) * LANES;
-    const Floats scales = load(p.scales + place);
+    const int64_t num_groups = (p.by.width + p.by.group_size - 1) / p.by.group_size;
+    const int64_t place = (b * num_groups + first / p.by.group_size) * LANES;
+    const Floats scales = load(p.by.scales + place);
     Floats zeros = Floats{};
-    if (p.zeros) {
-      zeros = to_floats(*(const ZerosAt *)(p.zeros + place));
+    if (p.by.zeros) {
+      zeros = to_floats(*(const ZerosAt *)(p.by.zeros + place));
       if (kind == INT8_GROUPS) zeros -= 128.f;
     }
     scale_low = shuffle(scales, 0), scale_high = shuffle(scales, 8);
     zero_low = shuffle(zeros, 0), zero_high = shuffle(zeros, 8);
   }
   if (kind == INT4_GROUPS) {
-    const uint32_t *words = (const uint32_t *)p.matrix + (b * p.width + first) / 8 * LANES;
+    const uint32_t *words = (const uint32_t *)p.by.elements + (b * p.by.width + first) / 8 * LANES;
     for (int64_t k = first; k < end; k += 8, words += LANES) {
       const Words eight = *(const WordsAt *)words;
       for (int pair = 0; pair < 4; pair++, to += WIDTH) {
@@ -104,7 +93,7 @@ void dequantize(const Product &p, Kind kind, int64_t b, int64_t first, int64_t e
     }
     return;
   }
-  const int8_t *levels = (const int8_t *)p.matrix + b * p.width * LANES + first * LANES;
+  const int8_t *levels = (const int8_t *)p.by.elements + b * p.by.width * LANES + first * LANES;
   for (int64_t k = first; k < end; k += 2, levels += WIDTH, to += WIDTH) {
     const Floats low = to_floats(*(const BytesAt *)levels);
     const Floats high = to_floats(*(const BytesAt *)(levels + LANES));
@@ -171,29 +160,20 @@ struct VectorSums<float, R> {
 // ---------------------------------------------------------------- and by the matrix unit
 
 #ifdef __AMX_TILE__
-// Up to 32 tokens (tiles 4 and 5) times the two blocks (6 and 7): sums in tiles 0 to 3.
+// Up to 32 tokens (tiles 4 and 5) times the two blocks (6 and 7): sums in tiles 0 to 3. A thread has
+// one of these for all of its panels: giving the unit its shapes takes as long as ten products.
 struct TileSums {
-  const int low, high;  // tokens of the two tiles
+  int low = 0, high = 0;  // tokens of the two tiles
 
-  explicit TileSums(int num_rows)
-      : low(std::min(num_rows, MATRIX_ROWS)), high(num_rows - low) {
-    const uint8_t a = uint8_t(low), b = uint8_t(std::max(high, 1));
-    alignas(64) struct {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t num_rows[16];
-    } shapes = {};
-    const uint8_t rows[8] = {a, a, b, b, a, b, 16, 16};
-    memcpy(shapes.num_rows, rows, sizeof rows);
-    _tile_loadconfig(&shapes);
+  TileSums() = default;
+  TileSums(const TileSums &) = delete;
+  ~TileSums() {
+    if (low) _tile_release();
   }
-  ~TileSums() { _tile_release(); }
 
-  void clear() const {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+  void begin(int num_rows) {
+    if (num_rows != low + high) shape(num_rows);
+    clear();
   }
 
   // `x`: the first token's inputs; a tile holds 64 bytes of each token's.
@@ -232,7 +212,30 @@ struct TileSums {
     _tile_stored(2, lanes + MATRIX_ROWS * WIDTH * 4, WIDTH * 4);
     _tile_stored(3, lanes + MATRIX_ROWS * WIDTH * 4 + 64, WIDTH * 4);
   }
+
+ private:
+  void shape(int num_rows) {
+    low = std::min(num_rows, MATRIX_ROWS), high = num_rows - low;
+    const uint8_t a = uint8_t(low), b = uint8_t(std::max(high, 1));
+    alignas(64) struct {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t num_rows[16];
+    } shapes = {};
+    const uint8_t rows[8] = {a, a, b, b, a, b, 16, 16};
+    memcpy(shapes.num_rows, rows, sizeof rows);
+    _tile_loadconfig(&shapes);
+  }
+
+  void clear() const {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
 };
+#else
+struct TileSums {};
 #endif
 
 // ---------------------------------------------------------------- results
@@ -241,10 +244,17 @@ struct TileSums {
 template <class T>
 void finish(const Product &p, int64_t panel, int64_t row, const float *sums, const float *scales,
             float row_scale) {
-  const int64_t first = panel * WIDTH, count = std::min<int64_t>(WIDTH, p.num_outputs - first);
-  T *to = (T *)p.out + row * p.num_outputs + first;
-  const T *bias = p.bias ? (const T *)p.bias + first : nullptr;
-  for (int64_t o = 0; o < count; o++) {
+  const int64_t first = panel * WIDTH, count = std::min<int64_t>(WIDTH, p.by.num_outputs - first);
+  T *to = (T *)p.out + row * p.by.num_outputs + first;
+  const T *bias = p.by.bias ? (const T *)p.by.bias + first : nullptr;
+  int64_t o = 0;
+  for (; o + LANES <= count; o += LANES) {
+    Floats value = load(sums + o);
+    if (scales) value = value * load(scales + first + o) * row_scale;
+    if (bias) value += load(bias + o);
+    store(value, to + o);
+  }
+  for (; o < count; o++) {
     float value = sums[o];
     if (scales) value = value * scales[first + o] * row_scale;
     if (bias) value += to_float(bias[o]);
@@ -254,13 +264,15 @@ void finish(const Product &p, int64_t panel, int64_t row, const float *sums, con
 
 // Rows of activations as wide as the matrix: the ones given, or a copy filled up with zeros.
 template <class T>
-const T *widened(const Product &p, Aligned &copy) {
-  if (p.num_inputs == p.width) return (const T *)p.x;
-  copy.reserve(sizeof(T) * p.num_tokens * p.width);
-  T *rows = copy.as<T>();
-  memset((void *)rows, 0, sizeof(T) * p.num_tokens * p.width);
-  for (int64_t t = 0; t < p.num_tokens; t++)
-    memcpy((void *)(rows + t * p.width), (const T *)p.x + t * p.num_inputs, sizeof(T) * p.num_inputs);
+const T *widened(const Product &p) {
+  const int64_t count = p.by.num_inputs, width = p.by.width;
+  if (count == width) return (const T *)p.x;
+  T *rows = (T *)p.scratch;
+#pragma omp for schedule(static)
+  for (int64_t t = 0; t < p.num_tokens; t++) {
+    memcpy((void *)(rows + t * width), (const T *)p.x + t * count, sizeof(T) * count);
+    memset((void *)(rows + t * width + count), 0, sizeof(T) * (width - count));
+  }
   return rows;
 }
 
@@ -272,21 +284,21 @@ struct FloatProduct {
   const Kind kind;
   const T *x;  // [T, K]
 
-  int64_t num_panels() const { return (p.num_outputs + WIDTH - 1) / WIDTH; }
+  int64_t num_panels() const { return (p.by.num_outputs + WIDTH - 1) / WIDTH; }
 
   // Calls use(blocks, first, end) for stretches of inputs, in order; `kept` holds the numbers of all
   // of them when there is another round with the same panel, and those of one otherwise.
   template <class Use>
   void stretches(int64_t panel, T *numbers, bool is_kept, bool is_there, const Use &use) const {
-    const int64_t size = is_kept ? p.width : STRETCH;
-    for (int64_t first = 0, end; first < p.width; first = end) {
-      end = std::min(first + STRETCH, p.width);
+    const int64_t size = is_kept ? p.by.width : STRETCH;
+    for (int64_t first = 0, end; first < p.by.width; first = end) {
+      end = std::min(first + STRETCH, p.by.width);
       if (kind == INT8_GROUPS || kind == INT4_GROUPS)
-        end = std::min(end, (first / p.group_size + 1) * p.group_size);
+        end = std::min(end, (first / p.by.group_size + 1) * p.by.group_size);
       const T *blocks[2];
       for (int c = 0; c < 2; c++) {
         if (kind == FLOATS) {
-          blocks[c] = (const T *)p.matrix + ((panel * 2 + c) * p.width + first) * LANES;
+          blocks[c] = (const T *)p.by.elements + ((panel * 2 + c) * p.by.width + first) * LANES;
           continue;
         }
         T *to = numbers + (c * size + (is_kept ? first : 0)) * LANES;
@@ -298,8 +310,22 @@ struct FloatProduct {
   }
 
   void finish_rows(int64_t panel, int64_t first_row, int num_rows, const float (*sums)[WIDTH]) const {
-    const float *scales = kind == INT8 ? p.scales : nullptr;
-    for (int r = 0; r < num_rows; r++) finish<T>(p, panel, first_row + r, sums[r], scales, 1.f);
+    const float *scales = kind == INT8 ? p.by.scales : nullptr;
+    if (scales || p.by.bias || (panel + 1) * WIDTH > p.by.num_outputs) {
+      for (int r = 0; r < num_rows; r++) finish<T>(p, panel, first_row + r, sums[r], scales, 1.f);
+      return;
+    }
+    T *to = (T *)p.out + first_row * p.by.num_outputs + panel * WIDTH;
+    for (int r = 0; r < num_rows; r++, to += p.by.num_outputs) {
+      store(load(sums[r]), to);
+      store(load(sums[r] + LANES), to + LANES);
+    }
+  }
+
+  // Where the results of some rows go: nobody has written there, so it is not in the first cache.
+  void fetch_results(int64_t panel, int64_t first_row, int num_rows) const {
+    const T *to = (const T *)p.out + first_row * p.by.num_outputs + panel * WIDTH;
+    for (int r = 0; r < num_rows; r++) __builtin_prefetch(to + r * p.by.num_outputs, 1);
   }
 
   template <int R>
@@ -307,7 +333,7 @@ struct FloatProduct {
     VectorSums<T, R> sums;
     stretches(panel, numbers, is_kept, is_there, [&](const T *const *blocks, int64_t first, int64_t end) {
       const T *rows[R];
-      for (int r = 0; r < R; r++) rows[r] = x + (first_row + r) * p.width + first;
+      for (int r = 0; r < R; r++) rows[r] = x + (first_row + r) * p.by.width + first;
       sums.add(rows, blocks, end - first);
     });
     float totals[R][WIDTH];
@@ -315,15 +341,15 @@ struct FloatProduct {
     finish_rows(panel, first_row, R, totals);
   }
 
-  void some_rows(int64_t panel, int64_t first_row, int num_rows, T *numbers, bool is_kept,
-                 bool is_there) const {
+  void some_rows([[maybe_unused]] TileSums &tiles, int64_t panel, int64_t first_row, int num_rows, T *numbers,
+                 bool is_kept, bool is_there) const {
 #ifdef __AMX_BF16__
     if constexpr (std::is_same_v<T, BFloat16>) {
       if (has_matrix_unit()) {
-        const TileSums tiles(num_rows);
-        tiles.clear();
+        fetch_results(panel, first_row, num_rows);
+        tiles.begin(num_rows);
         stretches(panel, numbers, is_kept, is_there, [&](const T *const *blocks, int64_t first, int64_t end) {
-          tiles.add(x + first_row * p.width + first, p.width * sizeof(T), blocks, end - first);
+          tiles.add(x + first_row * p.by.width + first, p.by.width * sizeof(T), blocks, end - first);
         });
         alignas(64) float totals[TILE_ROWS][WIDTH];
         tiles.write(totals);
@@ -338,20 +364,41 @@ struct FloatProduct {
     }
   }
 
+  // Tokens and panels that meet each other while both are in the second cache. Few tokens: every
+  // panel is read once, and by whichever thread is free.
+  struct Spans {
+    int64_t tokens, panels;
+  };
+
+  Spans spans(int rows) const {
+    const int64_t row_bytes = sizeof(T) * p.by.width;
+    if (p.num_tokens <= rows) return {p.num_tokens, 1};
+    const int64_t tokens = std::max<int64_t>(SPAN_BYTES / row_bytes / rows, 2) * rows;
+    const int64_t fit = std::max<int64_t>(SPAN_BYTES / 2 / (row_bytes * WIDTH), 1);
+    const int64_t num_spans = (p.num_tokens + tokens - 1) / tokens;
+    const int64_t even = num_panels() * num_spans / (4 * p.num_threads);
+    return {tokens, std::clamp<int64_t>(even, 1, fit)};
+  }
+
   void run() const {
     const bool has_tiles = std::is_same_v<T, BFloat16> && has_matrix_unit();
     const int rows = has_tiles ? TILE_ROWS : VECTOR_ROWS;
     const bool is_kept = p.num_tokens > rows;
-#pragma omp parallel num_threads(p.num_threads)
-    {
-      Aligned memory;
-      if (kind != FLOATS) memory.reserve(sizeof(T) * WIDTH * (is_kept ? p.width : STRETCH));
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t panel = 0; panel < num_panels(); panel++)
-        for (int64_t row = 0; row < p.num_tokens; row += rows)
-          some_rows(panel, row, int(std::min<int64_t>(rows, p.num_tokens - row)), memory.as<T>(), is_kept,
-                    row > 0);
-    }
+    const Spans span = spans(rows);
+    TileSums tiles;
+    Aligned memory;
+    const int64_t kept = WIDTH * (is_kept ? p.by.width : STRETCH);
+    if (kind != FLOATS) memory.reserve(sizeof(T) * kept * span.panels);
+#pragma omp for collapse(2) schedule(dynamic, 1)
+    for (int64_t first = 0; first < p.num_tokens; first += span.tokens)
+      for (int64_t panel = 0; panel < num_panels(); panel += span.panels) {
+        const int64_t end = std::min(first + span.tokens, p.num_tokens);
+        const int64_t end_panel = std::min(panel + span.panels, num_panels());
+        for (int64_t row = first; row < end; row += rows)
+          for (int64_t b = panel; b < end_panel; b++)
+            some_rows(tiles, b, row, int(std::min<int64_t>(rows, end - row)),
+                      memory.as<T>() + (b - panel) * kept, is_kept, row > first);
+      }
   }
 };
 
@@ -407,82 +454,89 @@ template <class T>
 struct IntegerProduct {
   const Product &p;
 
-  void some_rows(int64_t panel, int64_t first_row, int num_rows, const int8_t *x,
-                 const float *row_scales) const {
+  void some_rows([[maybe_unused]] TileSums &tiles, int64_t panel, int64_t first_row, int num_rows,
+                 const int8_t *x, const float *row_scales) const {
     alignas(64) int32_t totals[TILE_ROWS][WIDTH];
     const int8_t *blocks[2];
-    for (int c = 0; c < 2; c++) blocks[c] = (const int8_t *)p.matrix + (panel * 2 + c) * p.width * LANES;
+    for (int c = 0; c < 2; c++) blocks[c] = (const int8_t *)p.by.elements + (panel * 2 + c) * p.by.width * LANES;
     const int8_t *rows[VECTOR_ROWS];
-    for (int r = 0; r < std::min(num_rows, VECTOR_ROWS); r++) rows[r] = x + (first_row + r) * p.width;
+    for (int r = 0; r < std::min(num_rows, VECTOR_ROWS); r++) rows[r] = x + (first_row + r) * p.by.width;
 #ifdef __AMX_INT8__
     if (has_matrix_unit()) {
-      const TileSums tiles(num_rows);
-      tiles.clear();
-      tiles.add(rows[0], p.width, blocks, p.width);
+      tiles.begin(num_rows);
+      tiles.add(rows[0], p.by.width, blocks, p.by.width);
       tiles.write(totals);
     } else
 #endif
       switch (num_rows) {
-#define ROWS(n) case n: integer_sums<n>(rows, blocks, p.width, totals); break;
+#define ROWS(n) case n: integer_sums<n>(rows, blocks, p.by.width, totals); break;
         ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
 #undef ROWS
       }
     float sums[WIDTH];
     for (int r = 0; r < num_rows; r++) {
       for (int o = 0; o < WIDTH; o++) sums[o] = float(totals[r][o]);
-      finish<T>(p, panel, first_row + r, sums, p.scales, row_scales[first_row + r]);
+      finish<T>(p, panel, first_row + r, sums, p.by.scales, row_scales[first_row + r]);
     }
   }
 
+  // Of the team: a scale for every token, and its levels.
+  static int64_t scratch_bytes(const Matrix &matrix, int64_t num_tokens) {
+    return num_tokens * (matrix.width + int64_t(sizeof(float)));
+  }
+
   void run() const {
-    Aligned memory;
-    memory.reserve(p.num_tokens * p.width);
-    int8_t *x = memory.as<int8_t>();
-    std::vector<float> row_scales(p.num_tokens);
+    float *row_scales = (float *)p.scratch;
+    int8_t *x = (int8_t *)(row_scales + p.num_tokens);
 #ifdef __AMX_INT8__
     const int rows = has_matrix_unit() ? TILE_ROWS : VECTOR_ROWS;
 #else
     const int rows = VECTOR_ROWS;
 #endif
-    const int64_t num_panels = (p.num_outputs + WIDTH - 1) / WIDTH;
-#pragma omp parallel num_threads(p.num_threads)
-    {
+    const int64_t num_panels = (p.by.num_outputs + WIDTH - 1) / WIDTH;
 #pragma omp for schedule(static)
-      for (int64_t t = 0; t < p.num_tokens; t++) {
-        int8_t *to = x + t * p.width;
-        row_scales[t] = quantize_row((const T *)p.x + t * p.num_inputs, p.num_inputs, to);
-        memset(to + p.num_inputs, 0, p.width - p.num_inputs);
-      }
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t panel = 0; panel < num_panels; panel++)
-        for (int64_t row = 0; row < p.num_tokens; row += rows)
-          some_rows(panel, row, int(std::min<int64_t>(rows, p.num_tokens - row)), x, row_scales.data());
+    for (int64_t t = 0; t < p.num_tokens; t++) {
+      int8_t *to = x + t * p.by.width;
+      row_scales[t] = quantize_row((const T *)p.x + t * p.by.num_inputs, p.by.num_inputs, to);
+      memset(to + p.by.num_inputs, 0, p.by.width - p.by.num_inputs);
     }
+    TileSums tiles;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t panel = 0; panel < num_panels; panel++)
+      for (int64_t row = 0; row < p.num_tokens; row += rows)
+        some_rows(tiles, panel, row, int(std::min<int64_t>(rows, p.num_tokens - row)), x, row_scales);
   }
 };
 
 template <class T>
-void multiply(const Product &p, Kind kind) {
-  if (kind == INT8_ACTIVATIONS) return IntegerProduct<T>{p}.run();
-  Aligned copy;
-  FloatProduct<T>{p, kind, widened<T>(p, copy)}.run();
+void multiply(const Product &p) {
+  if (p.by.kind == INT8_ACTIVATIONS) return IntegerProduct<T>{p}.run();
+  FloatProduct<T>{p, Kind(p.by.kind), widened<T>(p)}.run();
 }
 
 }  // namespace
+
+int64_t product_scratch(bool is_bfloat16, const Matrix &matrix, int64_t num_tokens) {
+  if (matrix.kind == INT8_ACTIVATIONS) return IntegerProduct<float>::scratch_bytes(matrix, num_tokens);
+  if (matrix.num_inputs == matrix.width) return 0;
+  return num_tokens * matrix.width * int64_t(is_bfloat16 ? sizeof(BFloat16) : sizeof(float));
+}
+
+void multiply(bool is_bfloat16, const Product &product) {
+  is_bfloat16 ? multiply<BFloat16>(product) : multiply<float>(product);
+}
 
 extern "C" {
 
 // out = x Wᵀ + bias; see the top of the file. is_bfloat16: activations, bias and results, and the
 // matrix where it is one of floats; else float32.
-void shoal_multiply(int is_bfloat16, int kind, const void *x, const void *matrix, const void *scales,
-                    const void *zeros, const void *bias, void *out, int64_t num_tokens,
-                    int64_t num_inputs, int64_t width, int64_t num_outputs, int64_t group_size,
-                    int32_t num_threads) {
-  const Product product{x, matrix, (const float *)scales, (const uint8_t *)zeros, bias, out,
-                        num_tokens, num_inputs, width, num_outputs, group_size, num_threads};
-  if (is_bfloat16)
-    multiply<BFloat16>(product, Kind(kind));
-  else
-    multiply<float>(product, Kind(kind));
+void shoal_multiply(int is_bfloat16, const Matrix *matrix, const void *bias, const void *x, void *out,
+                    int64_t num_tokens, int32_t num_threads) {
+  Aligned scratch;
+  scratch.reserve(product_scratch(is_bfloat16, *matrix, num_tokens));
+  Product product{*matrix, x, out, num_tokens, scratch.as<void>(), num_threads};
+  product.by.bias = bias;
+#pragma omp parallel num_threads(num_threads)
+  multiply(is_bfloat16, product);
 }
 }

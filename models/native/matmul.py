@@ -77,6 +77,22 @@ def native_float_product(weight_OI: torch.Tensor) -> "NativeProduct":
     )
 
 
+class MatrixFields(ctypes.Structure):
+    """`Matrix` of `models/native/team.h`."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int64),
+        ("elements", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("zeros", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("num_inputs", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("num_outputs", ctypes.c_int64),
+        ("group_size", ctypes.c_int64),
+    )
+
+
 class NativeProduct:
     """A matrix in the kernel's layout. A `MatrixProduct`."""
 
@@ -92,11 +108,25 @@ class NativeProduct:
     ) -> None:
         """`sizes`: outputs, inputs, and the inputs of a group."""
         self._multiply = library.shoal_multiply
-        self._kind = int(kind)
         self._tensors = (packed, scales, zeros)  # the addresses below live as long as these
-        self._addresses = tuple(None if t is None else t.data_ptr() for t in self._tensors)
-        self._num_outputs, self._num_inputs, self._group_size = sizes
-        self._width = _multiple(self._num_inputs, INPUT_MULTIPLE)
+        self._num_outputs, self._num_inputs, group_size = sizes
+        self._matrix = MatrixFields(
+            kind=int(kind),
+            elements=packed.data_ptr(),
+            scales=None if scales is None else scales.data_ptr(),
+            zeros=None if zeros is None else zeros.data_ptr(),
+            num_inputs=self._num_inputs,
+            width=_multiple(self._num_inputs, INPUT_MULTIPLE),
+            num_outputs=self._num_outputs,
+            group_size=group_size,
+        )
+        self._address = ctypes.addressof(self._matrix)
+
+    def fields(self, bias_O: torch.Tensor | None) -> MatrixFields:
+        """The matrix for other kernels, as long as this and the bias live."""
+        matrix = MatrixFields.from_buffer_copy(self._matrix)
+        matrix.bias = None if bias_O is None else bias_O.data_ptr()
+        return matrix
 
     def __call__(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
         x_TI = x_TI.contiguous()
@@ -105,16 +135,11 @@ class NativeProduct:
         out_TO = torch.empty(num_tokens, self._num_outputs, dtype=x_TI.dtype)
         self._multiply(
             x_TI.dtype is torch.bfloat16,
-            self._kind,
-            x_TI.data_ptr(),
-            *self._addresses,
+            self._address,
             None if bias_O is None else bias_O.data_ptr(),
+            x_TI.data_ptr(),
             out_TO.data_ptr(),
             num_tokens,
-            self._num_inputs,
-            self._width,
-            self._num_outputs,
-            self._group_size,
             torch.get_num_threads(),
         )
         return out_TO

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, ParamSpec, TypeVar
 from unittest.mock import patch
 
+import numpy as np
 import torch
 
 from models.adapters.targets import LinearName
@@ -25,6 +26,8 @@ from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
 from models.engine.step_inputs import StepInputs, StepOutputs
 from models.layers import Rope
+from models.native.layers import PARTS as LAYER_PARTS
+from models.native.layers import NativeLayers
 from models.operations import DecoderOperations, HeadNorms, Rotation
 
 P = ParamSpec("P")
@@ -81,6 +84,12 @@ class Stopwatch:
                     self._inner_s[-1] += elapsed_s
 
         return timed_call
+
+    def add(self, part: str, seconds: float) -> None:
+        """What somebody else has timed, inside of what runs now."""
+        self.seconds[part] += seconds
+        if self._inner_s:
+            self._inner_s[-1] += seconds
 
 
 class StepTimers:
@@ -153,6 +162,8 @@ def _replace_decoders_parts(
     replace(decoder, "logits", watch.timed("head", decoder.logits))
     replace(decoder, "_embed", watch.timed("embedding", decoder._embed))
     replace(decoder, "_operations", _TimedOperations(decoder._operations, watch))
+    if decoder._native_layers is not None:
+        replace(decoder, "_native_layers", _TimedLayers(decoder._native_layers, watch))
     for layer in decoder.layers:
         by_name = {
             name: watch.timed(part, layer._project) for name, part in _PART_OF_LINEAR.items()
@@ -182,8 +193,28 @@ def _timed_attention(
     return prepare_timed
 
 
+class _TimedLayers:
+    """All layers in one call, which counts its parts' time itself."""
+
+    def __init__(self, layers: NativeLayers, watch: Stopwatch) -> None:
+        self._layers = layers
+        self._watch = watch
+
+    def forward(
+        self, x_TM: torch.Tensor, positions_T: torch.Tensor, attention: StepAttention
+    ) -> torch.Tensor | None:
+        if isinstance(attention, _TimedAttention):
+            attention = attention.inner
+        seconds = np.zeros(len(LAYER_PARTS))
+        hidden_TM = self._layers.forward(x_TM, positions_T, attention, seconds)
+        for part, part_s in zip(LAYER_PARTS, seconds.tolist(), strict=True):
+            self._watch.add(part, part_s)
+        return hidden_TM
+
+
 class _TimedAttention:
     def __init__(self, attention: StepAttention, watch: Stopwatch) -> None:
+        self.inner = attention
         self._attend = watch.timed("attention", attention.attend)
 
     def attend(

@@ -1,0 +1,189 @@
+// The layers of a decoder, one after the other, by one team of threads: between two operations there
+// is a barrier, where a call each would cost more than most of them take at a few tokens.
+//
+// Every operation rounds as it does when it is called alone, so that results are the same bits.
+//
+// Shapes: T = tokens, M = model width, F = feed-forward width, H = query heads, K = key/value heads,
+// D = head width.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "team.h"
+#include "vectors.h"
+
+namespace {
+
+struct Layer {
+  const void *input_norm, *post_attention_norm;  // [M]
+  const void *q_norm, *k_norm;                   // [D] or none
+  Matrix qkv, o, gate_up, down;
+  int64_t window;  // 0: none
+};
+
+struct Stack {
+  const Layer *layers;
+  int64_t num_layers;
+  const void *rope;  // [positions, 2, D]
+  int64_t is_bfloat16, model_width, ff_width, num_heads, num_kv_heads, head_dim;
+  double eps, scale;  // of attention's scores
+};
+
+struct Step {
+  void *x;      // [T, M]: the residual stream, in place
+  void *added;  // [T, M]: what the last layer adds to it
+  const int64_t *positions, *slots;
+  void *cache;  // of the first layer
+  int64_t layer_bytes, block_size;
+  const int32_t *tables, *query_lens, *context_lens;
+  int64_t num_sequences, table_width, num_tokens, is_invariant, num_threads;
+  const int32_t *is_interrupted;  // none: it cannot be
+  double *seconds;                // of each part are added here, where it is given
+};
+
+enum Part { NORMS, QKV, ROTATION, ATTENTION, OUTPUT, MLP };
+
+// Where the time goes, as the team's first thread sees it.
+class Clock {
+ public:
+  explicit Clock(double *seconds) : seconds(omp_get_thread_num() == 0 ? seconds : nullptr) {
+    if (this->seconds) last = now();
+  }
+
+  void count(Part part) {
+    if (!seconds) return;
+    const double at = now();
+    seconds[part] += at - last;
+    last = at;
+  }
+
+ private:
+  double *seconds;
+  double last = 0;
+
+  static double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  }
+};
+
+class Run {
+ public:
+  Run(const Stack &stack, const Step &step)
+      : stack(stack), step(step), T(step.num_tokens), is_bfloat16(stack.is_bfloat16),
+        size(is_bfloat16 ? sizeof(BFloat16) : sizeof(float)),
+        q_width(stack.num_heads * stack.head_dim), kv_width(stack.num_kv_heads * stack.head_dim) {
+    normed.reserve(T * stack.model_width * size);
+    qkv.reserve(T * (q_width + 2 * kv_width) * size);
+    attended.reserve(T * q_width * size);
+    gate_up.reserve(T * 2 * stack.ff_width * size);
+    acted.reserve(T * stack.ff_width * size);
+    int64_t most = 0;
+    for (int64_t i = 0; i < stack.num_layers; i++) {
+      const Layer &layer = stack.layers[i];
+      for (const Matrix *matrix : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
+        most = std::max(most, product_scratch(is_bfloat16, *matrix, T));
+      plan_of.push_back(plan_for(layer.window));
+    }
+    scratch.reserve(most);
+  }
+
+  // Whether it went to the end.
+  bool run() {
+#pragma omp parallel num_threads(int(step.num_threads))
+    {
+      Clock clock(step.seconds);
+      for (int64_t i = 0; i < stack.num_layers && !is_to_stop(); i++) compute(i, clock);
+    }
+    return !is_stopped;
+  }
+
+ private:
+  const Stack &stack;
+  const Step &step;
+  const int64_t T;
+  const bool is_bfloat16;
+  const size_t size;  // of an element
+  const int64_t q_width, kv_width;
+  Aligned normed, qkv, attended, gate_up, acted, scratch;
+  std::vector<int64_t> windows;
+  std::vector<AttentionPlan> plans;  // one for each window
+  std::vector<size_t> plan_of;       // by layer
+  bool is_stopped = false;
+
+  size_t plan_for(int64_t window) {
+    for (size_t i = 0; i < windows.size(); i++)
+      if (windows[i] == window) return i;
+    windows.push_back(window);
+    plans.emplace_back(is_bfloat16, attention(0, window), int(step.num_threads));
+    return windows.size() - 1;
+  }
+
+  AttentionStep attention(int64_t layer, int64_t window) const {
+    AttentionStep s{};
+    s.queries = qkv.as<char>();
+    s.row_stride = q_width + 2 * kv_width;
+    s.cache = (char *)step.cache + layer * step.layer_bytes;
+    s.out = attended.as<char>();
+    s.tables = step.tables, s.query_lens = step.query_lens, s.context_lens = step.context_lens;
+    s.num_sequences = step.num_sequences, s.table_width = step.table_width;
+    s.num_heads = int32_t(stack.num_heads), s.num_kv_heads = int32_t(stack.num_kv_heads);
+    s.head_dim = int32_t(stack.head_dim), s.block_size = int32_t(step.block_size);
+    s.window = int32_t(window);
+    s.scale = float(stack.scale);
+    s.is_invariant = step.is_invariant;
+    return s;
+  }
+
+  // All threads see the same: one looks for them.
+  bool is_to_stop() {
+    if (!step.is_interrupted) return false;
+#pragma omp single
+    is_stopped = *(const volatile int32_t *)step.is_interrupted;
+    return is_stopped;
+  }
+
+  void compute(int64_t i, Clock &clock) {
+    const Layer &layer = stack.layers[i];
+    norm(i ? step.added : nullptr, layer.input_norm);
+    clock.count(NORMS);
+    product(layer.qkv, normed, qkv.as<char>());
+    clock.count(QKV);
+    const int64_t row = q_width + 2 * kv_width;
+    rotate(is_bfloat16, {qkv.as<char>(), row, step.positions, stack.rope, layer.q_norm, layer.k_norm, T,
+                         int32_t(stack.num_heads), int32_t(stack.num_kv_heads),
+                         int32_t(stack.head_dim), float(stack.eps)});
+    const AttentionStep s = attention(i, layer.window);
+    const char *keys = qkv.as<char>() + q_width * size;
+    store_keys_values(is_bfloat16, s, {keys, keys + kv_width * size, row, row, step.slots, T});
+    clock.count(ROTATION);
+    attend(is_bfloat16, s, plans[plan_of[i]]);
+    clock.count(ATTENTION);
+    product(layer.o, attended, step.added);
+    clock.count(OUTPUT);
+    norm(step.added, layer.post_attention_norm);
+    clock.count(NORMS);
+    product(layer.gate_up, normed, gate_up.as<char>());
+    silu_mul(is_bfloat16, gate_up.as<char>(), acted.as<char>(), T, stack.ff_width);
+    product(layer.down, acted, step.added);
+    clock.count(MLP);
+  }
+
+  void norm(const void *added, const void *weight) {
+    add_rms_norm(is_bfloat16, step.x, added, weight, normed.as<char>(), T, stack.model_width,
+                 float(stack.eps));
+  }
+
+  void product(const Matrix &matrix, const Aligned &x, void *out) {
+    multiply(is_bfloat16, {matrix, x.as<char>(), out, T, scratch.as<char>(), int(step.num_threads)});
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+// 1: all layers were computed; 0: the step was interrupted.
+int32_t shoal_decode(const Stack *stack, const Step *step) { return Run(*stack, *step).run(); }
+}

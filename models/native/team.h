@@ -1,0 +1,102 @@
+// What the kernels offer to a team of threads that is at work already. Every thread of the team calls
+// them with the same arguments; all results are there when they return, where nothing else is said.
+// Called outside of a team, they do their work alone.
+//
+// is_bfloat16: else float32. Shapes: as where they are defined.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+// ---------------------------------------------------------------- products (matmul.cpp)
+
+enum Kind { FLOATS, INT8, INT8_GROUPS, INT4_GROUPS, INT8_ACTIVATIONS };
+
+struct Matrix {
+  int64_t kind;
+  const void *elements;
+  const float *scales;
+  const uint8_t *zeros;
+  const void *bias;                                   // [O] or none
+  int64_t num_inputs, width, num_outputs, group_size;  // width: K
+};
+
+struct Product {
+  Matrix by;
+  const void *x;      // [T, I]
+  void *out;          // [T, O]
+  int64_t num_tokens;
+  void *scratch;      // as many bytes as `product_scratch` says, for the whole team
+  int num_threads;
+};
+
+int64_t product_scratch(bool is_bfloat16, const Matrix &matrix, int64_t num_tokens);
+void multiply(bool is_bfloat16, const Product &product);
+
+// ---------------------------------------------------------------- attention (attention.cpp)
+
+struct AttentionStep {
+  const void *queries;       // [T, ...]: H heads of D at the start of a row
+  int64_t row_stride;        // elements from one token's queries to the next one's
+  void *cache;               // one layer: [B, 2, K, S * D]
+  void *out;                 // [T, H * D]
+  const int32_t *tables;     // [sequences, table_width]
+  const int32_t *query_lens; // [sequences]
+  const int32_t *context_lens;
+  int64_t num_sequences, table_width;
+  int32_t num_heads, num_kv_heads, head_dim, block_size;
+  int32_t window;  // keys that a query sees, its own included; 0: all
+  float scale;
+  // A token's output has the same bits whatever else is in the step: keys are taken in chunks and
+  // parts that begin at multiples of their sizes, and one unit computes tiles of any number of rows.
+  bool is_invariant;
+};
+
+struct Tile {
+  int32_t sequence, kv_head, first_query, num_queries, first_row;
+  int32_t first_key, end_key;  // which keys this tile looks at
+  int32_t part;                // of the partial results; -1: the tile writes its output itself
+};
+
+struct Partial {
+  std::vector<float> tops, totals, out;  // [R], [R], [R, D], not yet divided
+};
+
+// How a step's attention is shared out: the same for all layers of one window.
+struct AttentionPlan {
+  std::vector<Tile> whole, split;
+  std::vector<std::pair<int, int>> parts_of;  // by whole tile: first part, number of parts
+  std::vector<Partial> partials;
+
+  AttentionPlan(bool is_bfloat16, const AttentionStep &step, int num_threads);
+};
+
+struct NewKeys {
+  const void *keys, *values;  // [T, K, D], their tokens `…_stride` elements apart
+  int64_t key_stride, value_stride;
+  const int64_t *slots;  // [T]
+  int64_t num_tokens;
+};
+
+void store_keys_values(bool is_bfloat16, const AttentionStep &step, const NewKeys &added);
+void attend(bool is_bfloat16, const AttentionStep &step, AttentionPlan &plan);
+
+// ---------------------------------------------------------------- small operations (kernels.cpp)
+
+struct Heads {
+  void *x;             // [T, ...]: H + K heads of D at the start of a row
+  int64_t row_stride;  // elements
+  const int64_t *positions;
+  const void *table, *q_norm, *k_norm;
+  int64_t num_tokens;
+  int32_t num_heads, num_kv_heads, head_dim;
+  float eps;
+};
+
+void add_rms_norm(bool is_bfloat16, void *x, const void *added, const void *weight, void *out,
+                  int64_t num_rows, int64_t width, float eps);
+// A token's heads are there for the thread that stores its keys; for others only after a barrier.
+void rotate(bool is_bfloat16, const Heads &heads);
+void silu_mul(bool is_bfloat16, const void *gate_up, void *out, int64_t num_rows, int64_t width);
