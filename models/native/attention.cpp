@@ -15,6 +15,8 @@
 //   values: ((s / P) * D + d) * P + s % P     16 features side by side: a lane is a feature
 // so that scores and outputs are sums over whole vectors, and never across a vector.
 
+#include <omp.h>
+
 #include <algorithm>
 #include <vector>
 
@@ -40,12 +42,18 @@ struct Rows {
   float *out;  // [R, D]; strips of the matrix unit are whole ones
 };
 
-// Where a chunk's keys and values are, by block.
+// Where a chunk's keys and values are, by block. Blocks lie anywhere in memory, where no prefetcher
+// looks for them: while one chunk is worked on, the next one is fetched.
 template <class T>
 struct Chunk {
   int first, num_keys;  // a multiple of 16
   const T *keys[CHUNK / LANES], *values[CHUNK / LANES];
 };
+
+template <class T>
+inline void fetch(const T *from, int num_lines, int64_t stride) {
+  for (int i = 0; i < num_lines; i++) __builtin_prefetch(from + i * stride, 0, 2);
+}
 
 // Scores and outputs by vectors.
 template <class T>
@@ -55,23 +63,31 @@ struct VectorUnit {
   const int D, S;
   const bool is_invariant;
   const T *const *queries;
+  const Chunk<T> *next = nullptr;  // each line of a chunk that is read fetches one of the next
 
   VectorUnit(const AttentionStep &s, const Rows<T> &rows)
       : D(s.head_dim), S(s.block_size), is_invariant(s.is_invariant), queries(rows.queries) {}
 
-  void begin(const Chunk<T> &) {}
+  void begin(const Chunk<T> &chunk, const Chunk<T> &following) {
+    next = &following;
+    for (int k = chunk.num_keys; k < next->num_keys; k += LANES) {
+      fetch(next->keys[k / S] + k % S * P, D / P, S * P);
+      fetch(next->values[k / S] + k % S * D, LANES / P * D / LANES, LANES * P);
+    }
+  }
 
   // scores[r][k] of the strip of `count` rows from `first` on.
-  void score(int first, int count, const Chunk<T> &chunk, int num_keys, float *scores) const {
+  void score(int first, int count, const Chunk<T> &chunk, int num_keys, float *scores) {
+    if (first) next = &chunk;  // the first strip has fetched it
     by_rows(count, [&](auto sums, auto rows) {
-      score_rows<sums.value, rows.value>(queries + first, chunk.keys, num_keys, scores);
+      score_rows<sums.value, rows.value>(queries + first, chunk, num_keys, scores);
     });
   }
 
   // out[r][d] += the weights of a chunk's keys times their values.
   void mix(int count, const Chunk<T> &chunk, int num_keys, const T *weights, float *out) const {
     by_rows(count, [&](auto sums, auto rows) {
-      mix_rows<sums.value, rows.value>(chunk.values, num_keys, weights, out);
+      mix_rows<sums.value, rows.value>(chunk, num_keys, weights, out);
     });
   }
 
@@ -94,15 +110,18 @@ struct VectorUnit {
   using Constant = std::integral_constant<int, N>;
 
   template <int C, int R>
-  void score_rows(const T *const *rows, const T *const *keys, int num_keys, float *scores) const {
+  void score_rows(const T *const *rows, const Chunk<T> &chunk, int num_keys, float *scores) const {
     for (int k = 0; k < num_keys; k += LANES) {
+      const T *keys = chunk.keys[k / S] + k % S * P;
+      const T *ahead = k < next->num_keys ? next->keys[k / S] + k % S * P : keys;
       Floats acc[C][R];
       for (int c = 0; c < C; c++)
         for (int r = 0; r < R; r++) acc[c][r] = Floats{};
       for (int d = 0; d < D; d += P * C)
         for (int c = 0; c < C; c++) {
           const int feature = d + c * P;
-          const T *lanes = keys[k / S] + (int64_t(feature / P) * S + k % S) * P;
+          __builtin_prefetch(ahead + int64_t(feature) * S, 0, 2);
+          const T *lanes = keys + int64_t(feature) * S;
           for (int r = 0; r < R; r++) multiply_add(acc[c][r], lanes, rows[r] + feature);
         }
       for (int r = 0; r < R; r++) {
@@ -113,17 +132,20 @@ struct VectorUnit {
   }
 
   template <int C, int R>  // 16 features at a time
-  void mix_rows(const T *const *values, int num_keys, const T *weights, float *out) const {
+  void mix_rows(const Chunk<T> &chunk, int num_keys, const T *weights, float *out) const {
     for (int d = 0; d < D; d += LANES) {
       Floats acc[C][R];
       for (int r = 0; r < R; r++) acc[0][r] = load(out + r * D + d);
       for (int c = 1; c < C; c++)
         for (int r = 0; r < R; r++) acc[c][r] = Floats{};
       for (int first = 0; first < num_keys; first += LANES) {
-        const T *lanes = values[first / S] + (int64_t(first % S / P) * D + d) * P;
+        const int64_t place = int64_t(first % S) * D + d * P;
+        const T *lanes = chunk.values[first / S] + place;
+        const T *ahead = first < next->num_keys ? next->values[first / S] + place : lanes;
         for (int k = 0; k < LANES; k += P * C)
           for (int c = 0; c < C; c++) {
             const int key = k + c * P;
+            __builtin_prefetch(ahead + int64_t(key) * D, 0, 2);
             for (int r = 0; r < R; r++)
               multiply_add(acc[c][r], lanes + int64_t(key) * D, weights + r * CHUNK + first + key);
           }
@@ -163,7 +185,11 @@ struct MatrixUnit {
   }
   ~MatrixUnit() { _tile_release(); }
 
-  void begin(const Chunk<BFloat16> &chunk) {
+  void begin(const Chunk<BFloat16> &chunk, const Chunk<BFloat16> &next) {
+    for (int k = 0; k < next.num_keys; k += S) {
+      fetch(next.keys[k / S], S * D / 32, 32);
+      fetch(next.values[k / S], S * D / 32, 32);
+    }
     if (S % KEYS == 0) return;
     BFloat16 *to = together.as<BFloat16>();
     const int64_t sixteen = int64_t(LANES) * D;
@@ -248,8 +274,15 @@ struct Attention {
   }
 
   void run(AttentionPlan &plan) const {
+    const size_t num_threads = omp_get_num_threads();
+    Aligned out;
+    out.reserve(sizeof(float) * MAX_ROWS * D);
 #pragma omp for schedule(dynamic, 1)
-    for (size_t i = 0; i < plan.split.size(); i++) attend(plan.split[i], plan.partials);
+    for (size_t i = 0; i < plan.split.size(); i++) {
+      const size_t following = i + num_threads;  // most likely this thread's next
+      attend(plan.split[i], following < plan.split.size() ? &plan.split[following] : nullptr,
+             plan.partials, out.as<float>());
+    }
     if (plan.partials.empty()) return;
 #pragma omp for schedule(dynamic, 1)
     for (size_t i = 0; i < plan.whole.size(); i++)
@@ -302,15 +335,12 @@ struct Attention {
     return wanted <= 1 ? num_keys : (num_keys / wanted + S - 1) / S * S;
   }
 
-  void attend(const Tile &tile, std::vector<Partial> &partials) const {
+  void attend(const Tile &tile, const Tile *following, std::vector<Partial> &partials,
+              float *out) const {
     Rows<T> rows;
-    Aligned out;
     fill(rows, tile);
-    const size_t out_bytes = sizeof(float) * ((rows.count + MATRIX_ROWS - 1) / MATRIX_ROWS) * MATRIX_ROWS * D;
-    out.reserve(out_bytes);
-    rows.out = out.as<float>();
-    memset(rows.out, 0, out_bytes);
-    attend_rows(tile, rows);
+    rows.out = out;
+    attend_rows(tile, following, rows);
     if (tile.part < 0) {
       for (int r = 0; r < rows.count; r++)
         write(tile, r, rows.out + r * D, 1.f / sum(load(rows.totals[r])));
@@ -337,25 +367,37 @@ struct Attention {
     }
   }
 
-  void attend_rows(const Tile &tile, Rows<T> &rows) const {
+  void attend_rows(const Tile &tile, const Tile *following, Rows<T> &rows) const {
 #ifdef __AMX_BF16__
     if constexpr (std::is_same_v<T, BFloat16>) {
       const bool is_worth_it = rows.count > 6 || s.is_invariant;
-      if (is_worth_it && has_matrix_unit()) return attend_by<MatrixUnit>(tile, rows);
+      if (is_worth_it && has_matrix_unit()) return attend_by<MatrixUnit>(tile, following, rows);
     }
 #endif
-    attend_by<VectorUnit<T>>(tile, rows);
+    attend_by<VectorUnit<T>>(tile, following, rows);
   }
 
   template <class Unit>
-  void attend_by(const Tile &tile, Rows<T> &rows) const {
+  void attend_by(const Tile &tile, const Tile *following, Rows<T> &rows) const {
     alignas(64) float scores[Unit::ROWS * CHUNK];
-    alignas(64) T weights[Unit::ROWS * CHUNK] = {};
+    alignas(64) T weights[Unit::ROWS * CHUNK];
+    constexpr bool HAS_WHOLE_STRIPS = !std::is_same_v<Unit, VectorUnit<T>>;
+    const int num_rows =
+        HAS_WHOLE_STRIPS ? (rows.count + Unit::ROWS - 1) / Unit::ROWS * Unit::ROWS : rows.count;
+    memset(rows.out, 0, sizeof(float) * num_rows * D);
+    if (HAS_WHOLE_STRIPS) memset((void *)weights, 0, sizeof weights);
     Unit unit(s, rows);
-    Chunk<T> chunk;
-    for (int key = tile.first_key; key < tile.end_key; key += chunk_keys()) {
-      find(tile, key, chunk);
-      unit.begin(chunk);
+    Chunk<T> chunk, next;
+    const int step = chunk_keys(tile);
+    find(tile, tile.first_key, step, chunk);
+    for (int key = tile.first_key; key < tile.end_key; key += step, chunk = next) {
+      if (key + step < tile.end_key)
+        find(tile, key + step, step, next);
+      else if (following)
+        find(*following, following->first_key, chunk_keys(*following), next);
+      else
+        next = chunk;
+      unit.begin(chunk, next);
       for (int first = 0; first < rows.count; first += Unit::ROWS) {
         const int count = std::min(Unit::ROWS, rows.count - first);
         const int limit = rows.limit[first + count - 1];
@@ -371,29 +413,28 @@ struct Attention {
     }
   }
 
+  // Of a tile's chunks, all alike, so that each has as long as any to fetch the next one.
+  int chunk_keys(const Tile &tile) const {
+    if (s.is_invariant) return chunk_keys();
+    const int num_keys = tile.end_key - tile.first_key;
+    const int num_chunks = (num_keys + chunk_keys() - 1) / chunk_keys();
+    return ((num_keys + num_chunks - 1) / num_chunks + S - 1) / S * S;
+  }
+
   const T *block(int32_t number, int is_value, int head) const {
     return (const T *)s.cache + ((int64_t(number) * 2 + is_value) * s.num_kv_heads + head) * S * D;
   }
 
-  // Blocks lie anywhere in memory, where no prefetcher looks for them.
-  void fetch(const T *a_block) const {
-    const char *from = (const char *)a_block;
-    for (size_t i = 0; i < sizeof(T) * S * D; i += 64) __builtin_prefetch(from + i, 0, 2);
-  }
-
-  // The blocks of the chunk from `key` on; the next one's keys are fetched.
-  void find(const Tile &tile, int key, Chunk<T> &chunk) const {
+  // The blocks of the chunk of up to `step` keys from `key` on.
+  void find(const Tile &tile, int key, int step, Chunk<T> &chunk) const {
     const int32_t *table = s.tables + tile.sequence * s.table_width;
-    const int end = std::min(key + chunk_keys(), tile.end_key);
+    const int end = std::min(key + step, tile.end_key);
     chunk.first = key;
     chunk.num_keys = (end - key + LANES - 1) / LANES * LANES;
     for (int k = 0; k < chunk.num_keys; k += S) {
       const int32_t number = table[(key + k) / S];
       chunk.keys[k / S] = block(number, 0, tile.kv_head);
       chunk.values[k / S] = block(number, 1, tile.kv_head);
-      fetch(chunk.values[k / S]);
-      const int ahead = key + k + chunk_keys();
-      if (ahead < tile.end_key) fetch(block(table[ahead / S], 0, tile.kv_head));
     }
   }
 
