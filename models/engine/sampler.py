@@ -25,6 +25,7 @@ from models.engine.logit_edits import edit_logits, mask_rows
 from models.engine.randomness import uniforms
 from models.engine.step_inputs import SamplingRow
 from models.engine.transfers import Download, upload
+from models.native.operations import row_maxima
 
 # A lower temperature than this, but not 0, is taken for this (as in vLLM): dividing by less gains
 # nothing over greedy and loses precision.
@@ -359,7 +360,7 @@ def _pick(logits_RV: torch.Tensor, indices: list[int]) -> torch.Tensor:
 
 
 def _choose_greedy(logits_GV: torch.Tensor) -> torch.Tensor:
-    top_G, token_ids_G = logits_GV.max(dim=-1)  # the lowest id among equals; NaN above all
+    top_G, token_ids_G = row_maxima(logits_GV)  # the lowest id among equals; NaN above all
     return torch.stack([token_ids_G, _outcomes(top_G)])
 
 

@@ -73,6 +73,41 @@ void silu_mul(const T *gate_up, T *out, int64_t num_rows, int64_t width) {
   }
 }
 
+// The largest of a row and where it first stands; a NaN is larger than any number.
+template <class T>
+void row_maximum(const T *row, int64_t width, T *top, int64_t *place) {
+  constexpr int64_t STRETCH = 1024;  // is looked at twice if it has the largest so far
+  const float NONE = -INFINITY;
+  float best = NONE;
+  *place = 0, *top = row[0];
+  for (int64_t first = 0; first < width; first += STRETCH) {
+    const int64_t end = first + STRETCH < width ? first + STRETCH : width;
+    Floats highest = splat(NONE);
+    Ints has_nan = Ints{};
+    int64_t i = first;
+    for (; i + LANES <= end; i += LANES) {
+      const Floats values = load(row + i);
+      has_nan |= (Ints)(values != values);
+      highest = larger(values, highest);
+    }
+    float here = largest(highest);
+    bool is_nan = false;
+    for (int lane = 0; lane < LANES; lane++) is_nan |= has_nan[lane] != 0;
+    for (; i < end; i++) {
+      const float value = to_float(row[i]);
+      is_nan |= value != value;
+      here = value > here ? value : here;
+    }
+    if (!is_nan && here <= best) continue;
+    for (i = first; i < end; i++) {
+      const float value = to_float(row[i]);
+      if (is_nan ? value != value : value == here) break;
+    }
+    best = here, *place = i, *top = row[i];
+    if (is_nan) return;
+  }
+}
+
 }  // namespace
 
 // All widths are multiples of 16, head widths of 32.
@@ -111,6 +146,18 @@ void shoal_rotate(int is_bfloat16, void *heads, int64_t row_stride, const int64_
   const Heads all{heads, row_stride, positions, table, q_norm, k_norm, num_tokens, H, K, D, eps};
 #pragma omp parallel num_threads(num_threads) if (num_tokens > 4)
   rotate(is_bfloat16, all);
+}
+
+// x: rows of `width` numbers, `row_stride` elements apart. tops, places: [R].
+void shoal_row_maxima(int is_bfloat16, const void *x, int64_t row_stride, int64_t num_rows,
+                      int64_t width, void *tops, int64_t *places, int32_t num_threads) {
+#pragma omp parallel for num_threads(num_threads) if (num_rows > 1)
+  for (int64_t r = 0; r < num_rows; r++) {
+    if (is_bfloat16)
+      row_maximum((const BFloat16 *)x + r * row_stride, width, (BFloat16 *)tops + r, places + r);
+    else
+      row_maximum((const float *)x + r * row_stride, width, (float *)tops + r, places + r);
+  }
 }
 
 void shoal_silu_mul(int is_bfloat16, const void *gate_up, void *out, int64_t num_rows,

@@ -176,7 +176,7 @@ class NativeLayers:
         """
         interrupt: StepInterrupt | None = None
         if isinstance(attention, InterruptibleAttention):
-            attention, interrupt = attention.inner, attention.interrupt
+            interrupt, attention = attention.interrupt, attention.inner
         if not isinstance(attention, NativeStepAttention) or attention.num_tokens != len(x_TM):
             return None
         assert x_TM.dtype is self._dtype, "the embedding has the layers' dtype"

@@ -49,6 +49,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     ),
     "shoal_add_rms_norm": (_I32, _P, _P, _P, _P, _I64, _I64, _F32, _I32),
     "shoal_rotate": (_I32, _P, _I64, _P, _P, _P, _P, _I64, _I32, _I32, _I32, _F32, _I32),
+    "shoal_row_maxima": (_I32, _P, _I64, _I64, _I64, _P, _P, _I32),
     "shoal_silu_mul": (_I32, _P, _P, _I64, _I64, _I32),
     "shoal_multiply": (_I32, _P, _P, _P, _P, _I64, _I32),
     "shoal_decode": (_P, _P),

@@ -94,3 +94,26 @@ class NativeOperations:
             torch.get_num_threads(),
         )
         return out_TF
+
+
+def row_maxima(x_RV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `x_RV.max(dim=1)`: values and int64 indices, the lowest among equals, NaN above all."""
+    fits = x_RV.device.type == "cpu" and x_RV.dtype in DTYPES and x_RV.stride(1) == 1
+    library = native_library() if fits and x_RV.numel() else None
+    if library is None:
+        top_R, indices_R = x_RV.max(dim=1)
+        return top_R, indices_R
+    num_rows, width = x_RV.shape
+    top_R = torch.empty(num_rows, dtype=x_RV.dtype)
+    indices_R = torch.empty(num_rows, dtype=torch.int64)
+    library.shoal_row_maxima(
+        x_RV.dtype is torch.bfloat16,
+        x_RV.data_ptr(),
+        x_RV.stride(0),
+        num_rows,
+        width,
+        top_R.data_ptr(),
+        indices_R.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return top_R, indices_R

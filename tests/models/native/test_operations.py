@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from models.checkpoint import RopeConfig
 from models.layers import Rope
 from models.native.library import native_library
-from models.native.operations import DTYPES, NativeOperations
+from models.native.operations import DTYPES, NativeOperations, row_maxima
 from models.operations import HeadNorms, TorchOperations
 
 EPS = 1e-5
@@ -102,3 +102,27 @@ def test_numbers_that_are_none_stay_in_their_rows(native: NativeOperations) -> N
         gates = torch.ones(3, 64, dtype=dtype)
         gates[1, 40] = float("nan")
         assert native.silu_mul(gates).isnan().any(dim=1).tolist() == [False, True, False]
+
+
+@dtypes
+@pytest.mark.parametrize("width", [1, 15, 16, 1030, 5000])
+def test_the_largest_of_each_row_is_the_first_of_its_equals(dtype: torch.dtype, width: int) -> None:
+    torch.manual_seed(width)
+    x_RV = torch.randn(40, width).to(dtype)  # bfloat16 has many equals
+    x_RV[1] = float("-inf")
+    x_RV[2, -1] = float("inf")
+    x_RV[3, width // 2 :] = float("nan")
+    x_RV[4] = 0.0
+    x_RV[5, width // 3] = float("nan")
+    padded_RV = torch.nn.functional.pad(x_RV, (0, 7), value=1e9)[:, :width]
+    for rows_RV in (x_RV, padded_RV, x_RV[:1], x_RV[6:7]):
+        top_R, indices_R = row_maxima(rows_RV)
+        expected_R, expected_indices_R = rows_RV.max(dim=1)
+        assert torch.equal(indices_R, expected_indices_R)
+        torch.testing.assert_close(top_R, expected_R, rtol=0, atol=0, equal_nan=True)
+
+
+def test_other_tensors_have_a_largest_too() -> None:
+    x_RV = torch.randn(3, 20)
+    for other_RV in (x_RV.half(), x_RV.T.contiguous().T, x_RV.double()):
+        assert torch.equal(row_maxima(other_RV)[1], x_RV.max(dim=1).indices)
