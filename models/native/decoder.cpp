@@ -91,7 +91,7 @@ class Run {
 
   // Whether it went to the end.
   bool run() {
-#pragma omp parallel num_threads(int(step.num_threads))
+#pragma omp parallel num_threads(team_size())
     {
       Clock clock(step.seconds);
       for (int64_t i = 0; i < stack.num_layers && !is_to_stop(); i++) compute(i, clock);
@@ -111,6 +111,22 @@ class Run {
   std::vector<AttentionPlan> plans;  // one for each window
   std::vector<size_t> plan_of;       // by layer
   bool is_stopped = false;
+
+  // Where a layer takes no longer than threads take to wait for each other, one is enough; and where
+  // a machine has other work, waiting for one that does not run costs far more.
+  int team_size() const {
+    constexpr double BYTES_PER_S = 1e10, FLOPS_PER_S = 1e11, WORTH_IT_S = 30e-6;
+    const Layer &layer = stack.layers[0];
+    double elements = 0;
+    for (const Matrix *matrix : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
+      elements += double(matrix->width) * double(matrix->num_outputs);
+    double keys = 0;
+    for (int64_t i = 0; i < step.num_sequences; i++)
+      keys += double(step.query_lens[i]) * step.context_lens[i];
+    const double flops = 2 * (elements * T + 2 * keys * q_width);
+    const bool is_worth_it = elements * size / BYTES_PER_S + flops / FLOPS_PER_S > WORTH_IT_S;
+    return is_worth_it ? int(step.num_threads) : 1;
+  }
 
   size_t plan_for(int64_t window) {
     for (size_t i = 0; i < windows.size(); i++)

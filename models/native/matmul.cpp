@@ -536,7 +536,8 @@ void shoal_multiply(int is_bfloat16, const Matrix *matrix, const void *bias, con
   scratch.reserve(product_scratch(is_bfloat16, *matrix, num_tokens));
   Product product{*matrix, x, out, num_tokens, scratch.as<void>(), num_threads};
   product.by.bias = bias;
-#pragma omp parallel num_threads(num_threads)
+  const bool is_worth_it = matrix->width * matrix->num_outputs * (num_tokens + 8) > 1 << 19;
+#pragma omp parallel num_threads(num_threads) if (is_worth_it)
   multiply(is_bfloat16, product);
 }
 }
