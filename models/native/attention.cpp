@@ -50,6 +50,26 @@ struct Chunk {
   const T *keys[CHUNK / LANES], *values[CHUNK / LANES];
 };
 
+// What a thread needs again and again.
+struct Workspace {
+  Aligned out;       // [MAX_ROWS, D] floats
+  Aligned queries;   // [MAX_ROWS, D], for the matrix unit
+  Aligned together;  // [CHUNK / 2, D, 2], likewise, where a block's values are too few for it
+  int tile_rows = 0;  // which the matrix unit's shapes have; 0: it has none
+
+  explicit Workspace(int D) {
+    out.reserve(sizeof(float) * MAX_ROWS * D);
+    if (!has_matrix_unit()) return;
+    queries.reserve(sizeof(BFloat16) * MAX_ROWS * D);
+    together.reserve(sizeof(BFloat16) * CHUNK * D);
+  }
+  ~Workspace() {
+#ifdef __AMX_TILE__
+    if (tile_rows) _tile_release();
+#endif
+  }
+};
+
 template <class T>
 inline void fetch(const T *from, int num_lines, int64_t stride) {
   for (int i = 0; i < num_lines; i++) __builtin_prefetch(from + i * stride, 0, 2);
@@ -65,8 +85,10 @@ struct VectorUnit {
   const T *const *queries;
   const Chunk<T> *next = nullptr;  // each line of a chunk that is read fetches one of the next
 
-  VectorUnit(const AttentionStep &s, const Rows<T> &rows)
+  VectorUnit(const AttentionStep &s, const Rows<T> &rows, Workspace &)
       : D(s.head_dim), S(s.block_size), is_invariant(s.is_invariant), queries(rows.queries) {}
+
+  static int rows_of_strips(int count) { return count; }
 
   void begin(const Chunk<T> &chunk, const Chunk<T> &following) {
     next = &following;
@@ -159,31 +181,39 @@ struct VectorUnit {
 };
 
 #ifdef __AMX_BF16__
-// Scores and outputs by the matrix unit: 16 rows by 16 keys, or features, at a time. Its second
+// Scores and outputs by the matrix unit: up to 16 rows by 16 keys, or features, at a time. Its second
 // operand wants pairs of elements side by side, which is how blocks are laid out. A product takes as
 // long for 16 keys as for 32, so values of blocks that are no multiple of 32 are first put together.
 struct MatrixUnit {
   static constexpr int ROWS = MATRIX_ROWS;
   static constexpr int KEYS = 2 * LANES;
   const int D, S;
-  Aligned queries;  // [R, D]; rows that are not there are zeros
-  Aligned together; // the chunk's values: [CHUNK / 2, D, 2]
+  BFloat16 *queries;  // [R, D]; rows that are not there are zeros
+  BFloat16 *together; // the chunk's values: [CHUNK / 2, D, 2]
 
-  MatrixUnit(const AttentionStep &s, const Rows<BFloat16> &rows) : D(s.head_dim), S(s.block_size) {
-    const int num_rows = (rows.count + ROWS - 1) / ROWS * ROWS;
-    queries.reserve(sizeof(BFloat16) * num_rows * D);
-    BFloat16 *to = queries.as<BFloat16>();
-    for (int r = 0; r < rows.count; r++) memcpy(to + r * D, rows.queries[r], sizeof(BFloat16) * D);
-    memset(to + rows.count * D, 0, sizeof(BFloat16) * (num_rows - rows.count) * D);
-    if (S % KEYS) together.reserve(sizeof(BFloat16) * CHUNK * D);
+  MatrixUnit(const AttentionStep &s, const Rows<BFloat16> &rows, Workspace &memory)
+      : D(s.head_dim), S(s.block_size), queries(memory.queries.as<BFloat16>()),
+        together(memory.together.as<BFloat16>()) {
+    for (int r = 0; r < rows.count; r++)
+      memcpy((void *)(queries + r * D), rows.queries[r], sizeof(BFloat16) * D);
+    memset((void *)(queries + rows.count * D), 0, sizeof(BFloat16) * (rows_of_strips(rows.count) - rows.count) * D);
+    if (memory.tile_rows != std::min(rows.count, ROWS)) shape(memory.tile_rows = std::min(rows.count, ROWS));
+  }
+
+  // A tile with fewer rows than a whole strip is one strip, and as quick as it has rows.
+  static int rows_of_strips(int count) { return count <= ROWS ? count : (count + ROWS - 1) / ROWS * ROWS; }
+
+  static void shape(int num_rows) {
+    const uint8_t R = uint8_t(num_rows);
     alignas(64) struct {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t num_rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } shapes;
+      uint8_t num_rows[16];
+    } shapes = {};
+    const uint8_t rows[8] = {R, 16, R, R, 16, R, 16, 16};
+    memcpy(shapes.num_rows, rows, sizeof rows);
     _tile_loadconfig(&shapes);
   }
-  ~MatrixUnit() { _tile_release(); }
 
   void begin(const Chunk<BFloat16> &chunk, const Chunk<BFloat16> &next) {
     for (int k = 0; k < next.num_keys; k += S) {
@@ -191,17 +221,17 @@ struct MatrixUnit {
       fetch(next.values[k / S], S * D / 32, 32);
     }
     if (S % KEYS == 0) return;
-    BFloat16 *to = together.as<BFloat16>();
+    BFloat16 *to = together;
     const int64_t sixteen = int64_t(LANES) * D;
     for (int k = 0; k < chunk.num_keys; k += LANES)
-      memcpy(to + int64_t(k) * D, chunk.values[k / S] + int64_t(k % S) * D, sizeof(BFloat16) * sixteen);
+      memcpy((void *)(to + int64_t(k) * D), chunk.values[k / S] + int64_t(k % S) * D, sizeof(BFloat16) * sixteen);
     if (chunk.num_keys % KEYS)
-      memset(to + int64_t(chunk.num_keys) * D, 0, sizeof(BFloat16) * sixteen);
+      memset((void *)(to + int64_t(chunk.num_keys) * D), 0, sizeof(BFloat16) * sixteen);
   }
 
   // Two groups of keys at a time, whose sums (2 and 5) do not wait for each other.
   void score(int first, int, const Chunk<BFloat16> &chunk, int num_keys, float *scores) const {
-    const BFloat16 *rows = queries.as<BFloat16>() + int64_t(first) * D;
+    const BFloat16 *rows = queries + int64_t(first) * D;
     for (int k = 0; k < num_keys; k += 2 * LANES) {
       const int other = std::min(k + LANES, num_keys - LANES);
       const BFloat16 *one = chunk.keys[k / S] + k % S * 2, *two = chunk.keys[other / S] + other % S * 2;
@@ -225,7 +255,7 @@ struct MatrixUnit {
       _tile_loadd(2, out + d, D * 4);
       _tile_loadd(5, out + d + LANES, D * 4);
       for (int k = 0; k < num_keys; k += KEYS) {
-        const BFloat16 *pairs = S % KEYS ? together.as<BFloat16>() + int64_t(k) * D
+        const BFloat16 *pairs = S % KEYS ? together + int64_t(k) * D
                                          : chunk.values[k / S] + int64_t(k % S) * D;
         _tile_loadd(3, weights + k, CHUNK * 2);
         _tile_loadd(4, pairs + d * 2, D * 4);
@@ -275,13 +305,12 @@ struct Attention {
 
   void run(AttentionPlan &plan) const {
     const size_t num_threads = omp_get_num_threads();
-    Aligned out;
-    out.reserve(sizeof(float) * MAX_ROWS * D);
+    Workspace memory(D);
 #pragma omp for schedule(dynamic, 1)
     for (size_t i = 0; i < plan.split.size(); i++) {
       const size_t following = i + num_threads;  // most likely this thread's next
       attend(plan.split[i], following < plan.split.size() ? &plan.split[following] : nullptr,
-             plan.partials, out.as<float>());
+             plan.partials, memory);
     }
     if (plan.partials.empty()) return;
 #pragma omp for schedule(dynamic, 1)
@@ -336,11 +365,11 @@ struct Attention {
   }
 
   void attend(const Tile &tile, const Tile *following, std::vector<Partial> &partials,
-              float *out) const {
+              Workspace &memory) const {
     Rows<T> rows;
     fill(rows, tile);
-    rows.out = out;
-    attend_rows(tile, following, rows);
+    rows.out = memory.out.as<float>();
+    attend_rows(tile, following, rows, memory);
     if (tile.part < 0) {
       for (int r = 0; r < rows.count; r++)
         write(tile, r, rows.out + r * D, 1.f / sum(load(rows.totals[r])));
@@ -367,26 +396,22 @@ struct Attention {
     }
   }
 
-  void attend_rows(const Tile &tile, const Tile *following, Rows<T> &rows) const {
+  void attend_rows(const Tile &tile, const Tile *following, Rows<T> &rows, Workspace &memory) const {
 #ifdef __AMX_BF16__
-    if constexpr (std::is_same_v<T, BFloat16>) {
-      const bool is_worth_it = rows.count > 6 || s.is_invariant;
-      if (is_worth_it && has_matrix_unit()) return attend_by<MatrixUnit>(tile, following, rows);
-    }
+    if constexpr (std::is_same_v<T, BFloat16>)
+      if (has_matrix_unit()) return attend_by<MatrixUnit>(tile, following, rows, memory);
 #endif
-    attend_by<VectorUnit<T>>(tile, following, rows);
+    attend_by<VectorUnit<T>>(tile, following, rows, memory);
   }
 
   template <class Unit>
-  void attend_by(const Tile &tile, const Tile *following, Rows<T> &rows) const {
+  void attend_by(const Tile &tile, const Tile *following, Rows<T> &rows, Workspace &memory) const {
     alignas(64) float scores[Unit::ROWS * CHUNK];
     alignas(64) T weights[Unit::ROWS * CHUNK];
-    constexpr bool HAS_WHOLE_STRIPS = !std::is_same_v<Unit, VectorUnit<T>>;
-    const int num_rows =
-        HAS_WHOLE_STRIPS ? (rows.count + Unit::ROWS - 1) / Unit::ROWS * Unit::ROWS : rows.count;
+    const int num_rows = Unit::rows_of_strips(rows.count);
     memset(rows.out, 0, sizeof(float) * num_rows * D);
-    if (HAS_WHOLE_STRIPS) memset((void *)weights, 0, sizeof weights);
-    Unit unit(s, rows);
+    if (num_rows != rows.count) memset((void *)weights, 0, sizeof weights);
+    Unit unit(s, rows, memory);
     Chunk<T> chunk, next;
     const int step = chunk_keys(tile);
     find(tile, tile.first_key, step, chunk);
