@@ -528,6 +528,20 @@ struct Attention {
   }
 };
 
+// to: the D lanes of the slots that share them.
+inline void store_value(const float *from, int D, int, float *to) { memcpy(to, from, sizeof *to * D); }
+inline void store_value(const BFloat16 *from, int D, int place, BFloat16 *to) {
+#ifdef __AVX512BW__
+  const __mmask32 mask = place ? 0xaaaaaaaau : 0x55555555u;
+  for (int d = 0; d < D; d += LANES) {
+    const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(from + d)));
+    _mm512_mask_storeu_epi16(to + d * 2, mask, place ? _mm512_slli_epi32(words, 16) : words);
+  }
+#else
+  for (int d = 0; d < D; d++) to[d * 2 + place] = from[d];
+#endif
+}
+
 template <class T>
 void store_keys_values(const AttentionStep &step, const NewKeys &added) {
   constexpr int P = PER_LANE<T>;
@@ -539,8 +553,9 @@ void store_keys_values(const AttentionStep &step, const NewKeys &added) {
       T *k = (T *)step.cache + (number * 2 * K + head) * S * D, *v = k + int64_t(K) * S * D;
       const T *from_k = (const T *)added.keys + t * added.key_stride + head * D;
       const T *from_v = (const T *)added.values + t * added.value_stride + head * D;
-      for (int d = 0; d < D; d++) k[(int64_t(d / P) * S + slot) * P + d % P] = from_k[d];
-      for (int d = 0; d < D; d++) v[(slot / P * D + d) * P + slot % P] = from_v[d];
+      for (int d = 0; d < D; d += P)
+        memcpy((void *)(k + int64_t(d) * S + slot * P), (const void *)(from_k + d), sizeof(T) * P);
+      store_value(from_v, D, int(slot % P), v + slot / P * P * D);
     }
   }
 }

@@ -180,8 +180,12 @@ class Run {
     clock.count(OUTPUT);
     norm(step.added, layer.post_attention_norm);
     clock.count(NORMS);
-    product(layer.gate_up, normed, gate_up.as<char>());
-    silu_mul(is_bfloat16, gate_up.as<char>(), acted.as<char>(), T, stack.ff_width);
+    if (can_gate(layer.gate_up)) {
+      product(layer.gate_up, normed, acted.as<char>(), true);
+    } else {
+      product(layer.gate_up, normed, gate_up.as<char>());
+      silu_mul(is_bfloat16, gate_up.as<char>(), acted.as<char>(), T, stack.ff_width);
+    }
     product(layer.down, acted, step.added);
     clock.count(MLP);
   }
@@ -191,8 +195,9 @@ class Run {
                  float(stack.eps));
   }
 
-  void product(const Matrix &matrix, const Aligned &x, void *out) {
-    multiply(is_bfloat16, {matrix, x.as<char>(), out, T, scratch.as<char>(), int(step.num_threads)});
+  void product(const Matrix &matrix, const Aligned &x, void *out, bool is_gated = false) {
+    multiply(is_bfloat16, {matrix, x.as<char>(), out, T, scratch.as<char>(), int(step.num_threads),
+                           is_gated});
   }
 };
 

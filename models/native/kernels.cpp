@@ -64,12 +64,8 @@ void silu_mul(const T *gate_up, T *out, int64_t num_rows, int64_t width) {
 #pragma omp for schedule(static)
   for (int64_t r = 0; r < num_rows; r++) {
     const T *gate = gate_up + r * 2 * width, *up = gate + width;
-    for (int64_t i = 0; i < width; i += LANES) {
-      Floats x = load(gate + i);
-      const Floats power = x > splat(-88.f) ? -x : splat(88.f);
-      const Floats activated = as_stored(x / (power_of_two<T>(power * LOG2_E) + 1.f), gate);
-      store(activated * load(up + i), out + r * width + i);
-    }
+    for (int64_t i = 0; i < width; i += LANES)
+      store(gated<T>(load(gate + i), load(up + i)), out + r * width + i);
   }
 }
 

@@ -309,60 +309,78 @@ struct FloatProduct {
     }
   }
 
-  void finish_rows(int64_t panel, int64_t first_row, int num_rows, const float (*sums)[WIDTH]) const {
-    const float *scales = kind == INT8 ? p.by.scales : nullptr;
-    if (scales || p.by.bias || (panel + 1) * WIDTH > p.by.num_outputs) {
+  typedef float Totals[TILE_ROWS][WIDTH];  // of some rows and a panel
+
+  // A vector of a row's results as it is stored: with its scales and the bias.
+  Floats result(int64_t panel, const float *sums, int c) const {
+    const int64_t first = panel * WIDTH + c * LANES;
+    Floats value = load(sums + c * LANES);
+    if (kind == INT8) value = value * load(p.by.scales + first);
+    if (p.by.bias) value += load((const T *)p.by.bias + first);
+    return as_stored(value, x);
+  }
+
+  void finish_rows(int64_t panel, int64_t first_row, int num_rows, const Totals &sums) const {
+    if ((panel + 1) * WIDTH > p.by.num_outputs) {
+      const float *scales = kind == INT8 ? p.by.scales : nullptr;
       for (int r = 0; r < num_rows; r++) finish<T>(p, panel, first_row + r, sums[r], scales, 1.f);
       return;
     }
     T *to = (T *)p.out + first_row * p.by.num_outputs + panel * WIDTH;
-    for (int r = 0; r < num_rows; r++, to += p.by.num_outputs) {
-      store(load(sums[r]), to);
-      store(load(sums[r] + LANES), to + LANES);
-    }
+    for (int r = 0; r < num_rows; r++, to += p.by.num_outputs)
+      for (int c = 0; c < 2; c++) store(result(panel, sums[r], c), to + c * LANES);
+  }
+
+  void finish_gated(int64_t panel, int64_t first_row, int num_rows, const Totals &gates,
+                    const Totals &ups) const {
+    const int64_t width = p.by.num_outputs / 2, other = panel + width / WIDTH;
+    T *to = (T *)p.out + first_row * width + panel * WIDTH;
+    for (int r = 0; r < num_rows; r++, to += width)
+      for (int c = 0; c < 2; c++)
+        store(gated<T>(result(panel, gates[r], c), result(other, ups[r], c)), to + c * LANES);
   }
 
   // Where the results of some rows go: nobody has written there, so it is not in the first cache.
   void fetch_results(int64_t panel, int64_t first_row, int num_rows) const {
-    const T *to = (const T *)p.out + first_row * p.by.num_outputs + panel * WIDTH;
-    for (int r = 0; r < num_rows; r++) __builtin_prefetch(to + r * p.by.num_outputs, 1);
+    const int64_t width = p.is_gated ? p.by.num_outputs / 2 : p.by.num_outputs;
+    const T *to = (const T *)p.out + first_row * width + panel * WIDTH;
+    for (int r = 0; r < num_rows; r++) __builtin_prefetch(to + r * width, 1);
   }
 
   template <int R>
-  void by_vectors(int64_t panel, int64_t first_row, T *numbers, bool is_kept, bool is_there) const {
+  void by_vectors(int64_t panel, int64_t first_row, T *numbers, bool is_kept, bool is_there,
+                  Totals &totals) const {
     VectorSums<T, R> sums;
     stretches(panel, numbers, is_kept, is_there, [&](const T *const *blocks, int64_t first, int64_t end) {
       const T *rows[R];
       for (int r = 0; r < R; r++) rows[r] = x + (first_row + r) * p.by.width + first;
       sums.add(rows, blocks, end - first);
     });
-    float totals[R][WIDTH];
     sums.write(totals);
-    finish_rows(panel, first_row, R, totals);
   }
 
-  void some_rows([[maybe_unused]] TileSums &tiles, int64_t panel, int64_t first_row, int num_rows, T *numbers,
-                 bool is_kept, bool is_there) const {
+  void sum_up([[maybe_unused]] TileSums &tiles, int64_t panel, int64_t first_row, int num_rows,
+              T *numbers, bool is_kept, bool is_there, Totals &totals) const {
 #ifdef __AMX_BF16__
     if constexpr (std::is_same_v<T, BFloat16>) {
       if (has_matrix_unit()) {
-        fetch_results(panel, first_row, num_rows);
         tiles.begin(num_rows);
         stretches(panel, numbers, is_kept, is_there, [&](const T *const *blocks, int64_t first, int64_t end) {
           tiles.add(x + first_row * p.by.width + first, p.by.width * sizeof(T), blocks, end - first);
         });
-        alignas(64) float totals[TILE_ROWS][WIDTH];
-        tiles.write(totals);
-        return finish_rows(panel, first_row, num_rows, totals);
+        return tiles.write(totals);
       }
     }
 #endif
     switch (num_rows) {
-#define ROWS(n) case n: return by_vectors<n>(panel, first_row, numbers, is_kept, is_there);
+#define ROWS(n) case n: return by_vectors<n>(panel, first_row, numbers, is_kept, is_there, totals);
       ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
 #undef ROWS
     }
   }
+
+  // Panels whose results are stored: of gated ones the first half, each with its other.
+  int64_t num_stored() const { return p.is_gated ? num_panels() / 2 : num_panels(); }
 
   // Tokens and panels that meet each other while both are in the second cache. Few tokens: every
   // panel is read once, and by whichever thread is free.
@@ -373,10 +391,11 @@ struct FloatProduct {
   Spans spans(int rows) const {
     const int64_t row_bytes = sizeof(T) * p.by.width;
     if (p.num_tokens <= rows) return {p.num_tokens, 1};
-    const int64_t tokens = std::max<int64_t>(SPAN_BYTES / row_bytes / rows, 2) * rows;
-    const int64_t fit = std::max<int64_t>(SPAN_BYTES / 2 / (row_bytes * WIDTH), 1);
-    const int64_t num_spans = (p.num_tokens + tokens - 1) / tokens;
-    const int64_t even = num_panels() * num_spans / (4 * p.num_threads);
+    const int64_t most = std::max<int64_t>(SPAN_BYTES / row_bytes / rows, 2) * rows;
+    const int64_t num_spans = (p.num_tokens + most - 1) / most;
+    const int64_t tokens = ((p.num_tokens + num_spans - 1) / num_spans + rows - 1) / rows * rows;
+    const int64_t fit = std::max<int64_t>(SPAN_BYTES / (p.is_gated ? 4 : 2) / (row_bytes * WIDTH), 1);
+    const int64_t even = num_stored() * num_spans / (4 * p.num_threads);
     return {tokens, std::clamp<int64_t>(even, 1, fit)};
   }
 
@@ -387,17 +406,27 @@ struct FloatProduct {
     const Spans span = spans(rows);
     TileSums tiles;
     Aligned memory;
-    const int64_t kept = WIDTH * (is_kept ? p.by.width : STRETCH);
-    if (kind != FLOATS) memory.reserve(sizeof(T) * kept * span.panels);
+    const int64_t kept = WIDTH * (is_kept ? p.by.width : STRETCH), half = num_panels() / 2;
+    if (kind != FLOATS) memory.reserve(sizeof(T) * kept * span.panels * 2);
+    alignas(64) Totals totals, ups;
 #pragma omp for collapse(2) schedule(dynamic, 1)
     for (int64_t first = 0; first < p.num_tokens; first += span.tokens)
-      for (int64_t panel = 0; panel < num_panels(); panel += span.panels) {
+      for (int64_t panel = 0; panel < num_stored(); panel += span.panels) {
         const int64_t end = std::min(first + span.tokens, p.num_tokens);
-        const int64_t end_panel = std::min(panel + span.panels, num_panels());
+        const int64_t end_panel = std::min(panel + span.panels, num_stored());
         for (int64_t row = first; row < end; row += rows)
-          for (int64_t b = panel; b < end_panel; b++)
-            some_rows(tiles, b, row, int(std::min<int64_t>(rows, end - row)),
-                      memory.as<T>() + (b - panel) * kept, is_kept, row > first);
+          for (int64_t b = panel; b < end_panel; b++) {
+            const int count = int(std::min<int64_t>(rows, end - row));
+            T *numbers = memory.as<T>() + (b - panel) * 2 * kept;
+            fetch_results(b, row, count);
+            sum_up(tiles, b, row, count, numbers, is_kept, row > first, totals);
+            if (!p.is_gated) {
+              finish_rows(b, row, count, totals);
+              continue;
+            }
+            sum_up(tiles, b + half, row, count, numbers + kept, is_kept, row > first, ups);
+            finish_gated(b, row, count, totals, ups);
+          }
       }
   }
 };
@@ -516,6 +545,10 @@ void multiply(const Product &p) {
 
 }  // namespace
 
+bool can_gate(const Matrix &matrix) {
+  return matrix.kind != INT8_ACTIVATIONS && matrix.num_outputs % (2 * WIDTH) == 0;
+}
+
 int64_t product_scratch(bool is_bfloat16, const Matrix &matrix, int64_t num_tokens) {
   if (matrix.kind == INT8_ACTIVATIONS) return IntegerProduct<float>::scratch_bytes(matrix, num_tokens);
   if (matrix.num_inputs == matrix.width) return 0;
@@ -534,7 +567,7 @@ void shoal_multiply(int is_bfloat16, const Matrix *matrix, const void *bias, con
                     int64_t num_tokens, int32_t num_threads) {
   Aligned scratch;
   scratch.reserve(product_scratch(is_bfloat16, *matrix, num_tokens));
-  Product product{*matrix, x, out, num_tokens, scratch.as<void>(), num_threads};
+  Product product{*matrix, x, out, num_tokens, scratch.as<void>(), num_threads, false};
   product.by.bias = bias;
   const bool is_worth_it = matrix->width * matrix->num_outputs * (num_tokens + 8) > 1 << 19;
 #pragma omp parallel num_threads(num_threads) if (is_worth_it)

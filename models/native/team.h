@@ -30,8 +30,10 @@ struct Product {
   int64_t num_tokens;
   void *scratch;      // as many bytes as `product_scratch` says, for the whole team
   int num_threads;
+  bool is_gated = false;  // out: [T, O / 2] = silu(first half) * second half, where `can_gate`
 };
 
+bool can_gate(const Matrix &matrix);
 int64_t product_scratch(bool is_bfloat16, const Matrix &matrix, int64_t num_tokens);
 void multiply(bool is_bfloat16, const Product &product);
 

@@ -155,6 +155,14 @@ inline Floats power_of_two(Floats z) {
 #endif
 }
 
+// silu(gate) * up, rounded in between.
+template <class T>
+inline Floats gated(Floats gate, Floats up) {
+  const Floats power = gate > splat(-88.f) ? -gate : splat(88.f);
+  const Floats activated = as_stored(gate / (power_of_two<T>(power * LOG2_E) + 1.f), (const T *)nullptr);
+  return activated * up;
+}
+
 struct Aligned {
   std::unique_ptr<void, decltype(&free)> memory{nullptr, free};
   void reserve(size_t bytes) { memory.reset(aligned_alloc(64, (bytes + 63) / 64 * 64)); }
