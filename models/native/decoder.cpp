@@ -77,15 +77,17 @@ class Run {
     normed.reserve(T * stack.model_width * size);
     qkv.reserve(T * (q_width + 2 * kv_width) * size);
     attended.reserve(T * q_width * size);
-    gate_up.reserve(T * 2 * stack.ff_width * size);
     acted.reserve(T * stack.ff_width * size);
     int64_t most = 0;
+    bool has_gates = false;  // of its own, before they are applied
     for (int64_t i = 0; i < stack.num_layers; i++) {
       const Layer &layer = stack.layers[i];
       for (const Matrix *matrix : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
         most = std::max(most, product_scratch(is_bfloat16, *matrix, T));
       plan_of.push_back(plan_for(layer.window));
+      has_gates |= !can_gate(layer.gate_up);
     }
+    if (has_gates) gate_up.reserve(T * 2 * stack.ff_width * size);
     scratch.reserve(most);
   }
 
