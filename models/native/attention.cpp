@@ -46,7 +46,7 @@ struct Rows {
 // looks for them: while one chunk is worked on, the next one is fetched.
 template <class T>
 struct Chunk {
-  int first, num_keys;  // a multiple of 16
+  int num_keys;  // a multiple of 16
   const T *keys[CHUNK / LANES], *values[CHUNK / LANES];
 };
 
@@ -205,14 +205,7 @@ struct MatrixUnit {
 
   static void shape(int num_rows) {
     const uint8_t R = uint8_t(num_rows);
-    alignas(64) struct {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t num_rows[16];
-    } shapes = {};
-    const uint8_t rows[8] = {R, 16, R, R, 16, R, 16, 16};
-    memcpy(shapes.num_rows, rows, sizeof rows);
-    _tile_loadconfig(&shapes);
+    shape_tiles({R, 16, R, R, 16, R, 16, 16});
   }
 
   void begin(const Chunk<BFloat16> &chunk, const Chunk<BFloat16> &next) {
@@ -454,7 +447,6 @@ struct Attention {
   void find(const Tile &tile, int key, int step, Chunk<T> &chunk) const {
     const int32_t *table = s.tables + tile.sequence * s.table_width;
     const int end = std::min(key + step, tile.end_key);
-    chunk.first = key;
     chunk.num_keys = (end - key + LANES - 1) / LANES * LANES;
     for (int k = 0; k < chunk.num_keys; k += S) {
       const int32_t number = table[(key + k) / S];

@@ -217,14 +217,7 @@ struct TileSums {
   void shape(int num_rows) {
     low = std::min(num_rows, MATRIX_ROWS), high = num_rows - low;
     const uint8_t a = uint8_t(low), b = uint8_t(std::max(high, 1));
-    alignas(64) struct {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t num_rows[16];
-    } shapes = {};
-    const uint8_t rows[8] = {a, a, b, b, a, b, 16, 16};
-    memcpy(shapes.num_rows, rows, sizeof rows);
-    _tile_loadconfig(&shapes);
+    shape_tiles({a, a, b, b, a, b, 16, 16});
   }
 
   void clear() const {

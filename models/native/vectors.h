@@ -198,4 +198,17 @@ inline bool has_matrix_unit() {
 #endif
 }
 
+#ifdef __AMX_TILE__
+// Shapes of the unit's eight tiles, of 64 bytes a row. It takes as long as ten products.
+inline void shape_tiles(const uint8_t (&rows)[8]) {
+  alignas(64) struct {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t num_rows[16] = {};
+  } shapes;
+  memcpy(shapes.num_rows, rows, sizeof rows);
+  _tile_loadconfig(&shapes);
+}
+#endif
+
 }  // namespace

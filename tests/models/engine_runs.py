@@ -132,3 +132,11 @@ def _assert_close(got: TokenDelta, wanted: TokenDelta) -> None:
     ):
         assert left.top_token_ids == right.top_token_ids
         assert left.logprob == pytest.approx(right.logprob, abs=1e-4)
+
+
+def assert_was_crowded(engine: Engine, *, has_guessed: bool) -> None:
+    """It has preempted, found prefixes, and had guesses accepted where it made some."""
+    stats = engine.stats()
+    assert stats.preemptions_total > 0
+    assert stats.cached_prompt_tokens_total > 0
+    assert (stats.spec_decode_accepted_tokens_total > 0) == has_guessed
