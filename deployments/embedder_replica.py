@@ -3,7 +3,6 @@
 Calls come through Serve's handles (see `embedder_handle`); Serve places, checks and scales it.
 """
 
-import asyncio
 import logging
 from collections.abc import Sequence
 
@@ -20,6 +19,7 @@ from deployments.serve_calls import returns_refusals
 from deployments.serve_private import keep_replica_server_off_other_interfaces
 from deployments.startup_error import StartupError
 from models.embedding.text_embedder import TextEmbedder
+from models.passing_thread import run_in_passing
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class EmbedderReplica:
         transformers.logging.set_verbosity_error()  # it reports what `Encoder` checks
         transformers.logging.disable_progress_bar()
         try:
-            self._text_embedder = await asyncio.to_thread(_load, config)
+            self._text_embedder = await run_in_passing("loading", _load, config)
         except ValueError as error:
             raise StartupError(f"{config.name}: {error}") from error
         self._embedder = LocalEmbedder(config, self._text_embedder)

@@ -3,7 +3,6 @@
 Serve places, checks, drains and replaces it; tokens never pass through Serve.
 """
 
-import asyncio
 import gc
 import logging
 import os
@@ -35,6 +34,7 @@ from models.engine.async_engine import AsyncEngine
 from models.engine.build import build_engine
 from models.engine.engine import Engine
 from models.parallel.rank_link import RankError, RankStarter
+from models.passing_thread import run_in_passing
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class ModelReplica:
         try:
             secret = load_cluster_secret(shoal_home())
             ranks = _ranks(config, host=node_ip, secret=secret, log_settings=log_settings)
-            engine = await asyncio.to_thread(_load_engine, config, ranks)
+            engine = await run_in_passing("loading", _load_engine, config, ranks)
         except (ValueError, RankError) as error:
             raise StartupError(f"{config.name}: {error}") from error
         self._engine = AsyncEngine(

@@ -3,7 +3,6 @@
 Calls come through Serve's handles (see `retriever_handle`); Serve places, checks and scales it.
 """
 
-import asyncio
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from deployments.retrieval_service import RetrievalService
 from deployments.serve_calls import returns_refusals
 from deployments.serve_private import keep_replica_server_off_other_interfaces
 from deployments.startup_error import StartupError
+from models.passing_thread import run_in_passing
 from models.retrieval.reranker import Reranker, RerankerError
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class RetrievalReplica:
         retrieval = config.retrieval
         torch.set_num_threads(max(1, round(retrieval.num_cpus)))
         try:
-            reranker = await asyncio.to_thread(_load_reranker, retrieval)
+            reranker = await run_in_passing("loading", _load_reranker, retrieval)
             self._redis = connect(config.redis)
         except (ConfigError, RerankerError) as error:
             raise StartupError(str(error)) from error

@@ -11,20 +11,24 @@ sequences until somebody who waits has got its slot.
 import logging
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from threading import Semaphore
+from typing import Protocol, TypeVar
 
 from cluster.errors import BadRequestError, InternalError, ServingError
 from models.adapters.checkpoint import LoadedAdapter, adapter_version
 from models.engine.sequence import Sequence
+from models.passing_thread import submit_in_passing
 
 INSTALLED_BYTES_PER_STEP = 32 * 2**20
 CHECK_PERIOD_S = 1.0  # how often an adapter in use is compared with its files
 _NUM_READERS = 4
 
 logger = logging.getLogger(__name__)
+
+Read = TypeVar("Read")
 
 
 class AdapterHost(Protocol):
@@ -88,7 +92,8 @@ class AdapterSlots:
         self._wanted: set[int] = set()  # slots assigned in this step, to sequences admitted or not
         #: Adapters that get no further sequences in this step.
         self.held: set[str] = set()
-        self._readers = ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="adapter")
+        self._readers = Semaphore(_NUM_READERS)
+        self._is_closed = False
         self._checked_at_s: dict[str, float] = {}
         self._checks: dict[str, Future[bytes]] = {}
         self._on_news: Callable[[], None] = _ignore
@@ -162,7 +167,7 @@ class AdapterSlots:
         wait([slot.reading for slot in self._slots if slot.reading], return_when=FIRST_COMPLETED)
 
     def close(self) -> None:
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._is_closed = True
 
     def _index_of(self, name: str) -> int | None:
         return next((index for index, slot in enumerate(self._slots) if slot.name == name), None)
@@ -183,9 +188,16 @@ class AdapterSlots:
     def _begin(self, index: int, name: str) -> None:
         if self._slots[index].name:
             logger.info("adapter %s leaves slot %d for %s", self._slots[index].name, index, name)
-        reading = self._readers.submit(self._read, name)
+        reading = submit_in_passing("adapter", self._in_turn, self._read, name)
         self._slots[index] = _Slot(name=name, reading=reading, last_used=self._num_assignments)
         reading.add_done_callback(lambda _: self._on_news())
+
+    def _in_turn(self, read: Callable[[str], Read], name: str) -> Read:
+        """On a thread: not too many at once, and none after `close`."""
+        with self._readers:
+            if self._is_closed:
+                raise CancelledError
+            return read(name)
 
     def _read(self, name: str) -> LoadedAdapter:
         assert self._host is not None
@@ -232,7 +244,7 @@ class AdapterSlots:
         if name in self._checks or now_s - self._checked_at_s[name] < self._check_period_s:
             return
         self._checked_at_s[name] = now_s
-        self._checks[name] = self._readers.submit(self._read_version, name)
+        self._checks[name] = submit_in_passing("adapter", self._in_turn, self._read_version, name)
 
     def _forget_changed(self) -> None:
         for name, check in [item for item in self._checks.items() if item[1].done()]:
