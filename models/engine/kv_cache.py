@@ -5,8 +5,6 @@ Knows blocks as numbers 0 … num_blocks - 1; which sequence owns one is `BlockM
 Shapes: Y = layers, B = blocks, K = key/value heads, S = slots of a block, D = head width.
 """
 
-import math
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -18,6 +16,7 @@ import torch
 from cluster.config import EngineConfig
 from models.checkpoint import DecoderShape
 from models.engine.transfers import upload
+from models.huge_pages import zeros_on_demand
 
 GIB = 2**30
 MAX_DEFAULT_CPU_BYTES = 4 * GIB
@@ -132,14 +131,6 @@ def kv_cache_memory_bytes(
     return budget
 
 
-def _zeros_on_demand(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Zeros whose memory the kernel gives, page by page, when it is written to: writing 4 GiB of
-    them took longer than everything else in a replica's start.
-    """
-    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
-    return torch.frombuffer(memory, dtype=dtype).view(*shape)
-
-
 class KVCache:
     """Keys and values of every layer: one tensor [Y, B, 2, K, S, D], allocated once.
 
@@ -166,7 +157,7 @@ class KVCache:
             config.head_dim,
         )
         if device.type == "cpu":
-            return cls(_zeros_on_demand(shape, dtype))
+            return cls(zeros_on_demand(shape, dtype))
         return cls(torch.zeros(shape, dtype=dtype, device=device))
 
     @property

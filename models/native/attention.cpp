@@ -18,6 +18,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "team.h"
@@ -28,7 +29,8 @@ namespace {
 constexpr int MAX_ROWS = 128;    // of a tile; no key head has more query heads
 constexpr int VECTOR_ROWS = 12;  // of a strip by vectors: their accumulators fit the registers
 constexpr int CHUNK = 128;       // keys between two corrections of the softmax; no block is larger
-constexpr int SPLIT_KEYS = 1024;
+constexpr int SPLIT_KEYS = 1024;       // and more for each part of a tile
+constexpr int TILES_PER_THREAD = 4;    // or parts: whoever is done early takes another one
 constexpr float NEVER = -1e30f;  // the score of a key that is not seen; -inf would give NaN
 
 // The rows of a tile: their queries, the keys they see, and their softmax so far.
@@ -273,9 +275,12 @@ struct Attention {
 
   void share_out(AttentionPlan &plan, int num_threads) const {
     plan.whole = tiles(num_threads);
+    double work = 0;
+    for (const Tile &tile : plan.whole) work += work_of(tile, G);
+    const double share = num_threads == 1 ? work : work / (TILES_PER_THREAD * num_threads);
     int num_parts = 0;
     for (Tile tile : plan.whole) {
-      const int step = part_keys(tile, int(plan.whole.size()), num_threads);
+      const int step = part_keys(tile, share);
       // Where parts begin: at the tile's first key, or at multiples of their size.
       const int origin = s.is_invariant ? tile.first_key / step * step : tile.first_key;
       if (origin + step >= tile.end_key) {
@@ -318,18 +323,20 @@ struct Attention {
   static bool has_matrix() { return std::is_same_v<T, BFloat16> && has_matrix_unit(); }
 
   // The more rows a tile has, the fewer times keys are fetched; the fewer, the more evenly threads
-  // share the step. Longest first, so that the last ones to start are short.
+  // share the step, unless they can share a tile's keys. Longest first, so that the last ones to start
+  // are short.
   std::vector<Tile> tiles(int num_threads) const {
     std::vector<Tile> found;
     int64_t num_rows = 0;  // of all key heads
     for (int32_t i = 0; i < s.num_sequences; i++) num_rows += int64_t(s.query_lens[i]) * s.num_heads;
     const int64_t one_strip = has_matrix() ? MATRIX_ROWS : VECTOR_ROWS;
-    const int64_t num_wanted = num_threads == 1 ? 1 : 4 * num_threads;
+    const int64_t num_wanted = num_threads == 1 ? 1 : TILES_PER_THREAD * num_threads;
     const int64_t even = num_rows / num_wanted / one_strip * one_strip;
-    const int rows_per_tile = int(std::clamp<int64_t>(even, one_strip, MAX_ROWS));
-    const int queries_per_tile = std::max(1, rows_per_tile / G);
+    const int even_rows = int(std::clamp<int64_t>(even, one_strip, MAX_ROWS));
     int32_t row = 0;
     for (int32_t i = 0; i < s.num_sequences; i++) {
+      const int rows_per_tile = s.context_lens[i] >= 2 * SPLIT_KEYS ? MAX_ROWS : even_rows;
+      const int queries_per_tile = std::max(1, rows_per_tile / G);
       const int query_len = s.query_lens[i], position = s.context_lens[i] - query_len;
       for (int first = 0; first < query_len; first += queries_per_tile) {
         const int count = std::min(queries_per_tile, query_len - first);
@@ -348,12 +355,17 @@ struct Attention {
     return found;
   }
 
-  // The keys of one part of a tile. Few tiles and long contexts: several threads share a tile's keys.
-  int part_keys(const Tile &tile, int num_tiles, int num_threads) const {
+  // How long a tile takes, in a measure of its own: keys are fetched once and serve every strip.
+  static double work_of(const Tile &tile, int rows_per_query) {
+    const int rows = tile.num_queries * rows_per_query;
+    return (1. + (rows + MATRIX_ROWS - 1) / MATRIX_ROWS) * (tile.end_key - tile.first_key);
+  }
+
+  // The keys of one part of a tile: where it is more than a thread's share, several have its keys.
+  int part_keys(const Tile &tile, double share) const {
     if (s.is_invariant) return SPLIT_KEYS / chunk_keys() * chunk_keys();
     const int num_keys = tile.end_key - tile.first_key;
-    const bool are_enough = num_threads == 1 || num_tiles >= 4 * num_threads;
-    const int wanted = are_enough ? 1 : num_keys / SPLIT_KEYS;
+    const int wanted = std::min(int(std::ceil(work_of(tile, G) / share)), num_keys / SPLIT_KEYS);
     return wanted <= 1 ? num_keys : (num_keys / wanted + S - 1) / S * S;
   }
 

@@ -176,12 +176,17 @@ struct TileSums {
     clear();
   }
 
-  // `x`: the first token's inputs; a tile holds 64 bytes of each token's.
+  // `x`: the first token's inputs; a tile holds 64 bytes of each token's. `following`: what is read of
+  // each block's place afterwards. The prefetchers alone bring less than memory gives, and wait for
+  // the first lines of every block.
   template <class T>
-  void add(const T *x, int64_t row_bytes, const T *const *blocks, int64_t count) const {
+  void add(const T *x, int64_t row_bytes, const T *const *blocks, const T *const *following,
+           int64_t count) const {
     constexpr int64_t STEP = 64 / sizeof(T);
     const T *second = x + MATRIX_ROWS * (row_bytes / sizeof(T));
     for (int64_t k = 0; k < count; k += STEP) {
+      for (int c = 0; c < 2; c++)
+        fetch(k + STEP < count ? blocks[c] + (k + STEP) * LANES : following[c]);
       _tile_loadd(4, x + k, row_bytes);
       _tile_loadd(6, blocks[0] + k * LANES, 64);
       _tile_loadd(7, blocks[1] + k * LANES, 64);
@@ -214,6 +219,11 @@ struct TileSums {
   }
 
  private:
+  template <class T>
+  static void fetch(const T *tile) {
+    for (int line = 0; line < 16; line++) __builtin_prefetch((const char *)tile + line * 64, 0, 2);
+  }
+
   void shape(int num_rows) {
     low = std::min(num_rows, MATRIX_ROWS), high = num_rows - low;
     const uint8_t a = uint8_t(low), b = uint8_t(std::max(high, 1));
@@ -279,27 +289,34 @@ struct FloatProduct {
 
   int64_t num_panels() const { return (p.by.num_outputs + WIDTH - 1) / WIDTH; }
 
-  // Calls use(blocks, first, end) for stretches of inputs, in order; `kept` holds the numbers of all
-  // of them when there is another round with the same panel, and those of one otherwise.
+  // Calls use(blocks, following, first, end) for stretches of inputs, in order; `numbers` holds those of
+  // all of them when there is another round with the same panel, and those of one otherwise.
   template <class Use>
-  void stretches(int64_t panel, T *numbers, bool is_kept, bool is_there, const Use &use) const {
+  void stretches(int64_t panel, int64_t next_panel, T *numbers, bool is_kept, bool is_there,
+                 const Use &use) const {
     const int64_t size = is_kept ? p.by.width : STRETCH;
     for (int64_t first = 0, end; first < p.by.width; first = end) {
       end = std::min(first + STRETCH, p.by.width);
       if (kind == INT8_GROUPS || kind == INT4_GROUPS)
         end = std::min(end, (first / p.by.group_size + 1) * p.by.group_size);
-      const T *blocks[2];
+      const T *blocks[2], *following[2];
       for (int c = 0; c < 2; c++) {
         if (kind == FLOATS) {
-          blocks[c] = (const T *)p.by.elements + ((panel * 2 + c) * p.by.width + first) * LANES;
+          blocks[c] = block(panel, c) + first * LANES;
+          following[c] = end < p.by.width ? block(panel, c) + end * LANES : block(next_panel, c);
           continue;
         }
         T *to = numbers + (c * size + (is_kept ? first : 0)) * LANES;
         if (!is_there) dequantize(p, kind, panel * 2 + c, first, end, to);
-        blocks[c] = to;
+        blocks[c] = following[c] = to;
       }
-      use(blocks, first, end);
+      use(blocks, following, first, end);
     }
+  }
+
+  // Of a matrix of floats.
+  const T *block(int64_t panel, int c) const {
+    return (const T *)p.by.elements + (panel * 2 + c) * p.by.width * LANES;
   }
 
   typedef float Totals[TILE_ROWS][WIDTH];  // of some rows and a panel
@@ -344,23 +361,28 @@ struct FloatProduct {
   void by_vectors(int64_t panel, int64_t first_row, T *numbers, bool is_kept, bool is_there,
                   Totals &totals) const {
     VectorSums<T, R> sums;
-    stretches(panel, numbers, is_kept, is_there, [&](const T *const *blocks, int64_t first, int64_t end) {
+    const auto add = [&](const T *const *blocks, const T *const *, int64_t first, int64_t end) {
       const T *rows[R];
       for (int r = 0; r < R; r++) rows[r] = x + (first_row + r) * p.by.width + first;
       sums.add(rows, blocks, end - first);
-    });
+    };
+    stretches(panel, panel, numbers, is_kept, is_there, add);
     sums.write(totals);
   }
 
-  void sum_up([[maybe_unused]] TileSums &tiles, int64_t panel, int64_t first_row, int num_rows,
-              T *numbers, bool is_kept, bool is_there, Totals &totals) const {
+  // `next_panel`: what this thread most likely reads next.
+  void sum_up([[maybe_unused]] TileSums &tiles, int64_t panel, [[maybe_unused]] int64_t next_panel,
+              int64_t first_row, int num_rows, T *numbers, bool is_kept, bool is_there,
+              Totals &totals) const {
 #ifdef __AMX_BF16__
     if constexpr (std::is_same_v<T, BFloat16>) {
       if (has_matrix_unit()) {
         tiles.begin(num_rows);
-        stretches(panel, numbers, is_kept, is_there, [&](const T *const *blocks, int64_t first, int64_t end) {
-          tiles.add(x + first_row * p.by.width + first, p.by.width * sizeof(T), blocks, end - first);
-        });
+        const auto add = [&](const T *const *blocks, const T *const *following, int64_t first, int64_t end) {
+          const T *from = x + first_row * p.by.width + first;
+          tiles.add(from, p.by.width * sizeof(T), blocks, following, end - first);
+        };
+        stretches(panel, next_panel, numbers, is_kept, is_there, add);
         return tiles.write(totals);
       }
     }
@@ -392,6 +414,13 @@ struct FloatProduct {
     return {tokens, std::clamp<int64_t>(even, 1, fit)};
   }
 
+  // The panel after this one of a span: another one of it, or the first of one that nobody has begun.
+  int64_t next_of(int64_t panel, int64_t end_panel, const Spans &span) const {
+    if (panel + 1 < end_panel) return panel + 1;
+    const int64_t next = end_panel + (p.num_threads - 1) * span.panels;
+    return next < num_stored() ? next : panel;
+  }
+
   void run() const {
     const bool has_tiles = std::is_same_v<T, BFloat16> && has_matrix_unit();
     const int rows = has_tiles ? TILE_ROWS : VECTOR_ROWS;
@@ -412,12 +441,13 @@ struct FloatProduct {
             const int count = int(std::min<int64_t>(rows, end - row));
             T *numbers = memory.as<T>() + (b - panel) * 2 * kept;
             fetch_results(b, row, count);
-            sum_up(tiles, b, row, count, numbers, is_kept, row > first, totals);
+            const int64_t next = next_of(b, end_panel, span);
+            sum_up(tiles, b, p.is_gated ? b + half : next, row, count, numbers, is_kept, row > first, totals);
             if (!p.is_gated) {
               finish_rows(b, row, count, totals);
               continue;
             }
-            sum_up(tiles, b + half, row, count, numbers + kept, is_kept, row > first, ups);
+            sum_up(tiles, b + half, next, row, count, numbers + kept, is_kept, row > first, ups);
             finish_gated(b, row, count, totals, ups);
           }
       }
@@ -486,7 +516,7 @@ struct IntegerProduct {
 #ifdef __AMX_INT8__
     if (has_matrix_unit()) {
       tiles.begin(num_rows);
-      tiles.add(rows[0], p.by.width, blocks, p.by.width);
+      tiles.add(rows[0], p.by.width, blocks, blocks, p.by.width);
       tiles.write(totals);
     } else
 #endif

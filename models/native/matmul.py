@@ -12,6 +12,7 @@ from enum import IntEnum
 import torch
 import torch.nn.functional as F
 
+from models.huge_pages import HugePages
 from models.native.library import native_library
 from models.native.operations import DTYPES
 from models.quantization.matrix import QuantizedMatrix
@@ -19,6 +20,7 @@ from models.quantization.matrix import QuantizedMatrix
 BLOCK = 16  # outputs
 OUTPUT_MULTIPLE = 32
 INPUT_MULTIPLE = 64
+_MEMORY = HugePages()  # of all matrices: steps read them from end to end
 
 
 class Kind(IntEnum):
@@ -108,6 +110,7 @@ class NativeProduct:
     ) -> None:
         """`sizes`: outputs, inputs, and the inputs of a group."""
         self._multiply = library.shoal_multiply
+        packed = _MEMORY.copy(packed)
         self._tensors = (packed, scales, zeros)  # the addresses below live as long as these
         self._num_outputs, self._num_inputs, group_size = sizes
         self._matrix = MatrixFields(
@@ -164,7 +167,7 @@ def _in_blocks(matrix_OI: torch.Tensor, per_lane: int) -> torch.Tensor:
     padding = (0, -num_inputs % INPUT_MULTIPLE, 0, -num_outputs % OUTPUT_MULTIPLE)
     filled_OI = F.pad(matrix_OI, padding)
     blocks = filled_OI.view(-1, BLOCK, filled_OI.shape[1] // per_lane, per_lane)
-    return blocks.transpose(1, 2).contiguous()
+    return blocks.transpose(1, 2)
 
 
 def _in_words(packed: torch.Tensor) -> torch.Tensor:
