@@ -52,11 +52,12 @@ class PromptShare:
             self._alone_s = _moved(self._alone_s, seconds)
         elif self._alone_s is not None:
             token_s = max(0.0, seconds - self._alone_s) / num_tokens
-            if self._token_s is not None:  # a step that something else made long is no rule
-                token_s = min(token_s, 2 * self._token_s + 1e-9)
             self._token_s = _moved(self._token_s, token_s)
             self._num_latest = max(self._min_tokens, num_tokens)
 
 
 def _moved(known: float | None, seen: float) -> float:
-    return seen if known is None else known + _LEARNING * (seen - known)
+    if known is None:
+        return seen
+    likely = min(seen, 2 * known + 1e-9)  # a step that something else made long is no rule
+    return known + _LEARNING * (likely - known)

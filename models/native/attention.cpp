@@ -192,6 +192,7 @@ struct MatrixUnit {
   const int D, S;
   BFloat16 *queries;  // [R, D]; rows that are not there are zeros
   BFloat16 *together; // the chunk's values: [CHUNK / 2, D, 2]
+  const Chunk<BFloat16> *next = nullptr;  // fetched meanwhile; none: it has been
 
   MatrixUnit(const AttentionStep &s, const Rows<BFloat16> &rows, Workspace &memory)
       : D(s.head_dim), S(s.block_size), queries(memory.queries.as<BFloat16>()),
@@ -210,10 +211,11 @@ struct MatrixUnit {
     shape_tiles({R, 16, R, R, 16, R, 16, 16});
   }
 
-  void begin(const Chunk<BFloat16> &chunk, const Chunk<BFloat16> &next) {
-    for (int k = 0; k < next.num_keys; k += S) {
-      fetch(next.keys[k / S], S * D / 32, 32);
-      fetch(next.values[k / S], S * D / 32, 32);
+  void begin(const Chunk<BFloat16> &chunk, const Chunk<BFloat16> &following) {
+    next = &following;
+    for (int k = chunk.num_keys; k < next->num_keys; k += LANES) {
+      fetch_keys(k, 0, D);
+      fetch_values(k, 0, D);
     }
     if (S % KEYS == 0) return;
     BFloat16 *to = together;
@@ -225,7 +227,8 @@ struct MatrixUnit {
   }
 
   // Two groups of keys at a time, whose sums (2 and 5) do not wait for each other.
-  void score(int first, int, const Chunk<BFloat16> &chunk, int num_keys, float *scores) const {
+  void score(int first, int, const Chunk<BFloat16> &chunk, int num_keys, float *scores) {
+    if (first) next = nullptr;
     const BFloat16 *rows = queries + int64_t(first) * D;
     for (int k = 0; k < num_keys; k += 2 * LANES) {
       const int other = std::min(k + LANES, num_keys - LANES);
@@ -233,6 +236,8 @@ struct MatrixUnit {
       _tile_zero(2);
       _tile_zero(5);
       for (int d = 0; d < D; d += 32) {
+        fetch_keys(k, d, 32);
+        fetch_keys(k + LANES, d, 32);
         const int64_t offset = int64_t(d / 2) * S * 2;
         _tile_loadd(0, rows + d, D * 2);
         _tile_loadd(1, one + offset, S * 4);
@@ -252,6 +257,8 @@ struct MatrixUnit {
       for (int k = 0; k < num_keys; k += KEYS) {
         const BFloat16 *pairs = S % KEYS ? together + int64_t(k) * D
                                          : chunk.values[k / S] + int64_t(k % S) * D;
+        fetch_values(k, d, 32);
+        fetch_values(k + LANES, d, 32);
         _tile_loadd(3, weights + k, CHUNK * 2);
         _tile_loadd(4, pairs + d * 2, D * 4);
         _tile_loadd(7, pairs + (d + LANES) * 2, D * 4);
@@ -261,6 +268,19 @@ struct MatrixUnit {
       _tile_stored(2, out + d, D * 4);
       _tile_stored(5, out + d + LANES, D * 4);
     }
+  }
+
+ private:
+  // Some features of 16 of the next chunk's keys, or values. Bit by bit: all at once would keep the
+  // core waiting, and memory has nothing to do in between.
+  void fetch_keys(int k, int feature, int count) const {
+    if (next && k < next->num_keys)
+      fetch(next->keys[k / S] + (int64_t(feature) * S / 2 + k % S) * 2, count / 2, S * 2);
+  }
+  void fetch_values(int k, int feature, int count) const {
+    if (!next || k >= next->num_keys) return;
+    const BFloat16 *from = next->values[k / S] + (int64_t(k % S) / 2 * D + feature) * 2;
+    for (int pair = 0; pair < LANES / 2; pair++) fetch(from + int64_t(pair) * D * 2, count / LANES, 32);
   }
 };
 #endif
