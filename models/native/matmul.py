@@ -162,7 +162,7 @@ def _multiple(number: int, of: int) -> int:
 
 
 def _in_blocks(matrix_OI: torch.Tensor, per_lane: int) -> torch.Tensor:
-    """[O / 16, I / P, 16, P], filled up with zeros."""
+    """[O / 16, I / P, 16, P], filled up with zeros; in another order in memory."""
     num_outputs, num_inputs = matrix_OI.shape
     padding = (0, -num_inputs % INPUT_MULTIPLE, 0, -num_outputs % OUTPUT_MULTIPLE)
     filled_OI = F.pad(matrix_OI, padding)
@@ -173,7 +173,7 @@ def _in_blocks(matrix_OI: torch.Tensor, per_lane: int) -> torch.Tensor:
 def _in_words(packed: torch.Tensor) -> torch.Tensor:
     """4-bit levels [O / 16, I / 2, 16, 2] as words [O / 16, I / 8, 16]: 8 levels of two outputs."""
     # [blocks, words of 8 inputs, 4 pairs, low or high eight outputs, 8 outputs · 2 inputs]
-    levels = packed.view(len(packed), -1, 4, 2, BLOCK)
+    levels = packed.reshape(len(packed), -1, 4, 2, BLOCK)
     bytes_ = levels[:, :, :, 0] | (levels[:, :, :, 1] << 4)
     return bytes_.transpose(2, 3).contiguous()  # the four bytes of a word, lowest first
 
