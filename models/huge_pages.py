@@ -60,9 +60,7 @@ def _mapping(num_bytes: int) -> mmap.mmap:
     return memory
 
 
-def _view(
-    memory: mmap.mmap, offset: int, shape: Sequence[int], dtype: torch.dtype
-) -> torch.Tensor:
+def _view(memory: mmap.mmap, offset: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """The tensor keeps the mapping."""
     count = math.prod(shape)
     return torch.frombuffer(memory, dtype=dtype, count=count, offset=offset).view(*shape)
