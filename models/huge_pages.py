@@ -7,6 +7,7 @@ two walks through page tables; the prefetchers stop at each page's end as well.
 import math
 import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 from threading import Lock
 
 import torch
@@ -53,10 +54,8 @@ def _mapping(num_bytes: int) -> mmap.mmap:
         return mmap.mmap(-1, num_bytes)
     # Private: the setting for shared memory is another one, which is seldom on.
     memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
+    with suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:
-        pass  # a kernel without them
     return memory
 
 
