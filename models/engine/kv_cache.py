@@ -157,7 +157,9 @@ class KVCache:
             config.head_dim,
         )
         if device.type == "cpu":
-            return cls(zeros_on_demand(shape, dtype))
+            cache = cls(zeros_on_demand(shape, dtype))
+            cache.clear_blocks([0])  # takes a huge page for each layer: no first token waits for them
+            return cache
         return cls(torch.zeros(shape, dtype=dtype, device=device))
 
     @property
