@@ -158,7 +158,7 @@ class KVCache:
         )
         if device.type == "cpu":
             cache = cls(zeros_on_demand(shape, dtype))
-            cache.clear_blocks([0])  # takes a huge page for each layer: no first token waits for them
+            cache.clear_blocks([0])  # takes each layer's first huge page: no token waits for them
             return cache
         return cls(torch.zeros(shape, dtype=dtype, device=device))
 
