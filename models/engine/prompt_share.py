@@ -27,29 +27,45 @@ class PromptShare:
         self._alone_s: float | None = None  # a step of streams alone
         self._token_s: float | None = None  # what a token of a long prompt adds to it
         self._num_latest = self._min_tokens
+        self._num_after_alone: int | None = None  # of the first step after the streams' own
         self._num_until_alone = 0
 
     def num_tokens(self) -> int:
         """For the step that is being chosen, which has streams. Now and then none, to learn how
-        long the streams' steps are by now."""
+        long the streams' steps are by now; and before there are more than twice as many as after
+        the last of those, for what is taken for long steps of streams would let in ever more."""
         if self._max_slowdown is None:
             return self._max_tokens
         if self._num_until_alone == 0:
-            self._num_until_alone = _STEPS_UNTIL_ALONE
-            return 0
+            return self._none()
+        num_tokens = self._fitting_tokens(self._max_slowdown)
+        if self._num_after_alone is None:
+            self._num_after_alone = num_tokens
+        if num_tokens > 2 * self._num_after_alone:
+            return self._none()
         self._num_until_alone -= 1
+        return num_tokens
+
+    def _none(self) -> int:
+        """Begin the count until the next step without tokens."""
+        self._num_until_alone = _STEPS_UNTIL_ALONE
+        self._num_after_alone = None
+        return 0
+
+    def _fitting_tokens(self, max_slowdown: float) -> int:
         if self._alone_s is None or self._token_s is None:
             return self._min_tokens
         most = min(self._max_tokens, 2 * self._num_latest)  # what a first step cost is no rule
-        if self._token_s * most > self._max_slowdown * self._alone_s:
-            most = int(self._max_slowdown * self._alone_s / self._token_s)
+        if self._token_s * most > max_slowdown * self._alone_s:
+            most = int(max_slowdown * self._alone_s / self._token_s)
         return max(self._min_tokens, most)
 
     def observe(self, *, num_tokens: int, seconds: float) -> None:
         """A step of streams and so many tokens of long prompts, and nothing else, was computed."""
         if num_tokens == 0:
-            self._num_until_alone = _STEPS_UNTIL_ALONE
-            self._alone_s = _moved(self._alone_s, seconds)
+            self._none()
+            # What else the machine does makes steps longer, and nothing makes them shorter.
+            self._alone_s = min(seconds, _moved(self._alone_s, seconds))
         elif self._alone_s is not None:
             token_s = max(0.0, seconds - self._alone_s) / num_tokens
             self._token_s = _moved(self._token_s, token_s)

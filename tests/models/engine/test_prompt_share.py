@@ -71,6 +71,16 @@ def test_a_step_of_streams_alone_that_something_else_makes_long_changes_little()
     assert max(read(prompt_share, 8192, attending)) <= 2.5 * ALONE_S
 
 
+def test_what_disturbs_several_steps_is_soon_forgotten() -> None:
+    prompt_share = share()
+    read(prompt_share, 4096, attending)
+    for _ in range(8):
+        prompt_share.observe(num_tokens=0, seconds=20 * ALONE_S)
+    steps = read(prompt_share, 8192, attending)
+    assert sum(step > 2 * ALONE_S for step in steps) < 4
+    assert max(steps) < 3 * ALONE_S
+
+
 def test_more_streams_are_noticed_while_a_prompt_is_read() -> None:
     prompt_share = share()
     read(prompt_share, 8192, attending)
