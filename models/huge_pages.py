@@ -12,7 +12,6 @@ from threading import Lock
 
 import torch
 
-_PAGE_BYTES = 2 * 2**20
 _MAPPING_BYTES = 64 * 2**20  # taken at once; what is not written to costs nothing
 _ALIGNMENT = 64
 

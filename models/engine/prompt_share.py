@@ -37,20 +37,21 @@ class PromptShare:
         if self._max_slowdown is None:
             return self._max_tokens
         if self._num_until_alone == 0:
-            return self._none()
+            self._begin_count()
+            return 0
         num_tokens = self._fitting_tokens(self._max_slowdown)
         if self._num_after_alone is None:
             self._num_after_alone = num_tokens
         if num_tokens > 2 * self._num_after_alone:
-            return self._none()
+            self._begin_count()
+            return 0
         self._num_until_alone -= 1
         return num_tokens
 
-    def _none(self) -> int:
-        """Begin the count until the next step without tokens."""
+    def _begin_count(self) -> None:
+        """Of steps until the streams have one for themselves again."""
         self._num_until_alone = _STEPS_UNTIL_ALONE
         self._num_after_alone = None
-        return 0
 
     def _fitting_tokens(self, max_slowdown: float) -> int:
         if self._alone_s is None or self._token_s is None:
@@ -63,7 +64,7 @@ class PromptShare:
     def observe(self, *, num_tokens: int, seconds: float) -> None:
         """A step of streams and so many tokens of long prompts, and nothing else, was computed."""
         if num_tokens == 0:
-            self._none()
+            self._begin_count()
             # What else the machine does makes steps longer, and nothing makes them shorter.
             self._alone_s = min(seconds, _moved(self._alone_s, seconds))
         elif self._alone_s is not None:

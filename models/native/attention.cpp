@@ -72,11 +72,6 @@ struct Workspace {
   }
 };
 
-template <class T>
-inline void fetch(const T *from, int num_lines, int64_t stride) {
-  for (int i = 0; i < num_lines; i++) __builtin_prefetch(from + i * stride, 0, 2);
-}
-
 // Scores and outputs by vectors.
 template <class T>
 struct VectorUnit {
@@ -296,7 +291,7 @@ struct Attention {
   void share_out(AttentionPlan &plan, int num_threads) const {
     plan.whole = tiles(num_threads);
     double work = 0;
-    for (const Tile &tile : plan.whole) work += work_of(tile, G);
+    for (const Tile &tile : plan.whole) work += work_of(tile);
     const double share = num_threads == 1 ? work : work / (TILES_PER_THREAD * num_threads);
     int num_parts = 0;
     for (Tile tile : plan.whole) {
@@ -376,8 +371,8 @@ struct Attention {
   }
 
   // How long a tile takes, in a measure of its own: keys are fetched once and serve every strip.
-  static double work_of(const Tile &tile, int rows_per_query) {
-    const int rows = tile.num_queries * rows_per_query;
+  double work_of(const Tile &tile) const {
+    const int rows = tile.num_queries * G;
     return (1. + (rows + MATRIX_ROWS - 1) / MATRIX_ROWS) * (tile.end_key - tile.first_key);
   }
 
@@ -385,7 +380,7 @@ struct Attention {
   int part_keys(const Tile &tile, double share) const {
     if (s.is_invariant) return SPLIT_KEYS / chunk_keys() * chunk_keys();
     const int num_keys = tile.end_key - tile.first_key;
-    const int wanted = std::min(int(std::ceil(work_of(tile, G) / share)), num_keys / SPLIT_KEYS);
+    const int wanted = std::min(int(std::ceil(work_of(tile) / share)), num_keys / SPLIT_KEYS);
     return wanted <= 1 ? num_keys : (num_keys / wanted + S - 1) / S * S;
   }
 

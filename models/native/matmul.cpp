@@ -186,7 +186,7 @@ struct TileSums {
     const T *second = x + MATRIX_ROWS * (row_bytes / sizeof(T));
     for (int64_t k = 0; k < count; k += STEP) {
       for (int c = 0; c < 2; c++)
-        fetch(k + STEP < count ? blocks[c] + (k + STEP) * LANES : following[c]);
+        fetch(k + STEP < count ? blocks[c] + (k + STEP) * LANES : following[c], 16, STEP);
       _tile_loadd(4, x + k, row_bytes);
       _tile_loadd(6, blocks[0] + k * LANES, 64);
       _tile_loadd(7, blocks[1] + k * LANES, 64);
@@ -219,11 +219,6 @@ struct TileSums {
   }
 
  private:
-  template <class T>
-  static void fetch(const T *tile) {
-    for (int line = 0; line < 16; line++) __builtin_prefetch((const char *)tile + line * 64, 0, 2);
-  }
-
   void shape(int num_rows) {
     low = std::min(num_rows, MATRIX_ROWS), high = num_rows - low;
     const uint8_t a = uint8_t(low), b = uint8_t(std::max(high, 1));

@@ -32,6 +32,7 @@ def test_copies_are_apart_aligned_and_equal() -> None:
 
 
 def test_memory_goes_back_when_its_last_tensor_is_gone() -> None:
+    gc.collect()
     before = psutil.Process().memory_info().rss
     memory = HugePages()
     first, second = (memory.copy(torch.ones(100 * MIB // 4)) for _ in range(2))
