@@ -72,7 +72,7 @@ class EngineConfig(Section):
     max_batch_slowdown: Annotated[float, Field(ge=0)] | None = 0.05
     # How much longer prompts that need several steps may make the steps of streams, as a share of
     # their time; null: each step takes as many of their tokens as it has room for.
-    max_prompt_slowdown: Annotated[float, Field(gt=0)] | None = 0.8
+    max_prompt_slowdown: Annotated[float, Field(gt=0)] | None = 0.7
     enable_prefix_caching: bool = True
     # A sequence's logits have the same bits whatever else is in the batch; on a CPU.
     deterministic: bool = False

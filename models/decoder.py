@@ -23,7 +23,7 @@ from models.checkpoint import DecoderConfig
 from models.experts import ExpertFeedForward
 from models.fused_linear import FusedLinear, LinearMaker
 from models.layers import Linear, MatrixProduct, Rope
-from models.native.layers import LayerParts, NativeLayers, native_layers
+from models.native.layers import LayerParts, NativeLayers, NativePass, native_layers
 from models.native.operations import NativeOperations
 from models.operations import DecoderOperations, HeadNorms, Rotation, TorchOperations
 from models.parallel.group import TPGroup
@@ -41,6 +41,16 @@ class DecoderStep:
     rotation: Rotation
     attention: StepAttention
     adapters: AdapterStep | None  # None: no sequence of the step has one
+
+
+@dataclass(slots=True, kw_only=True)
+class LayerPass:
+    """Tokens on their way through the layers."""
+
+    x_TM: torch.Tensor  # the residual stream
+    added_TM: torch.Tensor | None = None  # what the last layer that they passed adds to it
+    num_layers: int = 0  # that they passed
+    route: NativePass | DecoderStep  # by one call, or by one of each operation
 
 
 class DecoderLayer:
@@ -235,11 +245,24 @@ class Decoder:
     ) -> torch.Tensor:
         """The hidden states [T, M] before the final norm, the same on every rank; writes the
         step's keys and values."""
+        tokens = self.begin(token_ids_T, positions_T, attention, adapters)
+        self.advance(tokens, len(self.layers))
+        x_TM, added_TM = tokens.x_TM, tokens.added_TM
+        return x_TM if added_TM is None else x_TM.add_(added_TM)
+
+    def begin(
+        self,
+        token_ids_T: torch.Tensor,
+        positions_T: torch.Tensor,
+        attention: StepAttention,
+        adapters: AdapterStep | None = None,
+    ) -> LayerPass:
+        """Tokens that have passed no layer."""
         x_TM = self._embed(token_ids_T)
         if self._native_layers is not None and adapters is None:
-            hidden_TM = self._native_layers.forward(x_TM, positions_T, attention)
-            if hidden_TM is not None:
-                return hidden_TM
+            native = self._native_layers.begin(x_TM, positions_T, attention)
+            if native is not None:
+                return LayerPass(x_TM=x_TM, route=native)
         step = DecoderStep(
             operations=self._operations,
             rotation=self._operations.rotation(
@@ -248,10 +271,20 @@ class Decoder:
             attention=attention,
             adapters=adapters,
         )
-        added_TM: torch.Tensor | None = None
-        for layer in self.layers:
-            added_TM = layer.forward(x_TM, added_TM, step)
-        return x_TM if added_TM is None else x_TM.add_(added_TM)
+        return LayerPass(x_TM=x_TM, route=step)
+
+    def advance(self, tokens: LayerPass, stop_layer: int) -> None:
+        """Compute the layers below `stop_layer` that the tokens have not passed, and write their
+        keys and values there."""
+        route = tokens.route
+        if isinstance(route, NativePass):
+            assert self._native_layers is not None, "it has begun this"
+            self._native_layers.advance(route, stop_layer)
+            tokens.added_TM = route.added_TM
+        else:
+            for layer in self.layers[tokens.num_layers : stop_layer]:
+                tokens.added_TM = layer.forward(tokens.x_TM, tokens.added_TM, route)
+        tokens.num_layers = stop_layer
 
     def logits(self, hidden_RM: torch.Tensor) -> torch.Tensor | None:
         """Logits [R, vocabulary] of some rows of what `forward` returned, in the model's dtype, on

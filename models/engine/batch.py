@@ -1,6 +1,7 @@
 """What the scheduler chose for one step, and its translation into plain integers."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -8,9 +9,10 @@ from cluster.types import SamplingParams
 from models.engine.beam_search import num_candidates
 from models.engine.block_manager import BlockCopy
 from models.engine.grammar_masks import GrammarMasks
+from models.engine.layered_chunk import LayerSlice
 from models.engine.randomness import derive_seed
 from models.engine.sequence import Sequence
-from models.engine.step_inputs import PromptLogprobsRow, SamplingRow, StepInputs
+from models.engine.step_inputs import LayerInputs, PromptLogprobsRow, SamplingRow, StepInputs
 from models.grammar.compiler import GrammarMatcher
 
 
@@ -45,13 +47,15 @@ class Batch:
     num_draft_tokens: int = 0  # the certain ones among them
     chunks: list[tuple[Sequence, int]] = field(default_factory=list)
     num_chunk_tokens: int = 0
-    num_long_tokens: int = 0  # of these, those of prompts that need several steps
-    max_long_tokens: int | None = None  # beside streams; None: nobody has asked
+    num_long_chunk_tokens: int = 0  # of these, those of prompts that need several steps
+    layer_slice: LayerSlice | None = None  # of a chunk of such a prompt
+    max_long_tokens: float | None = None  # of both, beside streams; None: nobody has asked
     num_online_tokens: int | None = None  # None: no batch sequence was asked
     block_copies: list[BlockCopy] = field(default_factory=list)
     # Only batch sequences are in it: it may be given up while it is computed.
     is_interruptible: bool = False
-    # Then: sequences, and how many of their tokens exist after the step, for the prefix cache.
+    # Sequences, and how many of their tokens exist after the step, for the prefix cache: where it
+    # may be given up, and where a chunk passes its last layers.
     unpublished: list[tuple[Sequence, int]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -59,8 +63,22 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """That the step computes."""
-        return len(self.singles) + self.num_draft_tokens + self.num_chunk_tokens
+        """That the step computes; those that pass some of the layers count as a part of them."""
+        num_tokens = len(self.singles) + self.num_draft_tokens + self.num_chunk_tokens
+        if self.layer_slice is not None:
+            num_tokens += math.ceil(self.layer_slice.num_tokens)
+        return num_tokens
+
+    @property
+    def num_long_tokens(self) -> float:
+        """Likewise, of prompts that need several steps."""
+        sliced = 0.0 if self.layer_slice is None else self.layer_slice.num_tokens
+        return self.num_long_chunk_tokens + sliced
+
+    @property
+    def is_decoding_only(self) -> bool:
+        """Whether there is nothing but sequences that lack one token."""
+        return not (self.chunks or self.drafts or self.layer_slice)
 
     @property
     def num_sequences(self) -> int:
@@ -74,9 +92,7 @@ class Batch:
     @property
     def num_tokens_left(self) -> int:
         """Of the step's budget."""
-        return (
-            self.max_num_tokens - len(self.singles) - self.num_draft_tokens - self.num_chunk_tokens
-        )
+        return max(0, self.max_num_tokens - self.num_tokens)
 
     def add(self, sequence: Sequence, num_new_tokens: int) -> None:
         if sequence.num_computed_tokens + 1 == sequence.num_tokens:
@@ -101,6 +117,8 @@ class Batch:
             yield draft.sequence
         for sequence, _ in self.chunks:
             yield sequence
+        if self.layer_slice is not None:
+            yield self.layer_slice.chunk.sequence
 
     def sampled_chunks(self) -> Iterator[Sequence]:
         """Those of the chunks whose last token the step reaches, so that it chooses the next."""
@@ -135,6 +153,7 @@ def build_step_inputs(
         is_interruptible=batch.is_interruptible,
         read_grammar_masks=masks.begin(matchers) if matchers else None,
         adapter_slots=_adapter_slots(batch),
+        layers=_layer_inputs(batch.layer_slice, block_size),
     )
     mask_rows = itertools.count()
     for index, sequence in enumerate(singles):
@@ -154,6 +173,28 @@ def build_step_inputs(
             last = len(inputs.token_ids) - 1
             inputs.sampling_rows.extend(_rows(sequence, last, eos_token_ids, mask_rows))
     return inputs
+
+
+def _layer_inputs(layer_slice: LayerSlice | None, block_size: int) -> LayerInputs | None:
+    if layer_slice is None:
+        return None
+    chunk = layer_slice.chunk
+    if chunk.inputs is None:
+        chunk.inputs = StepInputs(
+            token_ids=[],
+            positions=[],
+            slot_mapping=[],
+            query_lens=[],
+            context_lens=[],
+            block_tables=[],
+            sampling_rows=[],
+        )
+        _append_chunk(chunk.inputs, chunk.sequence, chunk.num_tokens, block_size)
+    return LayerInputs(
+        chunk=chunk.inputs,
+        first_layer=layer_slice.first_layer,
+        stop_layer=layer_slice.stop_layer,
+    )
 
 
 def _adapter_slots(batch: Batch) -> list[int | None]:

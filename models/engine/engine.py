@@ -96,6 +96,7 @@ class Engine:
             max_batch_slowdown=config.max_batch_slowdown,
             max_prompt_slowdown=config.max_prompt_slowdown,
             min_prompt_tokens=runner.min_prompt_tokens,
+            num_layers_apart=runner.num_layers_apart,
         )
         if runner.num_blocks * runner.block_size < runner.max_model_len:
             raise ValueError(

@@ -25,6 +25,7 @@ from models.attention.choice import choose_attention
 from models.checkpoint import DecoderConfig, DecoderShape, is_native, read_decoder_config
 from models.decoder import Decoder
 from models.engine.beam_candidates import candidates_by_row
+from models.engine.chunk_layers import ChunkLayers
 from models.engine.cuda_graphs import ComputedStep
 from models.engine.determinism import check_deterministic
 from models.engine.devices import (
@@ -50,6 +51,7 @@ from models.engine.launched_step import (
     drawn_outputs,
     following_inputs,
 )
+from models.engine.padding import padded_size
 from models.engine.sampler import NonFiniteLogitsError, token_logprobs
 from models.engine.step_decoder import StepDecoder
 from models.engine.step_inputs import PromptLogprobsRow, StepInputs, StepOutputs
@@ -73,19 +75,6 @@ MAX_PROMPT_LOGITS = 2**24
 
 # Ranks wait so long for the one that loads its weights last.
 LOADING_TIMEOUT_S = 3600.0
-
-
-def padded_size(num_rows: int) -> int:
-    """The number of rows that a step of `num_rows` is padded to.
-
-    oneDNN builds and keeps a kernel for each shape that it meets, about 3 ms and 0.6 MB for each
-    matrix: a replica that meets every batch size would grow by a gigabyte. Few shapes, and few
-    wasted rows: at most a third, and less than 64.
-    """
-    for limit, multiple in ((2, 1), (8, 2), (32, 4), (64, 8), (256, 32)):
-        if num_rows <= limit:
-            return -(-num_rows // multiple) * multiple
-    return -(-num_rows // 64) * 64
 
 
 class ModelRunner:
@@ -182,12 +171,15 @@ class ModelRunner:
     ) -> None:
         """What computes attention: on a GPU a part of its steps as a whole."""
         self._gpu_steps: GPUSteps | None = None
+        self._chunk_layers: ChunkLayers | None = None
         if runs_triton(self._device):
             self._gpu_steps = self._make_gpu_steps(shape, engine_config, group)
             return
         self._attention = choose_attention(
             self._kv_cache, shape, dtype=self._dtype, is_deterministic=engine_config.deterministic
         )
+        if isinstance(self._decoder, Decoder) and self._device.type == "cpu" and group.size == 1:
+            self._chunk_layers = ChunkLayers(self._decoder, self._attention, padded=self._padded)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -226,6 +218,10 @@ class ModelRunner:
     def min_prompt_tokens(self) -> int:
         """A GPU multiplies some hundred tokens by the weights while it reads them."""
         return 16 if self._device.type == "cpu" else 256
+
+    @property
+    def num_layers_apart(self) -> int:
+        return 0 if self._chunk_layers is None else self._chunk_layers.num_layers
 
     def describe(self) -> str:
         dtype = str(self._dtype).removeprefix("torch.")
@@ -396,6 +392,9 @@ class ModelRunner:
     def _compute(self, inputs: StepInputs, token_ids_T: torch.Tensor | None = None) -> ComputedStep:
         """What the model makes of a step; its rows may be followed by padding."""
         self._kv_cache.copy_blocks(inputs.block_copies)
+        if inputs.layers is not None:
+            assert self._chunk_layers is not None, "chunks pass all layers at once here"
+            self._chunk_layers.compute(inputs.layers)
         num_tokens = len(inputs.token_ids)
         if self._gpu_steps is not None:
             adapters = self._adapter_step(inputs, num_rows=num_tokens, padded=int)

@@ -3,7 +3,7 @@
 A step is as long as all that is in it, and what a prompt's token adds grows with the context that
 it attends to. So the time of steps without prompts is known from such steps, the time that a token
 adds from the steps that had some, and a step takes as many as fit a share of its time. Prompts that
-fit one step are not long.
+fit one step are not long. What passes some of the layers counts as a part of its tokens.
 """
 
 _LEARNING = 0.3  # of the newest step, in what is known
@@ -26,11 +26,11 @@ class PromptShare:
         self._max_tokens = max_tokens
         self._alone_s: float | None = None  # a step of streams alone
         self._token_s: float | None = None  # what a token of a long prompt adds to it
-        self._num_latest = self._min_tokens
-        self._num_after_alone: int | None = None  # of the first step after the streams' own
+        self._num_latest: float = self._min_tokens
+        self._num_after_alone: float | None = None  # of the first step after the streams' own
         self._num_until_alone = 0
 
-    def num_tokens(self) -> int:
+    def num_tokens(self) -> float:
         """For the step that is being chosen, which has streams. Now and then none, to learn how
         long the streams' steps are by now; and before there are more than twice as many as after
         the last of those, for what is taken for long steps of streams would let in ever more."""
@@ -53,15 +53,15 @@ class PromptShare:
         self._num_until_alone = _STEPS_UNTIL_ALONE
         self._num_after_alone = None
 
-    def _fitting_tokens(self, max_slowdown: float) -> int:
+    def _fitting_tokens(self, max_slowdown: float) -> float:
         if self._alone_s is None or self._token_s is None:
             return self._min_tokens
         most = min(self._max_tokens, 2 * self._num_latest)  # what a first step cost is no rule
         if self._token_s * most > max_slowdown * self._alone_s:
-            most = int(max_slowdown * self._alone_s / self._token_s)
+            most = max_slowdown * self._alone_s / self._token_s
         return max(self._min_tokens, most)
 
-    def observe(self, *, num_tokens: int, seconds: float) -> None:
+    def observe(self, *, num_tokens: float, seconds: float) -> None:
         """A step of streams and so many tokens of long prompts, and nothing else, was computed."""
         if num_tokens == 0:
             self._begin_count()

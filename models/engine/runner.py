@@ -36,6 +36,10 @@ class Runner(Protocol):
         """Fewer tokens of a prompt in a step would not make it shorter."""
 
     @property
+    def num_layers_apart(self) -> int:
+        """Layers, of which a chunk may pass a few in each step; 0: it passes all at once."""
+
+    @property
     def start_seconds(self) -> Mapping[str, float]:
         """How long each part of its construction took."""
 

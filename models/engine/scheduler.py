@@ -303,6 +303,9 @@ class Scheduler:
             )
         for sequence, num_new_tokens in batch.chunks:
             shares.charge(sequence.tenant, num_prompt_tokens=num_new_tokens)
+        if batch.layer_slice is not None and batch.layer_slice.is_first:
+            chunk = batch.layer_slice.chunk
+            shares.charge(chunk.sequence.tenant, num_prompt_tokens=chunk.num_tokens)
 
     # -- running sequences ---------------------------------------------------------------------
 
@@ -359,15 +362,21 @@ class Scheduler:
 
     def _continue(self, batch: Batch, sequence: Sequence) -> None:
         """Give a running sequence as many tokens as it lacks and the budget has."""
-        num_computed = sequence.num_computed_tokens
-        most = self._long_prompts.num_tokens_left(batch, sequence, sequence.num_cached_tokens)
-        num_new = min(sequence.num_tokens - num_computed, most)
+        passes_apart = self._long_prompts.pass_layers_apart(batch, sequence)
+        if passes_apart:
+            num_new = self._long_prompts.next_chunk_tokens(batch, sequence)
+        else:
+            most = self._long_prompts.num_tokens_left(batch, sequence, sequence.num_cached_tokens)
+            num_new = min(sequence.num_tokens - sequence.num_computed_tokens, most)
         if num_new == 0 or sequence.status is not SequenceStatus.RUNNING:
             return  # not running: preempted for one before it
         copies = self._extend_or_preempt(batch, sequence, num_new)
         if copies is not None:
             batch.block_copies.extend(copies)
-            self._compute(batch, sequence, num_new)
+            if passes_apart:
+                self._long_prompts.pass_layers(batch, sequence, num_new)
+            else:
+                self._compute(batch, sequence, num_new)
 
     def _compute(self, batch: Batch, sequence: Sequence, num_new: int) -> None:
         """Put a sequence's next tokens into the step, and offer the blocks that they fill.

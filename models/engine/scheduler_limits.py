@@ -18,3 +18,4 @@ class SchedulerLimits:
     # step takes in any case.
     max_prompt_slowdown: float | None = None
     min_prompt_tokens: int = 1
+    num_layers_apart: int = 0  # see `Runner.num_layers_apart`

@@ -101,7 +101,7 @@ class Speculator:
         self.num_drafts += len(batch.drafts)
         self.num_draft_tokens += num_guessed
         num_sequences = len(batch.singles) + len(batch.drafts)
-        if num_sequences and not batch.chunks:
+        if num_sequences and not batch.chunks and batch.layer_slice is None:
             self._price.observe(
                 num_sequences=num_sequences, num_guessed=num_guessed, seconds=seconds
             )

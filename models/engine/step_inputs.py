@@ -42,6 +42,15 @@ class PromptLogprobsRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerInputs:
+    """Layers of a chunk that passes a few of them in each step; see `LayeredChunk`."""
+
+    chunk: "StepInputs"  # one sequence, nothing chosen; the same object in each of its steps
+    first_layer: int  # 0: it begins
+    stop_layer: int  # those below it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepInputs:
     """Sequences with one query token come first, the others (prefill) after them, shorter ones
     first. A sequence that guesses its next tokens is there once for each of them and for the one
@@ -62,6 +71,7 @@ class StepInputs:
     read_grammar_masks: Callable[[], NDArray[np.int32]] | None = None
     # S: where each sequence's adapter lies; None: it has none. Empty: no sequence has one.
     adapter_slots: list[int | None] = field(default_factory=list)
+    layers: LayerInputs | None = None  # beside these tokens, of another chunk
 
     @property
     def grammar_masks(self) -> NDArray[np.int32] | None:

@@ -36,8 +36,7 @@ class StepOverlap:
         ahead, self._ahead = self._ahead, None
         if (
             ahead is None
-            or batch.chunks
-            or batch.drafts
+            or not batch.is_decoding_only
             or batch.block_copies
             or batch.is_interruptible
         ):
@@ -53,12 +52,7 @@ class StepOverlap:
 
     def finish(self, batch: Batch, launched: LaunchedStep) -> StepOutputs:
         """The batch's outputs; meanwhile the step after it begins, if it can be guessed."""
-        if (
-            not batch.chunks
-            and not batch.drafts
-            and launched.can_be_continued
-            and self._reserve(batch)
-        ):
+        if batch.is_decoding_only and launched.can_be_continued and self._reserve(batch):
             following = self._runner.continue_step(launched)
             self._ahead = list(batch.singles), following
         outputs = launched.result()

@@ -115,6 +115,9 @@ class StepRecorder:
             sequence.num_computed_tokens += num_new_tokens
             if sequence.num_computed_tokens == sequence.num_tokens:
                 row = self._record_rows(sequence, outputs, row, deltas)
+        layer_slice = batch.layer_slice
+        if layer_slice is not None and layer_slice.is_last:
+            layer_slice.chunk.sequence.num_computed_tokens += layer_slice.chunk.num_tokens
 
     def _record_rows(
         self, sequence: Sequence, outputs: StepOutputs, row: int, deltas: list[TokenDelta]

@@ -40,6 +40,7 @@ class SyntheticRunner:
         self.vocab_size = decoder.vocab_size
         self.eos_token_ids: frozenset[int] = frozenset()
         self.default_max_num_batched_tokens = self.min_prompt_tokens = 65_536
+        self.num_layers_apart = 0
         self._step_s = step_ms / 1000
         self._last_beat = 0
 

@@ -39,8 +39,9 @@ struct Step {
   int64_t layer_bytes, block_size;
   const int32_t *tables, *query_lens, *context_lens;
   int64_t num_sequences, table_width, num_tokens, is_invariant, num_threads;
-  const int32_t *is_interrupted;  // none: it cannot be
-  double *seconds;                // of each part are added here, where it is given
+  int64_t first_layer, stop_layer;  // those that are computed; the others were, or will be
+  const int32_t *is_interrupted;    // none: it cannot be
+  double *seconds;                  // of each part are added here, where it is given
 };
 
 enum Part { NORMS, QKV, ROTATION, ATTENTION, OUTPUT, MLP };
@@ -96,7 +97,8 @@ class Run {
 #pragma omp parallel num_threads(team_size())
     {
       Clock clock(step.seconds);
-      for (int64_t i = 0; i < stack.num_layers && !is_to_stop(); i++) compute(i, clock);
+      for (int64_t i = step.first_layer; i < step.stop_layer && !is_to_stop(); i++)
+        compute(i, clock);
     }
     return !is_stopped;
   }
@@ -207,6 +209,6 @@ class Run {
 
 extern "C" {
 
-// 1: all layers were computed; 0: the step was interrupted.
+// 1: the layers were computed; 0: the step was interrupted.
 int32_t shoal_decode(const Stack *stack, const Step *step) { return Run(*stack, *step).run(); }
 }

@@ -1,5 +1,5 @@
-"""A decoder's layers in one call of the CPU kernels, where a step has few tokens and each call of
-an operation costs as much as the operation.
+"""A decoder's layers, or some of them, in one call of the CPU kernels, where a step has few tokens
+and each call of an operation costs as much as the operation.
 
 Shapes: T = tokens in the step, M = model width, D = head width.
 """
@@ -91,6 +91,8 @@ class _Step(ctypes.Structure):
         ("num_tokens", ctypes.c_int64),
         ("is_invariant", ctypes.c_int64),
         ("num_threads", ctypes.c_int64),
+        ("first_layer", ctypes.c_int64),
+        ("stop_layer", ctypes.c_int64),
         ("is_interrupted", ctypes.c_void_p),
         ("seconds", ctypes.c_void_p),
     )
@@ -129,6 +131,18 @@ def _layer(parts: LayerParts, window: int | None) -> _Layer | None:
     )
 
 
+@dataclass(slots=True, kw_only=True)
+class NativePass:
+    """A step's tokens on their way through the layers; see `NativeLayers.begin`."""
+
+    x_TM: torch.Tensor  # the residual stream
+    added_TM: torch.Tensor  # what the last layer that they passed adds to it
+    num_layers: int = 0  # that they passed
+    step: _Step
+    tensors: tuple[object, ...]  # whose addresses the step has
+    interrupt: StepInterrupt | None
+
+
 class NativeLayers:
     """See `native_layers`."""
 
@@ -158,22 +172,11 @@ class NativeLayers:
             scale=config.head_dim**-0.5,
         )
 
-    def forward(
-        self,
-        x_TM: torch.Tensor,
-        positions_T: torch.Tensor,
-        attention: StepAttention,
-        seconds: NDArray[np.float64] | None = None,
-    ) -> torch.Tensor | None:
-        """The hidden states after all layers, in place of the embeddings; None, and nothing done,
-        where the step's attention is not the kernels'.
-
-        Args:
-            seconds: those of each of `PARTS` are added here.
-
-        Raises:
-            StepInterrupted: the attention is one that may be interrupted, and it was.
-        """
+    def begin(
+        self, x_TM: torch.Tensor, positions_T: torch.Tensor, attention: StepAttention
+    ) -> NativePass | None:
+        """Embedded tokens, about to pass the layers; None where the step's attention is not the
+        kernels'."""
         interrupt: StepInterrupt | None = None
         if isinstance(attention, InterruptibleAttention):
             interrupt, attention = attention.interrupt, attention.inner
@@ -199,10 +202,31 @@ class NativeLayers:
             is_invariant=attention.is_invariant,
             num_threads=torch.get_num_threads(),
             is_interrupted=None if interrupt is None else interrupt.address,
-            seconds=None if seconds is None else seconds.ctypes.data,
         )
+        return NativePass(
+            x_TM=x_TM,
+            added_TM=added_TM,
+            step=step,
+            tensors=(positions_T, attention),
+            interrupt=interrupt,
+        )
+
+    def advance(
+        self, tokens: NativePass, stop_layer: int, seconds: NDArray[np.float64] | None = None
+    ) -> None:
+        """Compute the layers below `stop_layer` that the tokens have not passed.
+
+        Args:
+            seconds: those of each of `PARTS` are added here.
+
+        Raises:
+            StepInterrupted: the attention is one that may be interrupted, and it was.
+        """
+        step, interrupt = tokens.step, tokens.interrupt
+        step.first_layer, step.stop_layer = tokens.num_layers, stop_layer
+        step.seconds = None if seconds is None else seconds.ctypes.data
         if not self._decode(ctypes.addressof(self._stack), ctypes.addressof(step)):
             assert interrupt is not None, "nothing else ends a step"
             interrupt.clear()
             raise StepInterrupted
-        return x_TM.add_(added_TM)
+        tokens.num_layers = stop_layer

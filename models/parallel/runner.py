@@ -121,6 +121,11 @@ class TPRunner:
         return self._runner.min_prompt_tokens
 
     @property
+    def num_layers_apart(self) -> int:
+        """The other ranks are told of whole steps."""
+        return 0
+
+    @property
     def process_ids(self) -> list[int]:
         """Of the other ranks, in their order."""
         return [rank.process_id for rank in self._ranks]

@@ -31,7 +31,7 @@ from scripts.bench.engine_servers import (
     ServerOptions,
     ShoalServer,
 )
-from scripts.bench.engine_workloads import WORKLOADS, Workload
+from scripts.bench.engine_workloads import WORKLOADS, Workload, prompt_seed
 from scripts.bench.peer_process import describe, end_peers_when_ended
 from scripts.bench.report import Figure, environment, table
 
@@ -92,8 +92,9 @@ def _measure(
     vocab_size = SHAPES[arguments.shape]["vocab_size"]
     found: dict[str, list[StreamTimes]] = {server.title: [] for server in servers}
     for repetition in range(-1, arguments.repeat):  # the first one warms up
-        requests = workload.requests(concurrency * arguments.rounds, vocab_size, repetition)
-        first = workload.requests(1, vocab_size, _FIRST_SEED + repetition)
+        seed = prompt_seed(concurrency, repetition)
+        requests = workload.requests(concurrency * arguments.rounds, vocab_size, seed)
+        first = workload.requests(1, vocab_size, _FIRST_SEED + seed)
         for server in servers:
             times = _turn(server, first, requests, concurrency)
             print(

@@ -17,7 +17,7 @@ from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
 from scripts.bench.report import median, quantile
 
-#: Tokens of each short stream that are timed before a long prompt comes.
+#: Tokens of each short stream that are timed before a long prompt comes, and after it is gone.
 TOKENS_BEFORE = 32
 
 
@@ -51,11 +51,12 @@ class Admission:
 
     gap_before_ms: float
     gap_during_ms: float  # until the long prompt has its first token
+    gap_after_ms: float  # once it is gone; the streams' own contexts have grown meanwhile
     admitted_s: float  # from its coming to its first token
 
     @property
     def slowdown(self) -> float:
-        return self.gap_during_ms / self.gap_before_ms
+        return self.gap_during_ms / max(self.gap_before_ms, self.gap_after_ms)
 
 
 def gaps(times_s: Mapping[str, Sequence[float]]) -> list[float]:
@@ -109,8 +110,8 @@ def run_requests(engine: Engine, requests: Sequence[Request]) -> Run:
 
 
 def run_admission(engine: Engine, shorts: Sequence[Request], late: Request) -> Admission:
-    """The short streams go on until the late request, which comes once all of them have had
-    `TOKENS_BEFORE` tokens beside each other, has its first token; then all are ended."""
+    """The late request comes once the short streams have had `TOKENS_BEFORE` tokens beside each
+    other, and goes when it has its first token; after as many tokens more all are ended."""
     clock = _TokenClock(engine)
     ids = {request.request_id for request in shorts}
     for request in shorts:
@@ -124,17 +125,26 @@ def run_admission(engine: Engine, shorts: Sequence[Request], late: Request) -> A
     engine.add_request(late)
     while late.request_id not in clock.times_s:
         clock.step()
-    admitted_s = clock.times_s[late.request_id][0] - come_s
-    for request_id in (*ids, late.request_id):
-        engine.abort_request(request_id)
-    before, during = {}, {}
+    admitted_s = clock.times_s[late.request_id][0]
+    engine.abort_request(late.request_id)
+    for _ in range(TOKENS_BEFORE):
+        clock.step()
+    assert engine.stats().num_requests_running == len(ids), "a short stream ended too early"
     for request_id in ids:
-        times = clock.times_s[request_id]
-        assert times[-1] > come_s, "a short stream ended before the long prompt was read"
-        before[request_id] = [at for at in times if start_s <= at <= come_s]
-        during[request_id] = [before[request_id][-1], *(at for at in times if at > come_s)]
+        engine.abort_request(request_id)
+
+    def gap_ms(since_s: float, until_s: float) -> float:
+        within = {
+            request_id: [at for at in clock.times_s[request_id] if since_s <= at <= until_s]
+            for request_id in ids
+        }
+        return 1000 * quantile(gaps(within), 0.99)
+
     return Admission(
-        1000 * quantile(gaps(before), 0.99), 1000 * quantile(gaps(during), 0.99), admitted_s
+        gap_ms(start_s, come_s),
+        gap_ms(come_s, admitted_s),
+        gap_ms(admitted_s, clock.now_s()),
+        admitted_s - come_s,
     )
 
 

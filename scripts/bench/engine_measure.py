@@ -4,6 +4,7 @@ Weights are made up, and the KV cache holds just what a load needs: speed depend
 """
 
 import gc
+import math
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from models.checkpoint import DecoderConfig, read_decoder_config
 from models.engine.engine import Engine
 from models.engine.kv_cache import GIB
 from models.engine.model_runner import ModelRunner
+from models.engine.step_inputs import StepInputs
 from scripts.bench.engine_load import run_admission, run_requests
 from scripts.bench.engine_peers import Peer
 from scripts.bench.engine_report import (
@@ -28,7 +30,7 @@ from scripts.bench.engine_report import (
     StepSize,
     Throughput,
 )
-from scripts.bench.engine_workloads import Workload
+from scripts.bench.engine_workloads import Workload, prompt_seed
 from scripts.bench.report import Figure, median
 from scripts.bench.step_parts import PARTS, step_timers
 from scripts.bench.step_roofline import MachineRates, StepCost, step_cost
@@ -106,7 +108,7 @@ def measure_throughput(
     runs = []
     theirs: dict[str, list[float]] = {}
     for repetition in range(-1, setup.repeat):  # the first one warms up
-        requests = workload.requests(concurrency, vocab_size, repetition)
+        requests = workload.requests(concurrency, vocab_size, prompt_seed(concurrency, repetition))
         run = run_requests(loaded.engine, requests)
         rates = {
             peer.title: num_tokens / peer.run(requests) for peer in peers if peer.can_run(requests)
@@ -143,13 +145,14 @@ def measure_long_prompt(
     found = []
     for repetition in range(-1, setup.repeat):
         vocab_size = loaded.engine.vocab_size
-        late = workload.late_request(vocab_size, repetition)
+        late = workload.late_request(vocab_size, prompt_seed(concurrency, repetition))
         assert late is not None, "the load has a long prompt"
-        shorts = workload.requests(concurrency, vocab_size, repetition)
+        shorts = workload.requests(concurrency, vocab_size, prompt_seed(concurrency, repetition))
         found.append(run_admission(loaded.engine, shorts, late))
         print(
             f"  {workload.name}, {concurrency} short streams, run {repetition + 1}: p99 "
-            f"{found[-1].gap_before_ms:.1f} ms, then {found[-1].gap_during_ms:.1f}",
+            f"{found[-1].gap_before_ms:.1f} ms, then {found[-1].gap_during_ms:.1f}, and "
+            f"{found[-1].gap_after_ms:.1f}",
             flush=True,
         )
     counted = found[1:]
@@ -159,6 +162,7 @@ def measure_long_prompt(
         long_len=workload.long_len,
         before_ms=Figure(tuple(one.gap_before_ms for one in counted)),
         during_ms=Figure(tuple(one.gap_during_ms for one in counted)),
+        after_ms=Figure(tuple(one.gap_after_ms for one in counted)),
         slowdown=Figure(tuple(one.slowdown for one in counted)),
         admitted_s=Figure(tuple(one.admitted_s for one in counted)),
     )
@@ -210,10 +214,8 @@ def take_apart(
                 engine.step()
                 inputs = timers.inputs
                 assert inputs is not None, "the step had something to compute"
-                size = StepSize(
-                    len(inputs.query_lens), len(inputs.token_ids), max(inputs.context_lens)
-                )
-                steps.append((size, step_cost(loaded.shape, inputs, runner.block_size)))
+                cost = step_cost(loaded.shape, inputs, runner.block_size)
+                steps.append((_size_of(inputs, loaded.shape.num_layers), cost))
                 timed.append(timers.take())
     finally:
         for request_id in ids:
@@ -235,6 +237,20 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _size_of(inputs: StepInputs, num_layers: int) -> StepSize:
+    """What passes some of the layers counts as a part of its tokens."""
+    size = StepSize(len(inputs.query_lens), len(inputs.token_ids), max(inputs.context_lens))
+    layers = inputs.layers
+    if layers is None:
+        return size
+    share = (layers.stop_layer - layers.first_layer) / num_layers
+    return StepSize(
+        size.num_sequences + 1,
+        size.num_tokens + math.ceil(share * len(layers.chunk.token_ids)),
+        max(size.longest_context, *layers.chunk.context_lens),
+    )
 
 
 def _bring_to_work(engine: Engine, workload: Workload, concurrency: int) -> list[str]:

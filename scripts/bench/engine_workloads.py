@@ -30,6 +30,11 @@ _MIXED = (
 )
 
 
+def prompt_seed(concurrency: int, repetition: int) -> int:
+    """So that no prompt is in anybody's cache from the runs at another concurrency."""
+    return 100 * concurrency + repetition
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """Requests that come together. Lengths in tokens; prompts are random ids."""
@@ -84,11 +89,13 @@ class Workload:
         )
 
     def shortened(self) -> "Workload":
-        """The same in small, to see that it runs. A long prompt still takes some steps."""
+        """The same in small, to see that it runs. A long prompt still takes some steps, and those
+        beside it last until it is read."""
+        output_len = self.output_len if self.long_len else max(8, self.output_len // 8)
         return replace(
             self,
             prompt_len=min(2048, max(16, self.prompt_len // 8)),
-            output_len=max(8, self.output_len // 8),
+            output_len=output_len,
             shared_len=self.shared_len // 8,
             long_len=min(self.long_len, 2560),
         )
@@ -114,7 +121,7 @@ WORKLOADS = {
         Workload(
             name="admission",
             prompt_len=128,
-            output_len=512,
+            output_len=1024,
             long_len=8192,
         ),
         Workload(

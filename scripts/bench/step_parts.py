@@ -27,7 +27,7 @@ from models.engine.model_runner import ModelRunner
 from models.engine.step_inputs import StepInputs, StepOutputs
 from models.layers import Rope
 from models.native.layers import PARTS as LAYER_PARTS
-from models.native.layers import NativeLayers
+from models.native.layers import NativeLayers, NativePass
 from models.operations import DecoderOperations, HeadNorms, Rotation
 
 P = ParamSpec("P")
@@ -200,16 +200,18 @@ class _TimedLayers:
         self._layers = layers
         self._watch = watch
 
-    def forward(
+    def begin(
         self, x_TM: torch.Tensor, positions_T: torch.Tensor, attention: StepAttention
-    ) -> torch.Tensor | None:
+    ) -> NativePass | None:
         if isinstance(attention, _TimedAttention):
             attention = attention.inner
+        return self._layers.begin(x_TM, positions_T, attention)
+
+    def advance(self, tokens: NativePass, stop_layer: int) -> None:
         seconds = np.zeros(len(LAYER_PARTS))
-        hidden_TM = self._layers.forward(x_TM, positions_T, attention, seconds)
+        self._layers.advance(tokens, stop_layer, seconds)
         for part, part_s in zip(LAYER_PARTS, seconds.tolist(), strict=True):
             self._watch.add(part, part_s)
-        return hidden_TM
 
 
 class _TimedAttention:

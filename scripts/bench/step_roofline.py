@@ -52,7 +52,8 @@ class StepCost:
 def step_cost(config: DecoderConfig, inputs: StepInputs, block_size: int) -> StepCost:
     """Of one step on one rank. Call it before the next step: block tables are the sequences' own.
 
-    A quantized matrix counts by its bytes and, as if it were floats, by its products.
+    A quantized matrix counts by its bytes and, as if it were floats, by its products. A chunk that
+    passes some layers beside it needs no weights that the step does not read.
     """
     shards = Shards(config)
     counts = count_weights(config, 1)
@@ -65,10 +66,19 @@ def step_cost(config: DecoderConfig, inputs: StepInputs, block_size: int) -> Ste
     products = 2 * (num_tokens * (counts.in_products - head) + num_rows * head)
     attention = 4 * num_pairs * config.num_layers * config.num_heads * config.head_dim
     kv_numbers = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    return StepCost(
+    own = StepCost(
         weight_bytes=weight_bytes(shards).read_by(num_tokens, config.experts),
         kv_bytes=_num_slots(inputs, block_size) * kv_numbers * DTYPE_BYTES[config.dtype],
         flops=products + attention,
+    )
+    if inputs.layers is None:
+        return own
+    chunk = step_cost(config, inputs.layers.chunk, block_size)
+    num_layers = inputs.layers.stop_layer - inputs.layers.first_layer
+    return StepCost(
+        weight_bytes=own.weight_bytes,
+        kv_bytes=own.kv_bytes + chunk.kv_bytes * num_layers // config.num_layers,
+        flops=own.flops + chunk.flops * num_layers // config.num_layers,
     )
 
 

@@ -9,7 +9,7 @@ from models.adapters.bank import LONG_ROWS, AdapterBank
 from models.adapters.checkpoint import LoraPair
 from models.adapters.targets import LinearName, module_sizes, target_linears
 from models.checkpoint import DecoderConfig, read_decoder_config
-from models.engine.model_runner import padded_size
+from models.engine.padding import padded_size
 from tests.models.conftest import MakeCheckpoint
 
 RANK = 4

@@ -7,7 +7,7 @@ go on when a slot does not hold what the sequence's own tokens say.
 
 from collections.abc import Sequence as AbstractSequence
 
-from models.engine.step_inputs import BeamCandidates, StepInputs, StepOutputs
+from models.engine.step_inputs import BeamCandidates, LayerInputs, StepInputs, StepOutputs
 from models.engine.step_interrupt import StepInterrupted
 
 VOCAB_SIZE = 97
@@ -32,7 +32,9 @@ def next_candidates(context: AbstractSequence[int], count: int) -> BeamCandidate
 class KVSimulator:
     """Satisfies `Runner`."""
 
-    def __init__(self, *, num_blocks: int, block_size: int, max_model_len: int) -> None:
+    def __init__(
+        self, *, num_blocks: int, block_size: int, max_model_len: int, num_layers_apart: int = 0
+    ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.max_model_len = max_model_len
@@ -40,6 +42,10 @@ class KVSimulator:
         self.eos_token_ids: frozenset[int] = frozenset({13})
         self.default_max_num_batched_tokens = 512
         self.min_prompt_tokens = 2
+        self.num_layers_apart = num_layers_apart
+        self._chunk: StepInputs | None = None  # the latest one that passes layers apart
+        self.num_passed = 0  # of them
+        self.num_chunks_apart = 0  # that passed all
         self.uses_seed = False
         self._slots: list[tuple[int, int] | None] = [None] * (num_blocks * block_size)
         self.num_computed_tokens = 0
@@ -64,6 +70,8 @@ class KVSimulator:
 
     def execute(self, inputs: StepInputs) -> StepOutputs:
         self._copy_blocks(inputs.block_copies)
+        if inputs.layers is not None:
+            self.pass_layers(inputs.layers)
         if self._is_interrupted and inputs.is_interruptible:
             self._is_interrupted = False
             self._write(inputs, is_garbage=True)
@@ -87,13 +95,28 @@ class KVSimulator:
             candidates=candidates,
             token_ids=token_ids,
             logprobs=[None] * len(token_ids),
-            prompt_logprobs=[],
+            prompt_logprobs=[[] for _ in inputs.prompt_logprobs_rows],
             failed_rows=frozenset(
                 index
                 for index, row in enumerate(inputs.sampling_rows)
                 if row.prompt_token_ids == self.failing_prompt
             ),
         )
+
+    def pass_layers(self, layers: LayerInputs) -> None:
+        """What a chunk writes is of use when it has passed the last layer, and not before."""
+        if layers.first_layer == 0:
+            self._chunk, self.num_passed = layers.chunk, 0
+        assert self._chunk is layers.chunk
+        assert self.num_passed == layers.first_layer < layers.stop_layer <= self.num_layers_apart
+        self.num_passed = layers.stop_layer
+        is_complete = self.num_passed == self.num_layers_apart
+        self._write(self._chunk, is_garbage=not is_complete)
+        if is_complete:
+            self._read_back(self._chunk)
+            self.num_computed_tokens += len(self._chunk.token_ids)
+            self.num_chunks_apart += 1
+            self._chunk = None
 
     def _copy_blocks(self, copies: list[tuple[int, int]]) -> None:
         size = self.block_size

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from cluster.config import EngineConfig
 from cluster.types import FinishReason, Request, SamplingParams
 from models.engine.engine import Engine
+from models.engine.prompt_share import PromptShare
 from models.engine.randomness import derive_seed
 from tests.models.engine.kv_simulator import KVSimulator, next_token
 
@@ -21,8 +22,14 @@ def make_engine(
     prefix_caching: bool = True,
     max_batch_slowdown: float | None = None,
     max_prompt_slowdown: float | None = None,
+    num_layers_apart: int = 0,
 ) -> tuple[Engine, KVSimulator]:
-    runner = KVSimulator(num_blocks=num_blocks, block_size=block_size, max_model_len=max_model_len)
+    runner = KVSimulator(
+        num_blocks=num_blocks,
+        block_size=block_size,
+        max_model_len=max_model_len,
+        num_layers_apart=num_layers_apart,
+    )
     config = EngineConfig(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
@@ -275,6 +282,7 @@ operations = st.lists(
             st.integers(1, 24),  # max_tokens
             st.sampled_from([0, 0, 100]),  # priority
             st.sampled_from(["", "", "other", "third"]),  # tenant
+            st.sampled_from([None, None, 1]),  # prompt_logprobs
         ),
         st.tuples(st.just("interrupt")),
         st.tuples(st.just("step"), st.integers(1, 6)),
@@ -301,10 +309,10 @@ class Script:
         match operation:
             case ("interrupt",):
                 self.engine.interrupt()
-            case ("add", prompt, n, max_tokens, priority, tenant):
+            case ("add", prompt, n, max_tokens, priority, tenant, prompt_logprobs):
                 request_id = str(len(self.requests))
                 self.requests[request_id] = (prompt, n, max_tokens)
-                params = {"n": n, "max_tokens": max_tokens}
+                params = {"n": n, "max_tokens": max_tokens, "prompt_logprobs": prompt_logprobs}
                 self.engine.add_request(
                     make_request(request_id, prompt, priority=priority, tenant=tenant, **params)
                 )
@@ -400,7 +408,7 @@ def test_of_a_long_prompt_only_what_is_not_cached_counts() -> None:
     st.booleans(),
     st.integers(0, 30),  # blocks beyond one sequence's
     st.sampled_from([None, None, 0.05]),
-    st.sampled_from([None, 0.01, 0.8]),
+    st.sampled_from([(None, 0), (1, 0), (5, 0), (1, 3), (5, 3), (9, 3)]),  # and layers apart
 )
 def test_random_operations_never_lose_mix_up_or_starve_anything(
     operations: list[tuple],
@@ -409,7 +417,7 @@ def test_random_operations_never_lose_mix_up_or_starve_anything(
     prefix_caching: bool,
     spare: int,
     max_batch_slowdown: float | None,
-    max_prompt_slowdown: float | None,
+    long_prompts: tuple[int | None, int],  # tokens of steps with streams
 ) -> None:
     limit = 56
     engine, _ = make_engine(
@@ -419,12 +427,16 @@ def test_random_operations_never_lose_mix_up_or_starve_anything(
         budget=budget,
         prefix_caching=prefix_caching,
         max_batch_slowdown=max_batch_slowdown,
-        max_prompt_slowdown=max_prompt_slowdown,
+        max_prompt_slowdown=None if long_prompts[0] is None else 0.5,
+        num_layers_apart=long_prompts[1],
     )
     script = Script(engine)
-    for operation in operations:
-        script.carry_out(operation)
-    script.finish()
+    with pytest.MonkeyPatch.context() as patch:
+        if long_prompts[0] is not None:
+            patch.setattr(PromptShare, "num_tokens", lambda self: long_prompts[0])
+        for operation in operations:
+            script.carry_out(operation)
+        script.finish()
     assert engine.stats().num_free_blocks == engine.stats().num_blocks
     for request_id, (prompt, n, max_tokens) in script.requests.items():
         if request_id not in script.aborted:

@@ -147,7 +147,9 @@ def test_an_interrupt_that_comes_while_it_computes_ends_it(make_checkpoint: Make
     def run_until_it_ends() -> None:
         while True:
             has_begun.set()
-            layers.forward(torch.randn(len(TOKENS), 64), positions_T, attention)
+            tokens = layers.begin(torch.randn(len(TOKENS), 64), positions_T, attention)
+            assert tokens is not None
+            layers.advance(tokens, 200)
 
     with pytest.raises(StepInterrupted):
         run_until_it_ends()
@@ -161,8 +163,9 @@ def test_it_says_where_the_time_went(make_checkpoint: MakeCheckpoint) -> None:
     assert layers is not None
     attention = driver.runner._attention.prepare(inputs_of(TOKENS[:20]))
     seconds = np.zeros(len(PARTS))
-    arguments = (torch.randn(20, 64), torch.arange(20), attention, seconds)
-    assert layers.forward(*arguments) is not None
+    tokens = layers.begin(torch.randn(20, 64), torch.arange(20), attention)
+    assert tokens is not None
+    layers.advance(tokens, 1, seconds)
     assert seconds.min() > 0
 
 
