@@ -42,8 +42,8 @@ class LongPrompts:
         least = min(self._limits.min_prompt_tokens, batch.num_tokens_left)
         return max(least, self.num_tokens_left(batch, sequence, num_cached))
 
-    def pass_layers_apart(self, batch: Batch, sequence: Sequence) -> bool:
-        """Whether a running sequence's next tokens are a `LayeredChunk`."""
+    def is_layered(self, batch: Batch, sequence: Sequence) -> bool:
+        """Whether a running sequence's next tokens pass a few layers in each step."""
         return (
             self._limits.num_layers_apart > 0
             and self._limits.max_prompt_slowdown is not None
@@ -54,8 +54,8 @@ class LongPrompts:
         )
 
     def next_chunk_tokens(self, batch: Batch, sequence: Sequence) -> int:
-        """How many tokens of the sequence pass layers in this step; 0: none, because another's do,
-        or because the step has no time left for them."""
+        """How many tokens of such a sequence pass layers in this step; 0: none, because another's
+        do, or because the step has no time left for them."""
         allowed = min(self._allowed(batch), batch.num_tokens_left)
         if allowed <= 0 or batch.layer_slice is not None:
             return 0
@@ -67,8 +67,8 @@ class LongPrompts:
         fitting = max(_CHUNK_MULTIPLE, fitting - fitting % _CHUNK_MULTIPLE)
         return min(fitting, sequence.num_tokens - 1 - sequence.num_computed_tokens)
 
-    def pass_layers(self, batch: Batch, sequence: Sequence, num_tokens: int) -> None:
-        """Put so many of the sequence's tokens, whose blocks it has, into the step."""
+    def add_layers(self, batch: Batch, sequence: Sequence, num_tokens: int) -> None:
+        """Put the next layers of so many tokens, whose blocks the sequence has, into the step."""
         chunk = self._chunk
         if chunk is None or not chunk.is_under_way:
             chunk = LayeredChunk(sequence, num_tokens, num_layers=self._limits.num_layers_apart)

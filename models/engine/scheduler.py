@@ -362,8 +362,8 @@ class Scheduler:
 
     def _continue(self, batch: Batch, sequence: Sequence) -> None:
         """Give a running sequence as many tokens as it lacks and the budget has."""
-        passes_apart = self._long_prompts.pass_layers_apart(batch, sequence)
-        if passes_apart:
+        is_layered = self._long_prompts.is_layered(batch, sequence)
+        if is_layered:
             num_new = self._long_prompts.next_chunk_tokens(batch, sequence)
         else:
             most = self._long_prompts.num_tokens_left(batch, sequence, sequence.num_cached_tokens)
@@ -373,8 +373,8 @@ class Scheduler:
         copies = self._extend_or_preempt(batch, sequence, num_new)
         if copies is not None:
             batch.block_copies.extend(copies)
-            if passes_apart:
-                self._long_prompts.pass_layers(batch, sequence, num_new)
+            if is_layered:
+                self._long_prompts.add_layers(batch, sequence, num_new)
             else:
                 self._compute(batch, sequence, num_new)
 

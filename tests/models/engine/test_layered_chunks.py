@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from cluster.types import PRIORITY_BATCH, Request
+from cluster.types import PRIORITY_BATCH, Request, SamplingParams
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
 from models.engine.prompt_share import PromptShare
@@ -15,12 +15,15 @@ from tests.models.engine.test_scheduler import expected_output, make_request
 from tests.models.engine.test_scheduler import make_engine as make_simulated_engine
 from tests.models.engine_runs import (
     Outputs,
+    assert_same_bits,
     greedy,
     make_engine,
     prompts_of_mixed_lengths,
     reference_outputs,
+    run,
     tokens,
 )
+from tests.models.parallel.rank_threads import engine_config
 
 NUM_LAYERS = 3
 LONG = list(range(21, 81))
@@ -246,8 +249,17 @@ FAMILIES = {
 }
 
 
+def streams() -> list[Request]:
+    """Two that go on for long."""
+    params = SamplingParams(temperature=0.0, max_tokens=240, ignore_eos=True)
+    return [
+        Request(request_id=f"stream {k}", prompt_token_ids=[5 + k], sampling_params=params)
+        for k in range(2)
+    ]
+
+
 def beside_streams(
-    engine: Engine, streams: list[Request], late: list[Request]
+    engine: Engine, before: list[Request], late: list[Request]
 ) -> tuple[Outputs, list[LayerInputs]]:
     """All deltas of requests that decode and of those that come then, and the slices there were."""
     slices: list[LayerInputs] = []
@@ -263,13 +275,13 @@ def beside_streams(
 
     chunk_layers.compute = noted  # type: ignore[method-assign]
     deltas: Outputs = {}
-    for request in streams:
+    for request in before:
         engine.add_request(request)
     while engine.has_unfinished:
         for delta in engine.step():
             deltas.setdefault((delta.request_id, delta.index), []).append(delta)
         engine.check()
-        if late and len(deltas) == len(streams):
+        if late and len(deltas) == len(before):
             for request in late:
                 engine.add_request(request)
             late = []
@@ -285,15 +297,7 @@ def test_greedy_tokens_equal_transformers(family: str, make_checkpoint: MakeChec
     engine = make_engine(
         folder, max_num_batched_tokens=32, max_num_seqs=24, max_prompt_slowdown=0.5
     )
-    streams = [
-        Request(
-            request_id=f"stream {k}",
-            prompt_token_ids=[5 + k],
-            sampling_params=request.sampling_params,
-        )
-        for k, request in enumerate(greedy([[5], [6]], max_tokens=240, ignore_eos=True))
-    ]
-    deltas, slices = beside_streams(engine, streams, greedy(prompts))
+    deltas, slices = beside_streams(engine, streams(), greedy(prompts))
     assert [tokens(deltas[(str(k), 0)]) for k in range(len(prompts))] == expected
     assert {one.first_layer for one in slices} == set(range(5))
 
@@ -307,12 +311,34 @@ def test_a_prompt_whose_logprobs_are_wanted_passes_all_layers_at_once(
     engine = make_engine(
         folder, max_num_batched_tokens=32, max_num_seqs=24, max_prompt_slowdown=0.5
     )
-    streams = greedy([[5]], max_tokens=200, ignore_eos=True)
     late = Request(
         request_id="late", prompt_token_ids=prompt, sampling_params=alone.sampling_params
     )
-    deltas, slices = beside_streams(engine, streams, [late])
+    deltas, slices = beside_streams(engine, streams(), [late])
     scored = deltas[("late", 0)][0].prompt_logprobs
     assert scored is not None
     assert len(scored) == len(prompt) - 1
     assert not slices
+
+
+@pytest.mark.parametrize(
+    ("dtype", "quantization"),
+    [("float32", "none"), ("bfloat16", "none"), ("bfloat16", "int8"), ("float32", "int8_dynamic")],
+)
+def test_a_deterministic_engine_gives_the_same_bits_to_what_passes_layer_by_layer(
+    make_checkpoint: MakeCheckpoint, dtype: str, quantization: str
+) -> None:
+    folder = make_checkpoint("llama", head_dim=32, num_hidden_layers=5)
+    limits = engine_config(deterministic=True, max_num_batched_tokens=48, max_prompt_slowdown=0.5)
+    prompts = [prompt for prompt in prompts_of_mixed_lengths() if len(prompt) > 48]
+    requests = greedy(prompts, logprobs=3)
+
+    def engine() -> Engine:
+        runner = ModelRunner(folder, limits, dtype=dtype, device="cpu", quantization=quantization)
+        return Engine(runner, limits)
+
+    alone = engine()
+    expected = {key: d for request in requests for key, d in run(alone, [request]).items()}
+    deltas, slices = beside_streams(engine(), streams(), requests)
+    assert slices
+    assert_same_bits({key: deltas[key] for key in expected}, expected)
