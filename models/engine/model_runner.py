@@ -178,7 +178,7 @@ class ModelRunner:
         self._attention = choose_attention(
             self._kv_cache, shape, dtype=self._dtype, is_deterministic=engine_config.deterministic
         )
-        if isinstance(self._decoder, Decoder) and self._device.type == "cpu" and group.size == 1:
+        if isinstance(self._decoder, Decoder) and self._device.type == "cpu":
             self._chunk_layers = ChunkLayers(self._decoder, self._attention, padded=self._padded)
 
     @property

@@ -45,7 +45,7 @@ class PromptLogprobsRow:
 class LayerInputs:
     """Layers of a chunk that passes a few of them in each step; see `LayeredChunk`."""
 
-    chunk: "StepInputs"  # one sequence, nothing chosen; the same object in each of its steps
+    chunk: "StepInputs"  # one sequence, nothing chosen
     first_layer: int  # 0: it begins
     stop_layer: int  # those below it
 

@@ -122,8 +122,7 @@ class TPRunner:
 
     @property
     def num_layers_apart(self) -> int:
-        """The other ranks are told of whole steps."""
-        return 0
+        return self._runner.num_layers_apart
 
     @property
     def process_ids(self) -> list[int]:

@@ -4,9 +4,28 @@ How tokens are chosen (penalties, grammars, beams) is rank 0's business; the oth
 which positions it wants logits.
 """
 
+from typing import Self
+
 import msgspec
 
-from models.engine.step_inputs import StepInputs
+from models.engine.step_inputs import LayerInputs, StepInputs
+
+
+class LayerOrder(msgspec.Struct, frozen=True, array_like=True):
+    """As `LayerInputs`."""
+
+    chunk: "StepOrder"
+    first_layer: int
+    stop_layer: int
+
+    @classmethod
+    def of(cls, layers: LayerInputs) -> Self:
+        return cls(StepOrder.of(layers.chunk), layers.first_layer, layers.stop_layer)
+
+    def inputs(self) -> LayerInputs:
+        return LayerInputs(
+            chunk=self.chunk.inputs(), first_layer=self.first_layer, stop_layer=self.stop_layer
+        )
 
 
 class StepOrder(msgspec.Struct, frozen=True, array_like=True, tag="step"):
@@ -23,9 +42,10 @@ class StepOrder(msgspec.Struct, frozen=True, array_like=True, tag="step"):
     logit_indices: list[int]
     scored_spans: list[tuple[int, int]]
     adapter_slots: list[int | None]
+    layers: LayerOrder | None
 
     @classmethod
-    def of(cls, inputs: StepInputs) -> "StepOrder":
+    def of(cls, inputs: StepInputs) -> Self:
         return cls(
             inputs.token_ids,
             inputs.positions,
@@ -37,6 +57,7 @@ class StepOrder(msgspec.Struct, frozen=True, array_like=True, tag="step"):
             [row.logit_index for row in inputs.sampling_rows],
             [(row.first_index, len(row.target_token_ids)) for row in inputs.prompt_logprobs_rows],
             inputs.adapter_slots,
+            None if inputs.layers is None else LayerOrder.of(inputs.layers),
         )
 
     def inputs(self) -> StepInputs:
@@ -51,4 +72,5 @@ class StepOrder(msgspec.Struct, frozen=True, array_like=True, tag="step"):
             block_copies=self.block_copies,
             sampling_rows=[],
             adapter_slots=self.adapter_slots,
+            layers=None if self.layers is None else self.layers.inputs(),
         )

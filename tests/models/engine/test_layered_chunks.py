@@ -9,6 +9,7 @@ from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
 from models.engine.prompt_share import PromptShare
 from models.engine.step_inputs import LayerInputs
+from models.parallel.runner import TPRunner
 from tests.models.conftest import MakeCheckpoint
 from tests.models.engine.kv_simulator import KVSimulator
 from tests.models.engine.test_scheduler import expected_output, make_request
@@ -23,7 +24,7 @@ from tests.models.engine_runs import (
     run,
     tokens,
 )
-from tests.models.parallel.rank_threads import engine_config
+from tests.models.parallel.rank_threads import engine_config, engine_on, parallel_runner
 
 NUM_LAYERS = 3
 LONG = list(range(21, 81))
@@ -264,6 +265,8 @@ def beside_streams(
     """All deltas of requests that decode and of those that come then, and the slices there were."""
     slices: list[LayerInputs] = []
     runner = engine._runner
+    if isinstance(runner, TPRunner):
+        runner = runner._runner
     assert isinstance(runner, ModelRunner)
     chunk_layers = runner._chunk_layers
     assert chunk_layers is not None
@@ -298,6 +301,22 @@ def test_greedy_tokens_equal_transformers(family: str, make_checkpoint: MakeChec
         folder, max_num_batched_tokens=32, max_num_seqs=24, max_prompt_slowdown=0.5
     )
     deltas, slices = beside_streams(engine, streams(), greedy(prompts))
+    assert [tokens(deltas[(str(k), 0)]) for k in range(len(prompts))] == expected
+    assert {one.first_layer for one in slices} == set(range(5))
+
+
+@pytest.mark.parametrize(("family", "size"), [("llama", 2), ("mistral kernels", 2), ("mixtral", 4)])
+def test_ranks_let_chunks_pass_layer_by_layer_too(
+    make_checkpoint: MakeCheckpoint, family: str, size: int
+) -> None:
+    name, overrides = FAMILIES[family]
+    folder = make_checkpoint(name, **overrides, num_hidden_layers=5)
+    prompts = [prompt for prompt in prompts_of_mixed_lengths() if len(prompt) > 48]
+    expected = reference_outputs(folder, prompts)
+    limits = {"max_num_batched_tokens": 48, "max_prompt_slowdown": 0.5}
+    with parallel_runner(folder, size, **limits) as runner:
+        engine = engine_on(runner, **limits)
+        deltas, slices = beside_streams(engine, streams(), greedy(prompts))
     assert [tokens(deltas[(str(k), 0)]) for k in range(len(prompts))] == expected
     assert {one.first_layer for one in slices} == set(range(5))
 

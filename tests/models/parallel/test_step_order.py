@@ -2,9 +2,19 @@
 
 import msgspec
 
-from models.engine.step_inputs import PromptLogprobsRow, StepInputs
+from models.engine.step_inputs import LayerInputs, PromptLogprobsRow, StepInputs
 from models.parallel.step_order import StepOrder
 from tests.models.step_driver import greedy_row
+
+CHUNK = StepInputs(
+    token_ids=[3, 4],
+    positions=[100, 101],
+    slot_mapping=[164, 165],
+    query_lens=[2],
+    context_lens=[102],
+    block_tables=[[1, 2, 3]],
+    sampling_rows=[],
+)
 
 
 def test_a_step_arrives_with_all_that_a_rank_computes_and_no_more() -> None:
@@ -21,6 +31,7 @@ def test_a_step_arrives_with_all_that_a_rank_computes_and_no_more() -> None:
             PromptLogprobsRow(first_index=1, target_token_ids=[9, 250_000], num_top=3)
         ],
         read_grammar_masks=lambda: None,  # type: ignore[arg-type,return-value]
+        layers=LayerInputs(chunk=CHUNK, first_layer=2, stop_layer=5),
     )
     frame = msgspec.msgpack.encode(StepOrder.of(inputs))
     arrived = msgspec.msgpack.decode(frame, type=StepOrder)
@@ -35,6 +46,7 @@ def test_a_step_arrives_with_all_that_a_rank_computes_and_no_more() -> None:
         "context_lens",
         "block_tables",
         "block_copies",
+        "layers",
     ):
         assert getattr(rebuilt, field) == getattr(inputs, field), field
     assert rebuilt.sampling_rows == []
