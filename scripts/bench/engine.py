@@ -15,8 +15,8 @@ Loads (prompt/output tokens of each request, all requests at once, random token 
     shared     576/64, the first 512 the same in every prompt and cached when it counts
     mixed      128/64, six kinds of sampling in turn: greedy, top-p, top-k, min-p with logprobs,
                penalties, logit bias
-    admission  short streams, among which a prompt of 8,192 tokens comes: their p99 token gap before
-               and while it is read
+    admission  short streams (128/2,048), among which a prompt of 8,192 tokens comes: their p99
+               token gap before, while it is read, and after it is gone
     context    one prompt that fills a context of 131,072 tokens
 
 Outputs have a fixed length (end-of-sequence is ignored). Each repetition runs ours and then every
@@ -248,15 +248,12 @@ def _chosen_workloads(arguments: argparse.Namespace) -> list[Workload]:
         if arguments.quick:
             workload = workload.shortened()
         prompt_len = arguments.prompt_len or workload.prompt_len
-        long_len = workload.long_len
         if arguments.long_len is not None and workload.is_single:
             prompt_len = arguments.long_len - workload.output_len - EXTRA_TOKENS
         elif arguments.long_len is not None and workload.long_len:
-            long_len = arguments.long_len
+            workload = workload.beside(arguments.long_len)
         output_len = arguments.output_len or workload.output_len
-        workloads.append(
-            replace(workload, prompt_len=prompt_len, output_len=output_len, long_len=long_len)
-        )
+        workloads.append(replace(workload, prompt_len=prompt_len, output_len=output_len))
     return workloads
 
 

@@ -89,16 +89,18 @@ class Workload:
         )
 
     def shortened(self) -> "Workload":
-        """The same in small, to see that it runs. A long prompt still takes some steps, and those
-        beside it last until it is read."""
-        output_len = self.output_len if self.long_len else max(8, self.output_len // 8)
-        return replace(
+        """The same in small, to see that it runs. A long prompt still takes some steps."""
+        made = replace(
             self,
             prompt_len=min(2048, max(16, self.prompt_len // 8)),
-            output_len=output_len,
+            output_len=max(8, self.output_len // 8),
             shared_len=self.shared_len // 8,
-            long_len=min(self.long_len, 2560),
         )
+        return made.beside(min(self.long_len, 2560)) if self.long_len else made
+
+    def beside(self, long_len: int) -> "Workload":
+        """The same with another long prompt, and outputs that last until it is read."""
+        return replace(self, long_len=long_len, output_len=long_len // 4)
 
 
 WORKLOADS = {
@@ -121,7 +123,7 @@ WORKLOADS = {
         Workload(
             name="admission",
             prompt_len=128,
-            output_len=1024,
+            output_len=2048,
             long_len=8192,
         ),
         Workload(

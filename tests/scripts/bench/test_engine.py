@@ -125,7 +125,7 @@ def test_without_options_it_is_the_comparison_of_the_135m_shape() -> None:
 def test_the_long_prompt_and_the_context_can_be_chosen() -> None:
     arguments = engine.parse(["--workload", "admission,context,short", "--long-len", "32768"])
     admission, context, short = engine._chosen_workloads(arguments)
-    assert admission.long_len == 32_768
+    assert (admission.long_len, admission.output_len) == (32_768, 8192)
     assert context.max_model_len + engine.EXTRA_TOKENS == 32_768
     assert short == WORKLOADS["short"]
 
