@@ -1,4 +1,5 @@
-"""Builds the CPU kernels for this very CPU, once, and loads them.
+"""Builds the CPU kernels for this very CPU, or for the one that `SHOAL_NATIVE` names, once, and
+loads them.
 
 A compiler is all it takes: the sources include nothing of torch, so they compile in seconds and
 fit every version. Their threads are torch's own: they link to the OpenMP library that torch has
@@ -25,17 +26,18 @@ logger = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent
 SOURCES = tuple(FOLDER / f"{name}.cpp" for name in ("kernels", "attention", "matmul", "decoder"))
 HEADERS = tuple(FOLDER / name for name in ("team.h", "vectors.h"))
-SWITCH = "SHOAL_NATIVE"  # "0": never; the operations are torch's own then
+#: "0": never, the operations are torch's own then; else the CPU, as compilers' -march takes it.
+SWITCH = "SHOAL_NATIVE"
 FLAGS = (
     "-std=c++17",
     "-O3",
-    "-march=native",
     "-fPIC",
     "-fopenmp",
     "-Wall",
     "-Wextra",
     "-Wno-uninitialized",  # GCC 12 finds them in its own header of AVX-512
     "-Wno-maybe-uninitialized",
+    "-Wno-psabi",  # vectors that the CPU has to split are passed within a file only
     f"-I{FOLDER}",
 )
 COMPILERS = ("c++", "g++", "clang++")
@@ -63,17 +65,21 @@ class NativeBuildError(RuntimeError):
 @cache
 def native_library() -> ctypes.CDLL | None:
     """The loaded kernels; None where they are switched off or cannot be built, which is logged."""
-    if os.environ.get(SWITCH, "1") == "0":
+    cpu = os.environ.get(SWITCH, "native")
+    if cpu == "0":
         return None
     try:
-        return load(build(shoal_home() / "native"))
+        return load(build(shoal_home() / "native", cpu if cpu != "1" else "native"))
     except (NativeBuildError, OSError) as error:
         logger.warning("CPU kernels are not used, torch's own operations are: %s", error)
         return None
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, cpu: str = "native") -> Path:
     """Compile into `folder` unless these sources were compiled there with this compiler and CPU.
+
+    Args:
+        cpu: what it is to run on, as the compiler's -march takes it.
 
     Raises:
         NativeBuildError: no compiler, or it failed.
@@ -82,25 +88,25 @@ def build(folder: Path) -> Path:
     if compiler is None:
         raise NativeBuildError(f"there is no C++ compiler ({', '.join(COMPILERS)})")
     openmp = _loaded_openmp()
-    library = folder / f"kernels-{_fingerprint(compiler, openmp)}.so"
+    library = folder / f"kernels-{_fingerprint(compiler, openmp, cpu)}.so"
     if library.exists():
         return library
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _only_one_compiler(folder):
         if not library.exists():
-            _compile(compiler, openmp, folder, library)
+            _compile([compiler, f"-march={cpu}"], openmp, folder, library)
     return library
 
 
-def _compile(compiler: str, openmp: Path | None, folder: Path, library: Path) -> None:
+def _compile(compiler: list[str], openmp: Path | None, folder: Path, library: Path) -> None:
     logger.info("compiling the CPU kernels (once; some seconds)")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = Path(scratch) / "kernels.so"
         objects = [str(Path(scratch) / f"{source.stem}.o") for source in SOURCES]
         for source, object_file in zip(SOURCES, objects, strict=True):
-            _run([compiler, *FLAGS, f"-I{FOLDER}", "-c", str(source), "-o", object_file])
+            _run([*compiler, *FLAGS, "-c", str(source), "-o", object_file])
         link = [str(openmp)] if openmp is not None else ["-fopenmp"]
-        _run([compiler, "-shared", *objects, *link, "-o", str(built)])
+        _run([*compiler, "-shared", *objects, *link, "-o", str(built)])
         built.replace(library)  # in one piece: others look for it without the lock
 
 
@@ -127,10 +133,10 @@ def load(path: Path) -> ctypes.CDLL:
     return library
 
 
-def _fingerprint(compiler: str, openmp: Path | None) -> str:
+def _fingerprint(compiler: str, openmp: Path | None, cpu: str) -> str:
     version = _run([compiler, "--version"])
     # What `-march=native` comes to here: a home may be shared by machines of different kinds.
-    target = _run([compiler, "-march=native", "-Q", "--help=target"])
+    target = _run([compiler, f"-march={cpu}", "-dM", "-E", "-x", "c++", os.devnull])
     sources = [path.read_text() for path in (*SOURCES, *HEADERS)]
     text = "\n".join((version, target, " ".join(FLAGS), str(openmp), *sources))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,62 @@
+"""The kernels as compiled for CPUs without the latest instructions; they run on this one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.native.library import SWITCH, native_library
+from tests.models.conftest import MakeCheckpoint
+from tests.models.native.test_layers import decoder_of, driver_for, logits_of_a_busy_while
+
+#: Names of GCC and clang, each with flags of /proc/cpuinfo that it needs.
+CPUS = {
+    "x86-64-v3": {"avx2", "fma", "f16c", "bmi2"},
+    "skylake-avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    "cooperlake": {"avx512f", "avx512_vnni", "avx512_bf16"},
+}
+#: Logprobs of bfloat16 differ by a tenth between any two orders of its sums.
+CASES = {
+    "float32": ("float32", "none", 1e-4),
+    "bfloat16": ("bfloat16", "none", 0.3),
+    "int8": ("bfloat16", "int8", 0.3),
+    "int8_dynamic": ("float32", "int8_dynamic", 1e-4),
+    "int4": ("bfloat16", "int4_g32", 0.3),
+}
+
+
+def cpu_flags() -> set[str]:
+    text = Path("/proc/cpuinfo").read_text()
+    return {flag for line in text.splitlines() if "flags" in line for flag in line.split()}
+
+
+@pytest.fixture(params=CPUS)
+def _for_another_cpu(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    if not CPUS[request.param] <= cpu_flags():
+        pytest.skip(f"this machine cannot run what is compiled for {request.param}")
+    monkeypatch.setenv(SWITCH, request.param)
+    native_library.cache_clear()
+    yield
+    native_library.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_for_another_cpu")
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_they_compute_what_torch_does(
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch, case: tuple[str, str, float]
+) -> None:
+    dtype, quantization, tolerance = case
+    folder = make_checkpoint("llama", head_dim=32, max_position_embeddings=4096)
+    driver = driver_for(folder, dtype, quantization)
+    assert decoder_of(driver)._native_layers is not None
+    found = logits_of_a_busy_while(driver)
+    monkeypatch.setenv(SWITCH, "0")
+    native_library.cache_clear()
+    plain = driver_for(folder, dtype, quantization)
+    assert decoder_of(plain)._native_layers is None
+    expected = logits_of_a_busy_while(plain)
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
