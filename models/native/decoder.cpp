@@ -209,6 +209,15 @@ class Run {
 
 extern "C" {
 
+// 1: the CPU that this is compiled for has AVX-512.
+int32_t shoal_has_wide_vectors() {
+#ifdef __AVX512F__
+  return 1;
+#else
+  return 0;
+#endif
+}
+
 // 1: the layers were computed; 0: the step was interrupted.
 int32_t shoal_decode(const Stack *stack, const Step *step) { return Run(*stack, *step).run(); }
 }

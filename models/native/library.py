@@ -55,6 +55,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "shoal_silu_mul": (_I32, _P, _P, _I64, _I64, _I32),
     "shoal_multiply": (_I32, _P, _P, _P, _P, _I64, _I32),
     "shoal_decode": (_P, _P),
+    "shoal_has_wide_vectors": (),
 }
 
 
@@ -129,7 +130,8 @@ def load(path: Path) -> ctypes.CDLL:
         function = getattr(library, name)
         function.argtypes = types
         function.restype = None
-    library.shoal_decode.restype = _I32
+    for name in ("shoal_decode", "shoal_has_wide_vectors"):
+        getattr(library, name).restype = _I32
     return library
 
 

@@ -1,11 +1,15 @@
 """The kernels as compiled for CPUs without the latest instructions; they run on this one."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from cluster.config import EngineConfig
+from models.attention.native import NativeAttention
+from models.engine.model_runner import ModelRunner
 from models.native.library import SWITCH, native_library
 from tests.models.conftest import MakeCheckpoint
 from tests.models.native.test_layers import decoder_of, driver_for, logits_of_a_busy_while
@@ -52,7 +56,9 @@ def test_they_compute_what_torch_does(
     dtype, quantization, tolerance = case
     folder = make_checkpoint("llama", head_dim=32, max_position_embeddings=4096)
     driver = driver_for(folder, dtype, quantization)
-    assert decoder_of(driver)._native_layers is not None
+    has_products = "avx512f" in CPUS[os.environ[SWITCH]]
+    assert (decoder_of(driver)._native_layers is not None) == has_products
+    assert isinstance(driver.runner._attention, NativeAttention)
     found = logits_of_a_busy_while(driver)
     monkeypatch.setenv(SWITCH, "0")
     native_library.cache_clear()
@@ -60,3 +66,12 @@ def test_they_compute_what_torch_does(
     assert decoder_of(plain)._native_layers is None
     expected = logits_of_a_busy_while(plain)
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_for_another_cpu")
+@pytest.mark.parametrize("_for_another_cpu", ["x86-64-v3"], indirect=True)
+def test_bits_are_not_promised_where_products_are_torchs(make_checkpoint: MakeCheckpoint) -> None:
+    config = EngineConfig(max_model_len=64, deterministic=True)
+    with pytest.raises(ValueError, match="AVX-512"):
+        ModelRunner(make_checkpoint("llama", head_dim=32), config, dtype="float32", device="cpu")
