@@ -10,7 +10,6 @@ import torch
 
 from cluster.config import EngineConfig
 from models.checkpoint import DecoderConfig
-from models.native.matmul import can_multiply_floats
 from models.native.operations import native_operations
 
 MAX_RANKS = 2  # the sum of two is the same in either order; gloo adds more in one that varies
@@ -42,13 +41,11 @@ def check_deterministic(
         problem = f"kv_cache_dtype {engine_config.kv_cache_dtype}; supported: auto"
     elif config.quantization is not None and config.quantization.layers.weights == "fp8":
         problem = "fp8 weights; supported: floats, int8 and int4"
-    elif native_operations(
-        config, dtype=dtype, device=device.type
-    ) is None or not can_multiply_floats(dtype, device.type):
+    elif native_operations(config, dtype=dtype, device=device.type) is None:
         problem = (
             f"{dtype} and heads {config.head_dim} wide, for which there are no CPU kernels here; "
             "supported: float32 and bfloat16, widths that are multiples of 16 and heads' of 32, "
-            "where there are a C++ compiler and a CPU with AVX-512 and SHOAL_NATIVE is not 0"
+            "where there is a C++ compiler and SHOAL_NATIVE is not 0"
         )
     if problem is not None:
         raise unsupported(problem)

@@ -58,7 +58,11 @@ from models.engine.step_inputs import PromptLogprobsRow, StepInputs, StepOutputs
 from models.engine.step_interrupt import InterruptibleAttention, StepInterrupt
 from models.engine.transfers import upload
 from models.layers import can_pack
-from models.native.matmul import can_multiply_floats, native_float_product
+from models.native.matmul import (
+    are_float_products_fast,
+    can_multiply_floats,
+    native_float_product,
+)
 from models.native.operations import native_operations
 from models.operations import DecoderOperations
 from models.parallel.group import TPGroup
@@ -338,7 +342,8 @@ class ModelRunner:
             init_random_weights(decoder, seed=0)
         else:
             load_weights(decoder, checkpoint_dir)
-        if can_multiply_floats(self._dtype, self._device.type):
+        is_wanted = engine_config.deterministic or are_float_products_fast()
+        if is_wanted and can_multiply_floats(self._dtype, self._device.type):
             decoder.pack(native_float_product)
             self._padded = int
         elif can_pack(self._dtype, self._device.type):

@@ -37,8 +37,9 @@ def native_product(
     matrix: QuantizedMatrix, *, dtype: torch.dtype, device: str
 ) -> "NativeProduct | None":
     """The kernel's product of a quantized matrix, where it serves here; inputs in its own order."""
-    library = _product_library(dtype, device)
-    if library is None or matrix.scheme.weights not in ("int8", "int4"):
+    fits = device == "cpu" and dtype in DTYPES and matrix.scheme.weights in ("int8", "int4")
+    library = native_library() if fits else None
+    if library is None:
         return None
     kind = _kind(matrix)
     num_outputs, num_inputs = matrix.levels_OI.shape
@@ -64,15 +65,14 @@ def native_product(
 
 def can_multiply_floats(dtype: torch.dtype, device: str) -> bool:
     """Whether there is `native_float_product` here."""
-    return _product_library(dtype, device) is not None
+    return device == "cpu" and dtype in DTYPES and native_library() is not None
 
 
-def _product_library(dtype: torch.dtype, device: str) -> ctypes.CDLL | None:
-    """The kernels, where their products are as fast as torch's: sums fit the registers of AVX-512,
-    and what compilers make of them for other CPUs is ten times as slow."""
-    library = native_library() if device == "cpu" and dtype in DTYPES else None
-    has_wide_vectors = library is not None and library.shoal_has_wide_vectors()
-    return library if has_wide_vectors else None
+def are_float_products_fast() -> bool:
+    """Whether they are as fast as torch's: their sums fit the registers of AVX-512, and what
+    compilers make of them for other CPUs is several times as slow."""
+    library = native_library()
+    return library is not None and bool(library.shoal_has_wide_vectors())
 
 
 def native_float_product(weight_OI: torch.Tensor) -> "NativeProduct":
