@@ -66,7 +66,7 @@ class NativeBuildError(RuntimeError):
 @cache
 def native_library() -> ctypes.CDLL | None:
     """The loaded kernels; None where they are switched off or cannot be built, which is logged."""
-    cpu = os.environ.get(SWITCH, "native")
+    cpu = os.environ.get(SWITCH) or "native"
     if cpu == "0":
         return None
     try:
