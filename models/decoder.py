@@ -262,7 +262,7 @@ class Decoder:
         if self._native_layers is not None and adapters is None:
             native = self._native_layers.begin(x_TM, positions_T, attention)
             if native is not None:
-                return LayerPass(x_TM=x_TM, route=native)
+                return LayerPass(x_TM=x_TM, added_TM=native.added_TM, route=native)
         step = DecoderStep(
             operations=self._operations,
             rotation=self._operations.rotation(
@@ -279,8 +279,7 @@ class Decoder:
         route = tokens.route
         if isinstance(route, NativePass):
             assert self._native_layers is not None, "it has begun this"
-            self._native_layers.advance(route, stop_layer)
-            tokens.added_TM = route.added_TM
+            self._native_layers.advance(route, range(tokens.num_layers, stop_layer))
         else:
             for layer in self.layers[tokens.num_layers : stop_layer]:
                 tokens.added_TM = layer.forward(tokens.x_TM, tokens.added_TM, route)

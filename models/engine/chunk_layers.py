@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 
-import torch
-
 from models.attention.backend import AttentionBackend
 from models.decoder import Decoder, LayerPass
+from models.engine.padding import padded_tokens
 from models.engine.step_inputs import LayerInputs, StepInputs
 
 
@@ -38,10 +37,5 @@ class ChunkLayers:
             self._tokens = None
 
     def _begin(self, chunk: StepInputs) -> LayerPass:
-        num_tokens = len(chunk.token_ids)
-        padding = [0] * (self._padded(num_tokens) - num_tokens)
-        return self._decoder.begin(
-            torch.tensor(chunk.token_ids + padding),
-            torch.tensor(chunk.positions + padding),
-            self._attention.prepare(chunk),
-        )
+        ids_T, positions_T = padded_tokens(chunk, self._padded(len(chunk.token_ids)))
+        return self._decoder.begin(ids_T, positions_T, self._attention.prepare(chunk))

@@ -51,7 +51,7 @@ from models.engine.launched_step import (
     drawn_outputs,
     following_inputs,
 )
-from models.engine.padding import padded_size
+from models.engine.padding import padded_size, padded_tokens
 from models.engine.sampler import NonFiniteLogitsError, token_logprobs
 from models.engine.step_decoder import StepDecoder
 from models.engine.step_inputs import PromptLogprobsRow, StepInputs, StepOutputs
@@ -406,16 +406,15 @@ class ModelRunner:
             return self._gpu_steps.compute(inputs, adapters, token_ids_T)
         # Adapters' products are torch's.
         num_rows = (padded_size if inputs.adapter_slots else self._padded)(num_tokens)
-        padding = [0] * (num_rows - num_tokens)
         attention = self._attention.prepare(inputs)
         if inputs.is_interruptible:
             attention = InterruptibleAttention(attention, self._interrupt)
-        ids_T = torch.tensor(inputs.token_ids + padding, device=self._device)
+        ids_T, positions_T = padded_tokens(inputs, num_rows, device=self._device)
         if token_ids_T is not None:
             ids_T[:num_tokens] = token_ids_T
         hidden_TM = self._decoder.forward(
             ids_T,
-            torch.tensor(inputs.positions + padding, device=self._device),
+            positions_T,
             attention,
             self._adapter_step(inputs, num_rows=num_rows, padded=padded_size),
         )

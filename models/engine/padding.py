@@ -1,5 +1,9 @@
 """Step sizes, where each new one costs time and memory."""
 
+import torch
+
+from models.engine.step_inputs import StepInputs
+
 
 def padded_size(num_rows: int) -> int:
     """The number of rows that a step of `num_rows` is padded to.
@@ -12,3 +16,12 @@ def padded_size(num_rows: int) -> int:
         if num_rows <= limit:
             return -(-num_rows // multiple) * multiple
     return -(-num_rows // 64) * 64
+
+
+def padded_tokens(
+    inputs: StepInputs, num_rows: int, *, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The token ids and the positions, and zeros up to so many rows."""
+    padding = [0] * (num_rows - len(inputs.token_ids))
+    ids_T = torch.tensor(inputs.token_ids + padding, device=device)
+    return ids_T, torch.tensor(inputs.positions + padding, device=device)

@@ -1,5 +1,6 @@
-"""A decoder's layers, or some of them, in one call of the CPU kernels, where a step has few tokens
-and each call of an operation costs as much as the operation.
+"""A decoder's layers, or some of them, in one call of the CPU kernels.
+
+Where a step has few tokens, each call of an operation costs as much as the operation.
 
 Shapes: T = tokens in the step, M = model width, D = head width.
 """
@@ -135,11 +136,9 @@ def _layer(parts: LayerParts, window: int | None) -> _Layer | None:
 class NativePass:
     """A step's tokens on their way through the layers; see `NativeLayers.begin`."""
 
-    x_TM: torch.Tensor  # the residual stream
-    added_TM: torch.Tensor  # what the last layer that they passed adds to it
-    num_layers: int = 0  # that they passed
+    added_TM: torch.Tensor  # what the last layer that they passed adds to the residual stream
     step: _Step
-    tensors: tuple[object, ...]  # whose addresses the step has
+    tensors: tuple[object, ...]  # the others whose addresses the step has
     interrupt: StepInterrupt | None
 
 
@@ -204,17 +203,16 @@ class NativeLayers:
             is_interrupted=None if interrupt is None else interrupt.address,
         )
         return NativePass(
-            x_TM=x_TM,
             added_TM=added_TM,
             step=step,
-            tensors=(positions_T, attention),
+            tensors=(x_TM, positions_T, attention),
             interrupt=interrupt,
         )
 
     def advance(
-        self, tokens: NativePass, stop_layer: int, seconds: NDArray[np.float64] | None = None
+        self, tokens: NativePass, layers: range, seconds: NDArray[np.float64] | None = None
     ) -> None:
-        """Compute the layers below `stop_layer` that the tokens have not passed.
+        """Compute these layers, the next ones that the tokens pass.
 
         Args:
             seconds: those of each of `PARTS` are added here.
@@ -223,10 +221,9 @@ class NativeLayers:
             StepInterrupted: the attention is one that may be interrupted, and it was.
         """
         step, interrupt = tokens.step, tokens.interrupt
-        step.first_layer, step.stop_layer = tokens.num_layers, stop_layer
+        step.first_layer, step.stop_layer = layers.start, layers.stop
         step.seconds = None if seconds is None else seconds.ctypes.data
         if not self._decode(ctypes.addressof(self._stack), ctypes.addressof(step)):
             assert interrupt is not None, "nothing else ends a step"
             interrupt.clear()
             raise StepInterrupted
-        tokens.num_layers = stop_layer

@@ -1,9 +1,8 @@
-"""Builds the CPU kernels for this very CPU, or for the one that `SHOAL_NATIVE` names, once, and
-loads them.
+"""Builds the CPU kernels for this very CPU, once, and loads them.
 
-A compiler is all it takes: the sources include nothing of torch, so they compile in seconds and
-fit every version. Their threads are torch's own: they link to the OpenMP library that torch has
-loaded, because two pools of threads would fight for the cores.
+`SHOAL_NATIVE` may name another CPU. A compiler is all it takes: the sources include nothing of
+torch, so they compile in seconds and fit every version. Their threads are torch's own: they link to
+the OpenMP library that torch has loaded, because two pools of threads would fight for the cores.
 """
 
 import contextlib

@@ -207,9 +207,9 @@ class _TimedLayers:
             attention = attention.inner
         return self._layers.begin(x_TM, positions_T, attention)
 
-    def advance(self, tokens: NativePass, stop_layer: int) -> None:
+    def advance(self, tokens: NativePass, layers: range) -> None:
         seconds = np.zeros(len(LAYER_PARTS))
-        self._layers.advance(tokens, stop_layer, seconds)
+        self._layers.advance(tokens, layers, seconds)
         for part, part_s in zip(LAYER_PARTS, seconds.tolist(), strict=True):
             self._watch.add(part, part_s)
 

@@ -152,7 +152,7 @@ def test_an_interrupt_that_comes_while_it_computes_ends_it(make_checkpoint: Make
             has_begun.set()
             tokens = layers.begin(torch.randn(len(TOKENS), 64), positions_T, attention)
             assert tokens is not None
-            layers.advance(tokens, 200)
+            layers.advance(tokens, range(200))
 
     with pytest.raises(StepInterrupted):
         run_until_it_ends()
@@ -168,7 +168,7 @@ def test_it_says_where_the_time_went(make_checkpoint: MakeCheckpoint) -> None:
     seconds = np.zeros(len(PARTS))
     tokens = layers.begin(torch.randn(20, 64), torch.arange(20), attention)
     assert tokens is not None
-    layers.advance(tokens, 1, seconds)
+    layers.advance(tokens, range(1), seconds)
     assert seconds.min() > 0
 
 
