@@ -322,9 +322,11 @@ class Decoder:
             elif linear.product is None:
                 linear.replace_weight(make_product(linear.weight_OI))
         parts = [made for layer in self.layers if (made := layer.parts()) is not None]
-        is_alone = self._group.size == 1 and isinstance(self._operations, NativeOperations)
-        if is_alone and len(parts) == len(self.layers):
-            self._native_layers = native_layers(self.config, parts, self._rope)
+        ranks = self._group.native_ranks
+        can_sum = ranks is not None or self._group.size == 1
+        has_kernels = can_sum and isinstance(self._operations, NativeOperations)
+        if has_kernels and len(parts) == len(self.layers):
+            self._native_layers = native_layers(self.config, parts, self._rope, ranks=ranks)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Every float weight of this rank by its name in the checkpoint: views, so that writing to

@@ -3,13 +3,15 @@
 //
 // Every operation rounds as it does when it is called alone, so that results are the same bits.
 //
+// Where ranks share the layers, what each adds to the residual stream goes into memory that all read:
+// the norms, which every rank computes for all tokens, add it up on their way.
+//
 // Shapes: T = tokens, M = model width, F = feed-forward width, H = query heads, K = key/value heads,
 // D = head width.
 
 #include <omp.h>
 
 #include <algorithm>
-#include <chrono>
 
 #include "team.h"
 #include "vectors.h"
@@ -29,6 +31,7 @@ struct Stack {
   const void *rope;  // [positions, 2, D]
   int64_t is_bfloat16, model_width, ff_width, num_heads, num_kv_heads, head_dim;
   double eps, scale;  // of attention's scores
+  Ranks *ranks;       // that have the rest of the model; none: there is none
 };
 
 struct Step {
@@ -44,18 +47,19 @@ struct Step {
   double *seconds;                  // of each part are added here, where it is given
 };
 
-enum Part { NORMS, QKV, ROTATION, ATTENTION, OUTPUT, MLP };
+enum Part { NORMS, QKV, ROTATION, ATTENTION, OUTPUT, MLP, RANKS };
+enum Ending { INTERRUPTED, DONE, LEFT_ALONE };
 
 // Where the time goes, as the team's first thread sees it.
 class Clock {
  public:
   explicit Clock(double *seconds) : seconds(omp_get_thread_num() == 0 ? seconds : nullptr) {
-    if (this->seconds) last = now();
+    if (this->seconds) last = now_s();
   }
 
   void count(Part part) {
     if (!seconds) return;
-    const double at = now();
+    const double at = now_s();
     seconds[part] += at - last;
     last = at;
   }
@@ -63,10 +67,6 @@ class Clock {
  private:
   double *seconds;
   double last = 0;
-
-  static double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-  }
 };
 
 class Run {
@@ -92,15 +92,18 @@ class Run {
     scratch.reserve(most);
   }
 
-  // Whether it went to the end.
-  bool run() {
+  Ending run() {
 #pragma omp parallel num_threads(team_size())
     {
       Clock clock(step.seconds);
       for (int64_t i = step.first_layer; i < step.stop_layer && !is_to_stop(); i++)
         compute(i, clock);
+      if (stack.ranks && ending == DONE) {
+        add_up(is_bfloat16, addends(), step.added, T * stack.model_width);
+        clock.count(RANKS);
+      }
     }
-    return !is_stopped;
+    return ending;
   }
 
  private:
@@ -114,7 +117,7 @@ class Run {
   std::vector<int64_t> windows;
   std::vector<AttentionPlan> plans;  // one for each window
   std::vector<size_t> plan_of;       // by layer
-  bool is_stopped = false;
+  Ending ending = DONE;
 
   // Where a layer takes no longer than threads take to wait for each other, one is enough; and where
   // a machine has other work, waiting for one that does not run costs far more.
@@ -158,15 +161,32 @@ class Run {
 
   // All threads see the same: one looks for them.
   bool is_to_stop() {
-    if (!step.is_interrupted) return false;
+    if (ending == LEFT_ALONE || !step.is_interrupted) return ending == LEFT_ALONE;
 #pragma omp single
-    is_stopped = *(const volatile int32_t *)step.is_interrupted;
-    return is_stopped;
+    if (*(const volatile int32_t *)step.is_interrupted) ending = INTERRUPTED;
+    return ending != DONE;
+  }
+
+  // Where a product's results go that the next norm adds to the residual stream.
+  void *own_addend() const { return stack.ranks ? next_slot(*stack.ranks) : step.added; }
+
+  // They are there; false: another rank's are not, and will not be.
+  bool have_all(Clock &clock) {
+    if (!stack.ranks) return true;
+#pragma omp single
+    if (!meet(*stack.ranks)) ending = LEFT_ALONE;
+    clock.count(RANKS);
+    return ending == DONE;
+  }
+
+  Addends addends() const {
+    return stack.ranks ? last_parts(*stack.ranks) : Addends{(const char *)step.added, 0, 1};
   }
 
   void compute(int64_t i, Clock &clock) {
     const Layer &layer = stack.layers[i];
-    norm(i ? step.added : nullptr, layer.input_norm);
+    const Addends others{(const char *)step.added, 0, i != 0};  // of layers before this call
+    norm(i == step.first_layer ? others : addends(), layer.input_norm);
     clock.count(NORMS);
     product(layer.qkv, normed, qkv.as<char>());
     clock.count(QKV);
@@ -180,9 +200,10 @@ class Run {
     clock.count(ROTATION);
     attend(is_bfloat16, s, plans[plan_of[i]]);
     clock.count(ATTENTION);
-    product(layer.o, attended, step.added);
+    product(layer.o, attended, own_addend());
     clock.count(OUTPUT);
-    norm(step.added, layer.post_attention_norm);
+    if (!have_all(clock)) return;
+    norm(addends(), layer.post_attention_norm);
     clock.count(NORMS);
     if (can_gate(layer.gate_up)) {
       product(layer.gate_up, normed, acted.as<char>(), true);
@@ -190,11 +211,12 @@ class Run {
       product(layer.gate_up, normed, gate_up.as<char>());
       silu_mul(is_bfloat16, gate_up.as<char>(), acted.as<char>(), T, stack.ff_width);
     }
-    product(layer.down, acted, step.added);
+    product(layer.down, acted, own_addend());
     clock.count(MLP);
+    have_all(clock);
   }
 
-  void norm(const void *added, const void *weight) {
+  void norm(const Addends &added, const void *weight) {
     add_rms_norm(is_bfloat16, step.x, added, weight, normed.as<char>(), T, stack.model_width,
                  float(stack.eps));
   }
@@ -218,6 +240,6 @@ int32_t shoal_has_wide_vectors() {
 #endif
 }
 
-// 1: the layers were computed; 0: the step was interrupted.
+// 1: the layers were computed; 0: the step was interrupted; 2: another rank has gone.
 int32_t shoal_decode(const Stack *stack, const Step *step) { return Run(*stack, *step).run(); }
 }

@@ -9,18 +9,17 @@
 
 namespace {
 
-// x += added (where given); out = x / rms(x), rounded, times the weight.
 template <class T>
-void add_rms_norm(T *x, const T *added, const T *weight, T *out, int64_t num_rows, int64_t width,
-                  float eps) {
+void add_rms_norm(T *x, const Addends &added, const T *weight, T *out, int64_t num_rows,
+                  int64_t width, float eps) {
 #pragma omp for schedule(static)
   for (int64_t r = 0; r < num_rows; r++) {
     T *row = x + r * width, *to = out + r * width;
     Floats squares = Floats{};
     for (int64_t i = 0; i < width; i += LANES) {
       Floats value = load(row + i);
-      if (added) {
-        value = as_stored(value + load(added + r * width + i), row);
+      if (added.count) {
+        value = as_stored(value + sum_at(added, r * width + i, row), row);
         store(value, row + i);
       }
       squares += value * value;
@@ -29,6 +28,12 @@ void add_rms_norm(T *x, const T *added, const T *weight, T *out, int64_t num_row
     for (int64_t i = 0; i < width; i += LANES)
       store(as_stored(load(row + i) * factor, row) * load(weight + i), to + i);
   }
+}
+
+template <class T>
+void add_up(const Addends &parts, T *out, int64_t count) {
+#pragma omp for schedule(static)
+  for (int64_t i = 0; i < count; i += LANES) store(sum_at(parts, i, out), out + i);
 }
 
 // The N = H + K first heads of each row are rotated in place; before that, where there are norms,
@@ -107,14 +112,17 @@ void row_maximum(const T *row, int64_t width, T *top, int64_t *place) {
 }  // namespace
 
 // All widths are multiples of 16, head widths of 32.
-void add_rms_norm(bool is_bfloat16, void *x, const void *added, const void *weight, void *out,
+void add_rms_norm(bool is_bfloat16, void *x, const Addends &added, const void *weight, void *out,
                   int64_t num_rows, int64_t width, float eps) {
   if (is_bfloat16)
-    add_rms_norm((BFloat16 *)x, (const BFloat16 *)added, (const BFloat16 *)weight, (BFloat16 *)out,
-                 num_rows, width, eps);
+    add_rms_norm((BFloat16 *)x, added, (const BFloat16 *)weight, (BFloat16 *)out, num_rows, width,
+                 eps);
   else
-    add_rms_norm((float *)x, (const float *)added, (const float *)weight, (float *)out, num_rows,
-                 width, eps);
+    add_rms_norm((float *)x, added, (const float *)weight, (float *)out, num_rows, width, eps);
+}
+
+void add_up(bool is_bfloat16, const Addends &parts, void *out, int64_t count) {
+  is_bfloat16 ? add_up(parts, (BFloat16 *)out, count) : add_up(parts, (float *)out, count);
 }
 
 void rotate(bool is_bfloat16, const Heads &heads) {
@@ -133,7 +141,8 @@ extern "C" {
 void shoal_add_rms_norm(int is_bfloat16, void *x, const void *added, const void *weight, void *out,
                         int64_t num_rows, int64_t width, float eps, int32_t num_threads) {
 #pragma omp parallel num_threads(num_threads) if (num_rows * width > 8192)
-  add_rms_norm(is_bfloat16, x, added, weight, out, num_rows, width, eps);
+  add_rms_norm(is_bfloat16, x, {(const char *)added, 0, added != nullptr}, weight, out, num_rows,
+               width, eps);
 }
 
 void shoal_rotate(int is_bfloat16, void *heads, int64_t row_stride, const int64_t *positions,

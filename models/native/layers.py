@@ -20,10 +20,13 @@ from models.engine.step_interrupt import InterruptibleAttention, StepInterrupt, 
 from models.layers import Linear, Rope
 from models.native.library import native_library
 from models.native.matmul import MatrixFields, NativeProduct
+from models.native.ranks import SLOT_BYTES, GroupError, NativeRanks
 from models.operations import HeadNorms
 
 #: Of a step's time, as the kernel counts it.
-PARTS = ("norms", "qkv", "rotation", "attention", "output projection", "MLP")
+PARTS = ("norms", "qkv", "rotation", "attention", "output projection", "MLP", "other ranks")
+
+_INTERRUPTED, _LEFT_ALONE = 0, 2  # how the kernel ended; else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +73,7 @@ class _Stack(ctypes.Structure):
         ("head_dim", ctypes.c_int64),
         ("eps", ctypes.c_double),
         ("scale", ctypes.c_double),
+        ("ranks", ctypes.c_void_p),
     )
 
 
@@ -100,9 +104,18 @@ class _Step(ctypes.Structure):
 
 
 def native_layers(
-    config: DecoderConfig, layers: Sequence[LayerParts], rope: Rope
+    config: DecoderConfig,
+    layers: Sequence[LayerParts],
+    rope: Rope,
+    *,
+    ranks: NativeRanks | None = None,
 ) -> "NativeLayers | None":
-    """The call, where all of the layers' matrices are the kernels' own."""
+    """The call, where all of the layers' matrices are the kernels' own.
+
+    Args:
+        config: of a rank's part of the model.
+        ranks: those that have the rest of it; None: there is none.
+    """
     library = native_library()
     if library is None:
         return None
@@ -112,7 +125,7 @@ def native_layers(
         if layer is None:
             return None
         made.append(layer)
-    return NativeLayers(library, config, made, layers, rope)
+    return NativeLayers(library, config, made, layers, rope, ranks)
 
 
 def _layer(parts: LayerParts, window: int | None) -> _Layer | None:
@@ -152,10 +165,12 @@ class NativeLayers:
         layers: Sequence[_Layer],
         parts: Sequence[LayerParts],
         rope: Rope,
+        ranks: NativeRanks | None,
     ) -> None:
         self._decode = library.shoal_decode
         self._array = (_Layer * len(layers))(*layers)
-        self._tensors = (parts, rope)  # the addresses live as long as these
+        self._owners = (parts, rope, ranks)  # the addresses live as long as these
+        self._most_bytes = None if ranks is None else SLOT_BYTES
         self._dtype = rope.table_P2D.dtype
         self._stack = _Stack(
             layers=ctypes.addressof(self._array),
@@ -169,17 +184,20 @@ class NativeLayers:
             head_dim=config.head_dim,
             eps=config.rms_norm_eps,
             scale=config.head_dim**-0.5,
+            ranks=None if ranks is None else ranks.address,
         )
 
     def begin(
         self, x_TM: torch.Tensor, positions_T: torch.Tensor, attention: StepAttention
     ) -> NativePass | None:
         """Embedded tokens, about to pass the layers; None where the step's attention is not the
-        kernels'."""
+        kernels', or where it has more tokens than ranks exchange at once."""
         interrupt: StepInterrupt | None = None
         if isinstance(attention, InterruptibleAttention):
             interrupt, attention = attention.interrupt, attention.inner
         if not isinstance(attention, NativeStepAttention) or attention.num_tokens != len(x_TM):
+            return None
+        if self._most_bytes is not None and x_TM.nbytes > self._most_bytes:
             return None
         assert x_TM.dtype is self._dtype, "the embedding has the layers' dtype"
         cache_YB2KSD = attention.kv_cache.tensor_YB2KSD
@@ -219,11 +237,15 @@ class NativeLayers:
 
         Raises:
             StepInterrupted: the attention is one that may be interrupted, and it was.
+            GroupError: another rank has gone.
         """
         step, interrupt = tokens.step, tokens.interrupt
         step.first_layer, step.stop_layer = layers.start, layers.stop
         step.seconds = None if seconds is None else seconds.ctypes.data
-        if not self._decode(ctypes.addressof(self._stack), ctypes.addressof(step)):
-            assert interrupt is not None, "nothing else ends a step"
+        ending = self._decode(ctypes.addressof(self._stack), ctypes.addressof(step))
+        if ending == _LEFT_ALONE:
+            raise GroupError("an exchange between the ranks failed: one did not come")
+        if ending == _INTERRUPTED:
+            assert interrupt is not None, "nothing else interrupts a step"
             interrupt.clear()
             raise StepInterrupted

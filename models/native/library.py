@@ -23,7 +23,9 @@ from cluster.config import shoal_home
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-SOURCES = tuple(FOLDER / f"{name}.cpp" for name in ("kernels", "attention", "matmul", "decoder"))
+SOURCES = tuple(
+    FOLDER / f"{name}.cpp" for name in ("kernels", "attention", "matmul", "ranks", "decoder")
+)
 HEADERS = tuple(FOLDER / name for name in ("team.h", "vectors.h"))
 #: "0": never, the operations are torch's own then; else the CPU, as compilers' -march takes it.
 SWITCH = "SHOAL_NATIVE"
@@ -54,8 +56,11 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "shoal_silu_mul": (_I32, _P, _P, _I64, _I64, _I32),
     "shoal_multiply": (_I32, _P, _P, _P, _P, _I64, _I32),
     "shoal_decode": (_P, _P),
+    "shoal_sum_ranks": (_I32, _P, _P, _I64, _I32),
+    "shoal_gather_ranks": (_P, _P, _I64, _P),
     "shoal_has_wide_vectors": (),
 }
+_WITH_RESULT = ("shoal_decode", "shoal_sum_ranks", "shoal_gather_ranks", "shoal_has_wide_vectors")
 
 
 class NativeBuildError(RuntimeError):
@@ -129,7 +134,7 @@ def load(path: Path) -> ctypes.CDLL:
         function = getattr(library, name)
         function.argtypes = types
         function.restype = None
-    for name in ("shoal_decode", "shoal_has_wide_vectors"):
+    for name in _WITH_RESULT:
         getattr(library, name).restype = _I32
     return library
 

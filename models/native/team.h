@@ -85,6 +85,28 @@ struct NewKeys {
 void store_keys_values(bool is_bfloat16, const AttentionStep &step, const NewKeys &added);
 void attend(bool is_bfloat16, const AttentionStep &step, AttentionPlan &plan);
 
+// ---------------------------------------------------------------- ranks (ranks.cpp)
+
+// Numbers that are added up one by one, in their order: [count, ...], `stride` bytes apart.
+struct Addends {
+  const char *first;
+  int64_t stride, count;
+};
+
+// One rank's view of those that share a model and this machine. size: how many there are.
+struct Ranks {
+  char *memory;                // [2, size] slots, behind what each has arrived at; zero at first
+  const int32_t *process_fds;  // [size]: readable once that process has ended; negative: our own
+  int64_t rank, size, slot_bytes;
+  double timeout_s;            // of an exchange
+  int64_t num_exchanges;       // so far
+};
+
+void *next_slot(const Ranks &ranks);     // for this rank's part of the next exchange
+// One thread of the rank calls it when that is written; false: another did not come.
+bool meet(Ranks &ranks);
+Addends last_parts(const Ranks &ranks);  // of all ranks, in their order, of the exchange that was
+
 // ---------------------------------------------------------------- small operations (kernels.cpp)
 
 struct Heads {
@@ -97,8 +119,11 @@ struct Heads {
   float eps;
 };
 
-void add_rms_norm(bool is_bfloat16, void *x, const void *added, const void *weight, void *out,
+// x += the sum of what is added (where there is any), out = x / rms(x), rounded, times the weight.
+void add_rms_norm(bool is_bfloat16, void *x, const Addends &added, const void *weight, void *out,
                   int64_t num_rows, int64_t width, float eps);
+// out = the sum. count: of numbers, a multiple of 16.
+void add_up(bool is_bfloat16, const Addends &parts, void *out, int64_t count);
 // A token's heads are there for the thread that stores its keys; for others only after a barrier.
 void rotate(bool is_bfloat16, const Heads &heads);
 void silu_mul(bool is_bfloat16, const void *gate_up, void *out, int64_t num_rows, int64_t width);

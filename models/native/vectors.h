@@ -1,10 +1,11 @@
-// Vectors of 16 numbers, bfloat16, powers, aligned memory, and whether there is a matrix unit: what the
+// Vectors of 16 numbers, bfloat16, powers, aligned memory, a clock, and whether there is a matrix unit: what the
 // kernels have in common.
 // GCC's vector types, so that the same source fits AVX2, AVX-512 and NEON, with one instruction of its
 // own for bfloat16 dot products where the CPU has it.
 
 #pragma once
 
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -155,6 +156,16 @@ inline Floats power_of_two(Floats z) {
 #endif
 }
 
+// The sum of what each of several parts has there, as the element type rounds it.
+template <class T, class Parts>
+inline Floats sum_at(const Parts &parts, int64_t i, const T *type) {
+  const char *part = parts.first + i * sizeof(T);
+  Floats total = load((const T *)part);
+  if (parts.count == 1) return total;
+  for (int64_t n = 1; n < parts.count; n++) total += load((const T *)(part + n * parts.stride));
+  return as_stored(total, type);
+}
+
 // silu(gate) * up, rounded in between.
 template <class T>
 inline Floats gated(Floats gate, Floats up) {
@@ -167,6 +178,10 @@ inline Floats gated(Floats gate, Floats up) {
 template <class T>
 inline void fetch(const T *from, int num_lines, int64_t stride) {
   for (int i = 0; i < num_lines; i++) __builtin_prefetch(from + i * stride, 0, 2);
+}
+
+inline double now_s() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 struct Aligned {

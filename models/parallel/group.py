@@ -12,6 +12,10 @@ from typing import Any, NoReturn, Protocol
 import torch
 import torch.distributed
 
+from models.native.ranks import DTYPES as SUMMED_DTYPES
+from models.native.ranks import GroupError, NativeRanks
+from models.parallel.shared_memory import Store, share_memory
+
 LOOPBACK = "127.0.0.1"
 
 #: `torch.distributed`, whose stubs leave out most of what is used here.
@@ -32,15 +36,11 @@ class _Backend(Protocol):
     ) -> _Work: ...
 
 
-class GroupError(RuntimeError):
-    """An exchange failed: a rank is gone, or did not take part in time."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendezvous:
     """Where the ranks find each other's addresses: rank 0's store, reached over TCP."""
 
-    store: object
+    store: Store
     host: str
     port: int
 
@@ -77,8 +77,11 @@ class TPGroup:
     """One rank's view of its tensor-parallel group. A group of one does nothing and costs nothing.
 
     Every rank must ask for the same exchanges in the same order. None lasts longer than the limit
-    that `join` was given: with gloo it then raises, and it raises at once when a rank's process has
+    that `join` was given: on a CPU it then raises, and it raises at once when a rank's process has
     ended; with NCCL, whose exchanges run on the device, torch's watchdog ends the process.
+
+    On a CPU the ranks of one machine sum through memory; through gloo where they have no kernels,
+    and between machines.
     """
 
     def __init__(self) -> None:
@@ -88,6 +91,8 @@ class TPGroup:
         self.device_index = 0  # this rank's GPU, among those that its process sees
         self._device = torch.device("cpu")
         self._backend: _Backend | None = None
+        #: Of the same ranks, where they share memory.
+        self.native_ranks: NativeRanks | None = None
 
     @classmethod
     def join(
@@ -123,6 +128,14 @@ class TPGroup:
         except RuntimeError as error:
             _fail(error)
         group.all_reduce(torch.zeros(1, device=device))  # the first one connects the ranks
+        if device.type == "cpu":
+            group.native_ranks = share_memory(
+                meeting.store,
+                rank=rank,
+                size=size,
+                timeout_s=timeout_s,
+                agree=lambda can: bool(group.minimum(can, timeout_s=timeout_s)),
+            )
         return group
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
@@ -132,7 +145,9 @@ class TPGroup:
             GroupError: a rank is gone or did not answer in time.
         """
         backend = self._backend
-        if backend is not None:
+        if self.native_ranks is not None and x.dtype in SUMMED_DTYPES:
+            self.native_ranks.all_reduce(x)
+        elif backend is not None:
             _exchange(lambda: backend.allreduce([x]))
         return x
 
@@ -145,6 +160,9 @@ class TPGroup:
         backend = self._backend
         if backend is None:
             return x_RV
+        if self.native_ranks is not None:
+            gathered_NRV = self.native_ranks.gather(x_RV)
+            return None if gathered_NRV is None else torch.cat(gathered_NRV.unbind(), dim=1)
         parts = [torch.empty_like(x_RV) for _ in range(self.size)] if self.rank == 0 else []
         options = distributed.GatherOptions()
         options.rootRank = 0
@@ -187,7 +205,7 @@ def _gloo(meeting: Rendezvous, rank: int, size: int, timeout: timedelta, host: s
     return backend
 
 
-def _nccl(store: object, rank: int, size: int, timeout: timedelta) -> _Backend:
+def _nccl(store: Store, rank: int, size: int, timeout: timedelta) -> _Backend:
     options = distributed.ProcessGroupNCCL.Options()
     options._timeout = timeout
     backend: _Backend = distributed.ProcessGroupNCCL(store, rank, size, options)

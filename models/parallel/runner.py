@@ -15,8 +15,9 @@ from models.child_process import encode_frame
 from models.engine.devices import find_device
 from models.engine.model_runner import LOADING_TIMEOUT_S, ModelRunner
 from models.engine.step_inputs import StepInputs, StepOutputs
+from models.native.ranks import GroupError
 from models.parallel.adapter_pairs import packed_pairs
-from models.parallel.group import LOOPBACK, GroupError, Rendezvous, TPGroup
+from models.parallel.group import LOOPBACK, Rendezvous, TPGroup
 from models.parallel.messages import (
     AdapterOrder,
     ModelOrder,

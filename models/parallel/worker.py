@@ -21,8 +21,9 @@ from cluster.config import EngineConfig
 from models.child_process import receive_body, receive_frame, send_frame
 from models.engine.devices import find_device
 from models.engine.model_runner import ModelRunner
+from models.native.ranks import GroupError
 from models.parallel.adapter_pairs import unpacked_pairs
-from models.parallel.group import LOOPBACK, GroupError, Rendezvous, TPGroup
+from models.parallel.group import LOOPBACK, Rendezvous, TPGroup
 from models.parallel.messages import (
     AdapterOrder,
     RankFailed,

@@ -1,4 +1,5 @@
-"""Exchanges between ranks, each of which is a thread here."""
+"""Exchanges between ranks, each of which is a thread here: through memory that they share, and through
+gloo, as between machines and where there are no kernels."""
 
 import threading
 import time
@@ -10,10 +11,20 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
-from models.parallel.group import LOOPBACK, GroupError, Rendezvous, TPGroup
+from models.native.ranks import GroupError
+from models.parallel import shared_memory
+from models.parallel.group import LOOPBACK, Rendezvous, TPGroup
 
 CPU = torch.device("cpu")
 Result = TypeVar("Result")
+
+
+@pytest.fixture(autouse=True, params=["shared memory", "gloo"])
+def through(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the ranks exchange through."""
+    if request.param == "gloo":
+        monkeypatch.setattr(shared_memory, "native_library", lambda: None)
+    return str(request.param)
 
 
 def on_every_rank(
@@ -27,6 +38,7 @@ def on_every_rank(
         if rank:
             mine = Rendezvous.reach(meeting.host, meeting.port, size=size, timeout_s=120)
         group = TPGroup.join(mine, rank=rank, size=size, device=CPU, timeout_s=timeout_s)
+        assert (group.native_ranks is not None) == (shared_memory.native_library() is not None)
         return work(group)
 
     with ThreadPoolExecutor(size) as pool:
@@ -35,6 +47,8 @@ def on_every_rank(
 
 def limit_exchanges(group: TPGroup, seconds: float) -> None:
     """What `join` was given, once all have met: that may take longer on a busy machine."""
+    if group.native_ranks is not None:
+        group.native_ranks._fields.timeout_s = seconds
     backend: Any = group._backend
     backend._set_default_timeout(timedelta(seconds=seconds))
 
