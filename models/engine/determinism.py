@@ -11,8 +11,7 @@ import torch
 from cluster.config import EngineConfig
 from models.checkpoint import DecoderConfig
 from models.native.operations import native_operations
-
-MAX_RANKS = 2  # the sum of two is the same in either order; gloo adds more in one that varies
+from models.parallel.group import MAX_RANKS_APART
 
 
 def check_deterministic(
@@ -21,11 +20,12 @@ def check_deterministic(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    num_ranks: int,
+    adds_in_order: bool,
 ) -> None:
     """
     Args:
         config: of a rank's part of the model.
+        adds_in_order: whether sums over the ranks have the same bits each time.
 
     Raises:
         ValueError: bit-equal logits cannot be promised for this model here.
@@ -33,8 +33,11 @@ def check_deterministic(
     problem: str | None = None
     if device.type != "cpu":
         problem = f"device {device.type}; supported: cpu"
-    elif num_ranks > MAX_RANKS:
-        problem = f"tensor_parallel_size {num_ranks}; supported: at most {MAX_RANKS}"
+    elif not adds_in_order:
+        problem = (
+            "ranks on several machines (or without CPU kernels); supported: at most "
+            f"{MAX_RANKS_APART}, any number where they share memory"
+        )
     elif engine_config.max_loaded_adapters:
         problem = "adapters; supported: max_loaded_adapters 0"
     elif engine_config.kv_cache_dtype != "auto":

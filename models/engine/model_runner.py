@@ -328,7 +328,7 @@ class ModelRunner:
                 engine_config,
                 dtype=self._dtype,
                 device=self._device,
-                num_ranks=group.size,
+                adds_in_order=group.adds_in_order,
             )
         decoder = Decoder(
             config,

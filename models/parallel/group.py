@@ -17,6 +17,10 @@ from models.native.ranks import GroupError, NativeRanks
 from models.parallel.shared_memory import Store, share_memory
 
 LOOPBACK = "127.0.0.1"
+#: The sum of two is the same in either order; gloo adds more in one that varies.
+MAX_RANKS_APART = 2
+# To agree, which a rank comes to when it has compiled its kernels.
+_AGREEING_TIMEOUT_S = 600.0
 
 #: `torch.distributed`, whose stubs leave out most of what is used here.
 distributed: Any = torch.distributed
@@ -134,9 +138,14 @@ class TPGroup:
                 rank=rank,
                 size=size,
                 timeout_s=timeout_s,
-                agree=lambda can: bool(group.minimum(can, timeout_s=timeout_s)),
+                agree=lambda can: bool(group.minimum(can, timeout_s=_AGREEING_TIMEOUT_S)),
             )
         return group
+
+    @property
+    def adds_in_order(self) -> bool:
+        """Whether a sum has the same bits each time."""
+        return self.native_ranks is not None or self.size <= MAX_RANKS_APART
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks, in place; the same bits on every rank.

@@ -10,6 +10,7 @@ from cluster.config import EngineConfig
 from cluster.types import BeamParams, Request, SamplingParams
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
+from models.parallel import group
 from tests.models.conftest import MakeCheckpoint
 from tests.models.engine.guess_oracle import ALWAYS, guess_by, remembering
 from tests.models.engine_runs import (
@@ -122,23 +123,35 @@ def test_an_engine_gives_the_same_bits_to_one_request_and_to_many(
     assert stats.spec_decode_accepted_tokens_total > 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_two_ranks_give_the_same_bits_to_one_request_and_to_many(
-    make_checkpoint: MakeCheckpoint, dtype: str
+@pytest.mark.parametrize(
+    ("family", "size", "dtype"),
+    [
+        ("mixtral", 2, "float32"),
+        ("mixtral", 2, "bfloat16"),
+        ("llama", 2, "bfloat16"),
+        ("llama", 4, "float32"),
+    ],
+)
+def test_ranks_give_the_same_bits_to_one_request_and_to_many(
+    make_checkpoint: MakeCheckpoint, family: str, size: int, dtype: str
 ) -> None:
-    folder = make_checkpoint("mixtral", **WIDE, num_local_experts=5)
+    experts = {"num_local_experts": 5} if family == "mixtral" else {}
+    folder = make_checkpoint(family, **WIDE, intermediate_size=128, **experts)
     requests = requests_with_logprobs()
-    with parallel_runner(folder, 2, dtype=dtype, deterministic=True) as runner:
+    with parallel_runner(folder, size, dtype=dtype, deterministic=True) as runner:
         alone = engine_on(runner, deterministic=True, enable_prefix_caching=False)
         expected = {key: d for request in requests for key, d in run(alone, [request]).items()}
         crowded = engine_on(runner, deterministic=True, max_num_batched_tokens=48)
         assert_same_bits(run(crowded, requests), expected)
 
 
-def test_more_than_two_ranks_are_refused(make_checkpoint: MakeCheckpoint) -> None:
+def test_more_than_two_ranks_that_share_no_memory_are_refused(
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "share_memory", lambda *_, **__: None)
     folder = make_checkpoint(**WIDE)
     with (
-        pytest.raises(ValueError, match="tensor_parallel_size 4; supported: at most 2"),
+        pytest.raises(ValueError, match=r"ranks on several machines .*; supported: at most 2, any"),
         parallel_runner(folder, 4, deterministic=True),
     ):
         pass

@@ -1,4 +1,4 @@
-"""Exchanges between ranks, each of which is a thread here: through memory that they share, and through
+"""Exchanges between ranks, each of which is a thread here: through memory that they share, and by
 gloo, as between machines and where there are no kernels."""
 
 import threading
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
+from models.native import ranks
 from models.native.ranks import GroupError
 from models.parallel import shared_memory
 from models.parallel.group import LOOPBACK, Rendezvous, TPGroup
@@ -19,16 +20,21 @@ CPU = torch.device("cpu")
 Result = TypeVar("Result")
 
 
-@pytest.fixture(autouse=True, params=["shared memory", "gloo"])
-def through(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(autouse=True, params=["memory", "little memory", "gloo"])
+def through(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the ranks exchange through."""
     if request.param == "gloo":
         monkeypatch.setattr(shared_memory, "native_library", lambda: None)
-    return str(request.param)
+    elif request.param == "little memory":
+        monkeypatch.setattr(ranks, "SLOT_BYTES", 512)  # so that exchanges take several pieces
 
 
 def on_every_rank(
-    size: int, work: Callable[[TPGroup], Result], *, timeout_s: float = 120.0
+    size: int,
+    work: Callable[[TPGroup], Result],
+    *,
+    timeout_s: float = 120.0,
+    must_share: bool = True,
 ) -> list[Result]:
     """What each rank makes of it, in their order."""
     meeting = Rendezvous.open(LOOPBACK, size=size, timeout_s=120)
@@ -38,7 +44,8 @@ def on_every_rank(
         if rank:
             mine = Rendezvous.reach(meeting.host, meeting.port, size=size, timeout_s=120)
         group = TPGroup.join(mine, rank=rank, size=size, device=CPU, timeout_s=timeout_s)
-        assert (group.native_ranks is not None) == (shared_memory.native_library() is not None)
+        has_kernels = shared_memory.native_library() is not None
+        assert (group.native_ranks is not None) == (must_share and has_kernels)
         return work(group)
 
     with ThreadPoolExecutor(size) as pool:
@@ -55,7 +62,7 @@ def limit_exchanges(group: TPGroup, seconds: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_rank_gets_the_same_bits_of_a_sum(dtype: torch.dtype) -> None:
-    numbers = torch.randn(4, 3, 1000, generator=torch.Generator().manual_seed(1)).to(dtype)
+    numbers = torch.randn(4, 3, 999, generator=torch.Generator().manual_seed(1)).to(dtype)
 
     def work(group: TPGroup) -> torch.Tensor:
         with torch.inference_mode():
@@ -76,6 +83,43 @@ def test_columns_are_gathered_on_the_first_rank_in_the_order_of_ranks() -> None:
     assert first is not None
     assert first.tolist() == [[0.0] * 3 + [1.0] * 3 + [2.0] * 3] * 2
     assert others == [None, None]
+
+
+def test_more_is_gathered_than_fits_at_once() -> None:
+    x_RV = torch.randn(7, 2 * 501, generator=torch.Generator().manual_seed(2)).bfloat16()
+    first, _ = on_every_rank(2, lambda g: g.gather_columns(x_RV.chunk(2, dim=1)[g.rank]))
+    assert first is not None
+    assert torch.equal(first, x_RV)
+
+
+def test_many_sums_follow_each_other() -> None:
+    """Who is early writes the next one's numbers while others still read."""
+    numbers = torch.randint(0, 100, (3, 200, 64), generator=torch.Generator().manual_seed(3))
+
+    def work(group: TPGroup) -> torch.Tensor:
+        return torch.stack([group.all_reduce(x) for x in numbers[group.rank].float()])
+
+    for sums in on_every_rank(3, work):
+        assert torch.equal(sums, numbers.sum(0).float())
+
+
+def test_all_take_gloo_where_one_cannot_reach_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    once = iter([True])
+
+    def process_fd(process: int) -> int:
+        if next(once, False):
+            raise OSError("no such process here")
+        return -1
+
+    monkeypatch.setattr(shared_memory, "_process_fd", process_fd)
+    through: list[bool] = []
+
+    def work(group: TPGroup) -> float:
+        through.append(group.native_ranks is not None)
+        return group.all_reduce(torch.ones(2))[1].item()
+
+    assert on_every_rank(2, work, must_share=False) == [2.0, 2.0]
+    assert through == [False, False]
 
 
 def test_the_least_value_is_known_to_all() -> None:

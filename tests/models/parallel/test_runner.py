@@ -122,6 +122,9 @@ async def test_of_four_ranks_the_one_that_hangs_is_blamed(
         """Limits that are reached: with those from the start, a busy machine might look hung."""
         backend: Any = groups[0]._backend
         backend._set_default_timeout(timedelta(seconds=1))
+        ranks = groups[0].native_ranks
+        if ranks is not None:
+            ranks._fields.timeout_s = 1.0
         monkeypatch.setattr(runner_module, "STEP_TIMEOUT_S", 1.0)
         monkeypatch.setattr(runner_module, "_SETTLING_TIMEOUT_S", 1.0)
 
