@@ -120,7 +120,9 @@ class ModelRunner:
         self._padded: Callable[[int], int] = padded_size
         if is_native(checkpoint_dir):
             config = read_decoder_config(checkpoint_dir)
-            chosen = choose_quantization(quantization, config.quantization)
+            chosen = choose_quantization(
+                quantization, config.quantization, is_invariant=engine_config.deterministic
+            )
             config = replace(config, quantization=chosen)
             self._quantization = None if chosen is None else chosen.name
             self._dtype = choose_dtype(dtype, config.dtype)

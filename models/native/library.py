@@ -24,9 +24,10 @@ logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 SOURCES = tuple(
-    FOLDER / f"{name}.cpp" for name in ("kernels", "attention", "matmul", "ranks", "decoder")
+    FOLDER / f"{name}.cpp"
+    for name in ("kernels", "attention", "matmul", "levels", "ranks", "decoder")
 )
-HEADERS = tuple(FOLDER / name for name in ("team.h", "vectors.h"))
+HEADERS = tuple(FOLDER / name for name in ("team.h", "vectors.h", "panels.h"))
 #: "0": never, the operations are torch's own then; else the CPU, as compilers' -march takes it.
 SWITCH = "SHOAL_NATIVE"
 FLAGS = (

@@ -1,7 +1,7 @@
 """Products of a step's activations by the CPU kernels: matrices of floats, int8 and 4-bit levels.
 
-A token's results have the same bits whatever other tokens are in the step. Layouts are those of
-`models/native/matmul.cpp`.
+A token's results have the same bits whatever other tokens are in the step, but where levels have
+groups and nobody wants that. Layouts are those of `models/native/{matmul,levels}.cpp`.
 
 Shapes: T = tokens in the step, O = outputs, I = inputs, G = groups of inputs.
 """
@@ -20,6 +20,8 @@ from models.quantization.matrix import QuantizedMatrix
 BLOCK = 16  # outputs
 OUTPUT_MULTIPLE = 32
 INPUT_MULTIPLE = 64
+#: Of levels: sums of so many products of bytes are integers of 32 bits.
+MAX_LEVEL_INPUTS = 2**16
 _MEMORY = HugePages()  # of all matrices: steps read them from end to end
 
 
@@ -28,9 +30,8 @@ class Kind(IntEnum):
 
     FLOATS = 0
     INT8 = 1
-    INT8_GROUPS = 2
-    INT4_GROUPS = 3
-    INT8_ACTIVATIONS = 4
+    INT4 = 2
+    INT8_DYNAMIC = 3
 
 
 def native_product(
@@ -41,25 +42,25 @@ def native_product(
     library = native_library() if fits else None
     if library is None:
         return None
-    kind = _kind(matrix)
     num_outputs, num_inputs = matrix.levels_OI.shape
-    per_lane = 4 if kind is Kind.INT8_ACTIVATIONS else 2
-    packed = _in_blocks(matrix.levels_OI, per_lane)
-    group_size = 0
-    scales, zeros = matrix.scales_OG.flatten(), None
-    if kind in (Kind.INT8_GROUPS, Kind.INT4_GROUPS):
-        group_size = matrix.scheme.group_size or _multiple(num_inputs, INPUT_MULTIPLE)
-        num_groups = -(-_multiple(num_inputs, INPUT_MULTIPLE) // group_size)
-        scales = _groups_in_blocks(matrix.scales_OG, num_groups)
-        if matrix.zeros_OG is not None:
-            zeros = _groups_in_blocks(matrix.zeros_OG, num_groups)
+    if num_inputs > MAX_LEVEL_INPUTS:
+        return None
+    levels_OI, kind = matrix.levels_OI, Kind.INT4
+    if matrix.scheme.weights == "int8":
+        levels_OI = levels_OI.view(torch.uint8) ^ 128  # 128 more
+        kind = Kind.INT8_DYNAMIC if matrix.scheme.is_dynamic else Kind.INT8
+    packed = _in_blocks(levels_OI, 4)
+    width = _multiple(num_inputs, INPUT_MULTIPLE)
+    group_size = matrix.scheme.group_size or width
+    num_groups, zeros = -(-width // group_size), matrix.zeros_OG
     return NativeProduct(
         library,
         kind,
-        _in_words(packed) if kind is Kind.INT4_GROUPS else packed,
+        _in_halves(packed) if kind is Kind.INT4 else packed,
         sizes=(num_outputs, num_inputs, group_size),
-        scales=scales.contiguous(),
-        zeros=zeros,
+        scales=_groups_in_blocks(matrix.scales_OG, num_groups),
+        zeros=None if zeros is None else _groups_in_blocks(zeros, num_groups),
+        is_invariant=matrix.scheme.is_invariant,
     )
 
 
@@ -99,6 +100,7 @@ class MatrixFields(ctypes.Structure):
         ("width", ctypes.c_int64),
         ("num_outputs", ctypes.c_int64),
         ("group_size", ctypes.c_int64),
+        ("is_invariant", ctypes.c_int64),
     )
 
 
@@ -114,8 +116,14 @@ class NativeProduct:
         sizes: tuple[int, int, int],
         scales: torch.Tensor | None = None,
         zeros: torch.Tensor | None = None,
+        is_invariant: bool = True,
     ) -> None:
-        """`sizes`: outputs, inputs, and the inputs of a group."""
+        """
+        Args:
+            sizes: outputs, inputs, and the inputs of a group.
+            is_invariant: a token's results must have the same bits in any company; those of floats,
+                and of levels without groups, have them in any case.
+        """
         self._multiply = library.shoal_multiply
         packed = _MEMORY.copy(packed)
         self._tensors = (packed, scales, zeros)  # the addresses below live as long as these
@@ -129,6 +137,7 @@ class NativeProduct:
             width=_multiple(self._num_inputs, INPUT_MULTIPLE),
             num_outputs=self._num_outputs,
             group_size=group_size,
+            is_invariant=is_invariant,
         )
         self._address = ctypes.addressof(self._matrix)
 
@@ -155,15 +164,6 @@ class NativeProduct:
         return out_TO
 
 
-def _kind(matrix: QuantizedMatrix) -> Kind:
-    if matrix.scheme.is_dynamic:
-        return Kind.INT8_ACTIVATIONS
-    if matrix.scheme.weights == "int4":
-        return Kind.INT4_GROUPS
-    is_per_channel = matrix.scheme.group_size is None and matrix.zeros_OG is None
-    return Kind.INT8 if is_per_channel else Kind.INT8_GROUPS
-
-
 def _multiple(number: int, of: int) -> int:
     return -(-number // of) * of
 
@@ -177,12 +177,10 @@ def _in_blocks(matrix_OI: torch.Tensor, per_lane: int) -> torch.Tensor:
     return blocks.transpose(1, 2)
 
 
-def _in_words(packed: torch.Tensor) -> torch.Tensor:
-    """4-bit levels [O / 16, I / 2, 16, 2] as words [O / 16, I / 8, 16]: 8 levels of two outputs."""
-    # [blocks, words of 8 inputs, 4 pairs, low or high eight outputs, 8 outputs · 2 inputs]
-    levels = packed.reshape(len(packed), -1, 4, 2, BLOCK)
-    bytes_ = levels[:, :, :, 0] | (levels[:, :, :, 1] << 4)
-    return bytes_.transpose(2, 3).contiguous()  # the four bytes of a word, lowest first
+def _in_halves(packed: torch.Tensor) -> torch.Tensor:
+    """4-bit levels [O / 16, I / 4, 16, 4] in half as many bytes: four inputs in the low halves, the
+    next four in the high ones."""
+    return packed[:, ::2] | (packed[:, 1::2] << 4)
 
 
 def _groups_in_blocks(per_group_OG: torch.Tensor, num_groups: int) -> torch.Tensor:

@@ -12,15 +12,16 @@
 
 // ---------------------------------------------------------------- products (matmul.cpp)
 
-enum Kind { FLOATS, INT8, INT8_GROUPS, INT4_GROUPS, INT8_ACTIVATIONS };
+enum Kind { FLOATS, INT8, INT4, INT8_DYNAMIC };
 
 struct Matrix {
   int64_t kind;
   const void *elements;
-  const float *scales;
-  const uint8_t *zeros;
-  const void *bias;                                   // [O] or none
+  const float *scales;   // of levels
+  const uint8_t *zeros;  // likewise; none: 128 for int8, 0 for int4
+  const void *bias;      // [O] or none
   int64_t num_inputs, width, num_outputs, group_size;  // width: K
+  int64_t is_invariant;  // a token's results have the same bits in any company
 };
 
 struct Product {
@@ -36,6 +37,10 @@ struct Product {
 bool can_gate(const Matrix &matrix);
 int64_t product_scratch(bool is_bfloat16, const Matrix &matrix, int64_t num_tokens);
 void multiply(bool is_bfloat16, const Product &product);
+
+// Of levels (levels.cpp): what `multiply` and `product_scratch` do with them.
+int64_t level_scratch(bool is_bfloat16, const Matrix &matrix, int64_t num_tokens);
+void multiply_levels(bool is_bfloat16, const Product &product);
 
 // ---------------------------------------------------------------- attention (attention.cpp)
 

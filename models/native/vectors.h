@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -13,7 +14,7 @@
 #include <memory>
 #include <type_traits>
 
-#if defined(__AVX512F__) || defined(__AMX_TILE__)
+#if defined(__AVX2__) || defined(__AMX_TILE__)
 #include <immintrin.h>
 #endif
 #ifdef __AMX_TILE__
@@ -220,14 +221,18 @@ inline bool has_matrix_unit() {
 }
 
 #ifdef __AMX_TILE__
-// Shapes of the unit's eight tiles, of 64 bytes a row. It takes as long as ten products.
-inline void shape_tiles(const uint8_t (&rows)[8]) {
+constexpr uint8_t WHOLE_ROWS[8] = {64, 64, 64, 64, 64, 64, 64, 64};
+
+// Shapes of the unit's eight tiles, and the bytes of their rows. It takes as long as ten products.
+inline void shape_tiles(const uint8_t (&rows)[8], const uint8_t (&row_bytes)[8] = WHOLE_ROWS) {
   alignas(64) struct {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint16_t bytes_per_row[16] = {};
     uint8_t num_rows[16] = {};
   } shapes;
   memcpy(shapes.num_rows, rows, sizeof rows);
+  std::copy(row_bytes, row_bytes + 8, shapes.bytes_per_row);
+  asm volatile("" : : "r"(&shapes) : "memory");  // compilers think that eight bytes of it are read
   _tile_loadconfig(&shapes);
 }
 #endif

@@ -6,7 +6,7 @@ that a plan can be made of it.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 WeightKind = Literal["int8", "int4", "fp8"]
@@ -27,6 +27,8 @@ class MatrixScheme:
     has_zeros: bool = False  # else levels are signed, and 0 is 0
     # Activations are brought to the weights' kind too, each token by a scale of its own.
     is_dynamic: bool = False
+    # A token's results have the same bits whatever other tokens are multiplied at once.
+    is_invariant: bool = False
 
     def num_bytes(self, num_outputs: int, num_inputs: int) -> int:
         """Of a matrix in memory, scales included."""
@@ -93,23 +95,28 @@ MADE_HERE = {
 QUANTIZATION_NAMES = ("auto", "none", *MADE_HERE)
 
 
-def choose_quantization(name: str, stored: Quantization | None) -> Quantization | None:
+def choose_quantization(
+    name: str, stored: Quantization | None, *, is_invariant: bool = False
+) -> Quantization | None:
     """What a configuration's name comes to for a checkpoint.
 
     Args:
         name: one of `QUANTIZATION_NAMES`; "auto" is as the checkpoint is stored.
         stored: what the checkpoint says of itself.
+        is_invariant: see `MatrixScheme`.
 
     Raises:
         ValueError: the name is unknown, or asks for another one than the checkpoint has.
     """
     if name not in QUANTIZATION_NAMES:
         raise ValueError(f"quantization {name!r} is not one of {', '.join(QUANTIZATION_NAMES)}")
-    if name == "auto":
-        return stored
-    if stored is not None:
+    if name != "auto" and stored is not None:
         raise ValueError(
             f"quantization {name!r} was asked for, but the checkpoint is stored as {stored.name}; "
             "allowed: auto"
         )
-    return MADE_HERE.get(name)
+    chosen = stored if name == "auto" else MADE_HERE.get(name)
+    if chosen is None or not is_invariant:
+        return chosen
+    head = None if chosen.head is None else replace(chosen.head, is_invariant=True)
+    return replace(chosen, layers=replace(chosen.layers, is_invariant=True), head=head)
