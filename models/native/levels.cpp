@@ -26,7 +26,7 @@ constexpr int STRETCH = 256;  // inputs whose 4-bit levels are taken apart at on
 #ifdef __AVX512F__
 constexpr int LEVEL_ROWS = 8;  // parts of tokens at once by vectors: the sums fit the registers
 #else
-constexpr int LEVEL_ROWS = 3;
+constexpr int LEVEL_ROWS = 4;
 #endif
 
 // ---------------------------------------------------------------- integers
@@ -258,9 +258,9 @@ struct LevelSums {
       switch (num_parts) {
 #define ROWS(n) case n: is_int4() ? by_vectors<n, true>(panel, next_panel, first_row, totals) \
                                   : by_vectors<n, false>(panel, next_panel, first_row, totals); break;
-        ROWS(1) ROWS(2) ROWS(3)
+        ROWS(1) ROWS(2) ROWS(3) ROWS(4)
 #ifdef __AVX512F__
-        ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8)
+        ROWS(5) ROWS(6) ROWS(7) ROWS(8)
 #endif
 #undef ROWS
       }
