@@ -2,7 +2,8 @@
 
 A step multiplies the rows of all adapters together: one product with the A matrices of the slots in
 use, side by side, a mask that leaves each row its own, and one product with the B matrices per
-module. Long prompts, which have many rows of one adapter, are multiplied with that slot alone.
+module. Long prompts, which have many rows of one adapter, are multiplied with that slot alone. On a
+CPU a kernel multiplies short ones row by row, each with its own matrices.
 
 Shapes: T = rows of the step, N = rows of a piece, S = slots, C = slots of a piece, P = modules
 fused in a linear layer, R = the slots' rank, I/O = inputs and outputs. Sizes are per rank of the
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cluster.config import EngineConfig
 from models.adapters.checkpoint import LayerPairs
@@ -24,6 +26,7 @@ from models.adapters.targets import (
     target_linears,
 )
 from models.checkpoint import DecoderConfig
+from models.native.adapters import native_adapters
 from models.parallel.sharding import Shards
 
 # Sequences with at least so many rows in a step are multiplied with their slot alone.
@@ -39,6 +42,8 @@ class Piece:
     slots: slice | torch.Tensor  # a tensor where they lie far apart
     #: True where a row is not of a slot; None: all rows are of the only one.
     masked_NC11: torch.Tensor | None
+    #: Of each row, for rows of several adapters; -1: none.
+    slots_N: NDArray[np.int32] | None = None
 
 
 class LoraStack:
@@ -57,6 +62,7 @@ class LoraStack:
             for num_outputs in linear.num_outputs
         ]
         self._targeting: set[int] = set()  # slots whose adapter acts here
+        self._native = native_adapters(self._a_SPRI, self._b_SRO)
 
     def install(self, slot: int, pairs: LayerPairs) -> None:
         """Replace what the slot holds; what the pairs do not fill is zero."""
@@ -76,6 +82,9 @@ class LoraStack:
 
     def add(self, out_TO: torch.Tensor, x_TI: torch.Tensor, piece: Piece) -> None:
         """Add the products of a piece's rows in place."""
+        if self._native is not None and piece.slots_N is not None:
+            self._native.add(out_TO, x_TI, piece.slots_N)
+            return
         a_CPRI = self._a_SPRI[piece.slots]
         num_slots, num_modules, rank, _ = a_CPRI.shape
         rows = slice(piece.start, piece.stop)
@@ -205,7 +214,8 @@ def _mixed_piece(slots_N: np.ndarray[tuple[int], np.dtype[np.int64]], device: st
     if high - low > 2 * len(used):  # to gather a few costs less than to multiply with all between
         candidates, chosen = used, torch.from_numpy(used).to(device)
     masked_NC = torch.from_numpy(slots_N[:, None] != candidates)
-    return Piece(0, len(slots_N), chosen, masked_NC[:, :, None, None].to(device))
+    masked_NC11 = masked_NC[:, :, None, None].to(device)
+    return Piece(0, len(slots_N), chosen, masked_NC11, slots_N.astype(np.int32))
 
 
 def _long_piece(

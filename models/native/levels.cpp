@@ -175,13 +175,16 @@ struct Activations {
         tokens_at_once((has_integer_tiles() ? TILE_ROWS : LEVEL_ROWS) / num_parts),
         area(has_integer_tiles() ? TILE_ROWS : LEVEL_ROWS), depth(by.group_size % 64 ? 32 : 64),
         scales((float *)scratch), part_sums((int32_t *)(scales + num_tokens)),
-        parts((int8_t *)(part_sums + num_tokens * num_parts * num_groups)) {
+        parts((int8_t *)scratch + scale_bytes()) {
     if (num_tokens < tokens_at_once) area = num_tokens * num_parts;
   }
 
+  // Of scales and sums: parts begin with a line of the cache.
+  int64_t scale_bytes() const { return (num_tokens * 4 * (1 + num_parts * num_groups) + 63) / 64 * 64; }
+
   int64_t num_bytes() const {
     const int64_t num_areas = (num_tokens + tokens_at_once - 1) / tokens_at_once;
-    return num_tokens * 4 * (1 + num_parts * num_groups) + num_areas * area * width;
+    return scale_bytes() + num_areas * area * width;
   }
 
   // Of the tokens from this one on, the first of an area: the first part's inputs, from one that begins

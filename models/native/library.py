@@ -57,6 +57,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "shoal_silu_mul": (_I32, _P, _P, _I64, _I64, _I32),
     "shoal_multiply": (_I32, _P, _P, _P, _P, _I64, _I32),
     "shoal_decode": (_P, _P),
+    "shoal_add_adapters": (_I32, _P, _P, _P, _P, _P, _P, _I64, _I64, _I64, _I64, _I32),
     "shoal_sum_ranks": (_I32, _P, _P, _I64, _I32),
     "shoal_gather_ranks": (_P, _P, _I64, _P),
     "shoal_has_wide_vectors": (),

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from models.adapters import bank as bank_module
 from models.adapters.bank import LONG_ROWS, AdapterBank
 from models.adapters.checkpoint import LoraPair
 from models.adapters.targets import LinearName, module_sizes, target_linears
@@ -54,6 +55,12 @@ def added(
 
 
 CONFIG: list[DecoderConfig] = []  # of the module's fixture
+
+
+@pytest.fixture(autouse=True, params=["kernels", "torch"])
+def computed_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(bank_module, "native_adapters", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)
