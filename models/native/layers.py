@@ -20,7 +20,7 @@ from models.engine.step_interrupt import InterruptibleAttention, StepInterrupt, 
 from models.layers import Linear, Rope
 from models.native.library import native_library
 from models.native.matmul import MatrixFields, NativeProduct
-from models.native.ranks import SLOT_BYTES, GroupError, NativeRanks
+from models.native.ranks import GroupError, NativeRanks
 from models.operations import HeadNorms
 
 #: Of a step's time, as the kernel counts it.
@@ -170,7 +170,7 @@ class NativeLayers:
         self._decode = library.shoal_decode
         self._array = (_Layer * len(layers))(*layers)
         self._owners = (parts, rope, ranks)  # the addresses live as long as these
-        self._most_bytes = None if ranks is None else SLOT_BYTES
+        self._most_bytes = None if ranks is None else ranks.slot_bytes
         self._dtype = rope.table_P2D.dtype
         self._stack = _Stack(
             layers=ctypes.addressof(self._array),

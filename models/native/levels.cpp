@@ -156,6 +156,21 @@ bool has_integer_tiles() {
 #endif
 }
 
+// ---------------------------------------------------------------- matrices
+
+inline int64_t groups_of(const Matrix &matrix) {
+  return (matrix.width + matrix.group_size - 1) / matrix.group_size;
+}
+
+// Of all groups, where none are given.
+inline int zero_of(const Matrix &matrix) { return matrix.kind == INT4 ? 0 : 128; }
+
+// Of a block of outputs, from this input on.
+inline const uint8_t *levels_at(const Matrix &matrix, int64_t block, int64_t input) {
+  return (const uint8_t *)matrix.elements +
+         (block * matrix.width + input) * LANES / (matrix.kind == INT4 ? 2 : 1);
+}
+
 // ---------------------------------------------------------------- activations
 
 // A step's activations as integers. Parts of the tokens that are summed up at once are together, as the
@@ -171,7 +186,7 @@ struct Activations {
 
   Activations(int num_parts, const Matrix &by, int64_t num_tokens, void *scratch)
       : num_parts(num_parts), num_tokens(num_tokens), width(by.width), group_size(by.group_size),
-        num_groups((by.width + by.group_size - 1) / by.group_size),
+        num_groups(groups_of(by)),
         tokens_at_once((has_integer_tiles() ? TILE_ROWS : LEVEL_ROWS) / num_parts),
         area(has_integer_tiles() ? TILE_ROWS : LEVEL_ROWS), depth(by.group_size % 64 ? 32 : 64),
         scales((float *)scratch), part_sums((int32_t *)(scales + num_tokens)),
@@ -270,9 +285,8 @@ struct LevelSums {
   }
 
  private:
-  // Of a block, from this input on.
   const uint8_t *levels(int64_t panel, int c, int64_t first = 0) const {
-    return (const uint8_t *)p.by.elements + ((panel * 2 + c) * x.width + first) * LANES / (is_int4() ? 2 : 1);
+    return levels_at(p.by, panel * 2 + c, first);
   }
 
   // What a group's sums (of each token's parts) add to the totals of a block, which are done with the last
@@ -321,7 +335,7 @@ struct LevelSums {
         return in_parts([&](int part) { return get(r * P + part) - zeros * part_sums[part]; });
       });
     }
-    const int zero = is_int4() ? 0 : 128;
+    const int zero = zero_of(p.by);
     add([&](int r) {
       return in_parts([&](int part) { return get(r * P + part) - zero * part_sums[part]; });
     });
@@ -339,7 +353,7 @@ struct LevelSums {
         for (int64_t i = 0; i < x.depth; i += INPUTS)
           for (int c = 0; c < 2; c++) {
             const int64_t ahead = k + i + AHEAD, beyond = ahead - x.width;
-            __builtin_prefetch((beyond < 0 ? blocks[c] + ahead / INPUTS * 64 : following[c] + beyond / INPUTS * 64));
+            __builtin_prefetch(beyond < 0 ? blocks[c] + ahead / INPUTS * 64 : following[c] + beyond / INPUTS * 64);
             const Levels both = Levels::at(blocks[c] + (k + i) / INPUTS * 64);
             for (int r = 0; r < R; r++) {
               int32_t four[2];
@@ -396,16 +410,12 @@ struct LevelSums {
 
 // ---------------------------------------------------------------- levels to numbers
 
-bool become_numbers([[maybe_unused]] const Matrix &matrix, [[maybe_unused]] int64_t num_tokens) {
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+bool become_numbers(const Matrix &matrix, int64_t num_tokens) {
   const bool has_groups = matrix.group_size < matrix.width && matrix.kind != INT8_DYNAMIC;
   return has_groups && !matrix.is_invariant && 3 * num_tokens > matrix.group_size && has_matrix_unit();
-#else
-  return false;
-#endif
 }
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
 // See `by_panels`. The numbers lie as those of a matrix of floats.
 struct NumberSums {
   const Product &p;
@@ -440,15 +450,14 @@ struct NumberSums {
   // Inputs of one group.
   void dequantize(int64_t block, int64_t first, int64_t end, BFloat16 *to) const {
     const bool is_int4 = p.by.kind == INT4;
-    const int64_t num_groups = (p.by.width + p.by.group_size - 1) / p.by.group_size;
-    const int64_t place = (block * num_groups + first / p.by.group_size) * LANES;
+    const int64_t place = (block * groups_of(p.by) + first / p.by.group_size) * LANES;
     const Floats scales = load(p.by.scales + place);
-    const Floats zeros = p.by.zeros ? to_floats(to_ints(p.by.zeros + place)) : splat(is_int4 ? 0.f : 128.f);
+    const Floats zeros = p.by.zeros ? to_floats(to_ints(p.by.zeros + place)) : splat(float(zero_of(p.by)));
     uint16_t order[WIDTH];
     for (int o = 0; o < LANES; o++) order[2 * o] = uint16_t(o), order[2 * o + 1] = uint16_t(LANES + o);
     const __m512i pairs = _mm512_loadu_si512(order);
     const int64_t step = is_int4 ? 8 : 4;
-    const uint8_t *from = (const uint8_t *)p.by.elements + (block * p.by.width + first) * LANES * 4 / step;
+    const uint8_t *from = levels_at(p.by, block, first);
     const auto four = [&](Levels levels) {
       Floats values[4];
       for (int j = 0; j < 4; j++)
@@ -466,14 +475,18 @@ struct NumberSums {
     }
   }
 };
+
+void multiply_numbers(const Product &p) {
+  by_panels<BFloat16>(p, NumberSums{p, widened<BFloat16>(p)});
+}
+#else
+bool become_numbers(const Matrix &, int64_t) { return false; }
+void multiply_numbers(const Product &) {}
 #endif
 
 template <class T>
 void multiply_levels(const Product &p) {
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
-  if constexpr (std::is_same_v<T, BFloat16>)
-    if (become_numbers(p.by, p.num_tokens)) return by_panels<T>(p, NumberSums{p, widened<T>(p)});
-#endif
+  if (std::is_same_v<T, BFloat16> && become_numbers(p.by, p.num_tokens)) return multiply_numbers(p);
   const Activations x(parts_of<T>(p.by), p.by, p.num_tokens, p.scratch);
 #pragma omp for schedule(static)
   for (int64_t t = 0; t < p.num_tokens; t++)

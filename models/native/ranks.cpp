@@ -19,7 +19,7 @@
 
 namespace {
 
-// At the beginning of the memory, one for each rank. A new one is zero.
+// At the beginning of the memory, which has a page for each rank. A new one is zero.
 struct alignas(64) Arrival {
   std::atomic<uint32_t> exchange;  // the last one that the rank has written its part of
 };
@@ -68,8 +68,7 @@ bool wait_for(const Ranks &ranks, int64_t other, uint32_t exchange) {
 }
 
 char *slots(const Ranks &ranks, int64_t exchange) {
-  const int64_t header = (ranks.size * int64_t(sizeof(Arrival)) + PAGE - 1) / PAGE * PAGE;
-  return ranks.memory + header + exchange % 2 * ranks.size * ranks.slot_bytes;
+  return ranks.memory + ranks.size * PAGE + exchange % 2 * ranks.size * ranks.slot_bytes;
 }
 
 // x: this rank's, and the sum afterwards.

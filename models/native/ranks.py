@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 
 from models.native.library import native_library
+from models.native.operations import DTYPES
 
-DTYPES = (torch.float32, torch.bfloat16)
 PAGE_BYTES = 4096
 #: Longer exchanges are made in pieces. Memory is taken for what is written only.
 SLOT_BYTES = 32 * 2**20
@@ -78,6 +78,11 @@ class NativeRanks:
     def address(self) -> int:
         """Of the kernels' `Ranks`; it is valid as long as this object."""
         return ctypes.addressof(self._fields)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Of this rank's part of one exchange."""
+        return int(self._fields.slot_bytes)
 
     def all_reduce(self, x: torch.Tensor) -> None:
         """Make a contiguous x, of one of `DTYPES`, the sum over all ranks: added in float32, in

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 import torch.distributed
 
-from models.native.ranks import DTYPES as SUMMED_DTYPES
+from models.native.operations import DTYPES
 from models.native.ranks import GroupError, NativeRanks
 from models.parallel.shared_memory import Store, share_memory
 
@@ -154,7 +154,7 @@ class TPGroup:
             GroupError: a rank is gone or did not answer in time.
         """
         backend = self._backend
-        if self.native_ranks is not None and x.dtype in SUMMED_DTYPES:
+        if self.native_ranks is not None and x.dtype in DTYPES:
             self.native_ranks.all_reduce(x)
         elif backend is not None:
             _exchange(lambda: backend.allreduce([x]))
