@@ -23,6 +23,7 @@ from models.checkpoint import DecoderConfig
 from models.experts import ExpertFeedForward
 from models.fused_linear import FusedLinear, LinearMaker
 from models.layers import Linear, MatrixProduct, Rope
+from models.native.adapters import NativeAdapterStep
 from models.native.layers import LayerParts, NativeLayers, NativePass, native_layers
 from models.native.operations import NativeOperations
 from models.operations import DecoderOperations, HeadNorms, Rotation, TorchOperations
@@ -31,6 +32,8 @@ from models.parallel.sharding import Shards
 from models.quantization.slot import MatrixSlot
 
 MakeProduct = Callable[[torch.Tensor], MatrixProduct]
+#: Token ids and positions [T], and what `Decoder.forward` takes beside them.
+DecoderInputs = tuple[torch.Tensor, torch.Tensor, StepAttention, AdapterStep | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,8 +262,8 @@ class Decoder:
     ) -> LayerPass:
         """Tokens that have passed no layer."""
         x_TM = self._embed(token_ids_T)
-        if self._native_layers is not None and adapters is None:
-            native = self._native_layers.begin(x_TM, positions_T, attention)
+        if self._native_layers is not None and isinstance(adapters, NativeAdapterStep | None):
+            native = self._native_layers.begin(x_TM, positions_T, attention, adapters)
             if native is not None:
                 return LayerPass(x_TM=x_TM, added_TM=native.added_TM, route=native)
         step = DecoderStep(

@@ -1,103 +1,26 @@
-"""Slots of LoRA matrices beside a decoder's linear layers, and their products for a mixed batch.
-
-A step multiplies the rows of all adapters together: one product with the A matrices of the slots in
-use, side by side, a mask that leaves each row its own, and one product with the B matrices per
-module. Long prompts, which have many rows of one adapter, are multiplied with that slot alone. On a
-CPU a kernel multiplies short ones row by row, each with its own matrices.
-
-Shapes: T = rows of the step, N = rows of a piece, S = slots, C = slots of a piece, P = modules
-fused in a linear layer, R = the slots' rank, I/O = inputs and outputs. Sizes are per rank of the
-tensor-parallel group.
-"""
+"""Slots of LoRA matrices beside a decoder's linear layers: by the CPU kernels, else by torch."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cluster.config import EngineConfig
 from models.adapters.checkpoint import LayerPairs
-from models.adapters.targets import (
-    LinearName,
-    TargetLinear,
-    count_slot_numbers,
-    target_linears,
-)
+from models.adapters.targets import LinearName, target_linears
+from models.adapters.torch_adapters import TorchAdapters
 from models.checkpoint import DecoderConfig
-from models.native.adapters import native_adapters
+from models.native.adapters import NativeAdapters, native_adapters
 from models.parallel.sharding import Shards
 
-# Sequences with at least so many rows in a step are multiplied with their slot alone.
-LONG_ROWS = 64
 
+class AdapterStep(Protocol):
+    """What the adapters add to the linear layers in one step."""
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Rows start … stop - 1, and the slots that they are multiplied with."""
-
-    start: int
-    stop: int
-    slots: slice | torch.Tensor  # a tensor where they lie far apart
-    #: True where a row is not of a slot; None: all rows are of the only one.
-    masked_NC11: torch.Tensor | None
-    #: Of each row, for rows of several adapters; -1: none.
-    slots_N: NDArray[np.int32] | None = None
-
-
-class LoraStack:
-    """The matrices of all slots for one linear layer."""
-
-    def __init__(
-        self, linear: TargetLinear, *, num_slots: int, rank: int, dtype: torch.dtype, device: str
+    def add(
+        self, out_TO: torch.Tensor, x_TI: torch.Tensor, layer_index: int, name: LinearName
     ) -> None:
-        self._modules = linear.modules
-        num_modules = len(linear.modules)
-        self._a_SPRI = torch.zeros(
-            num_slots, num_modules, rank, linear.num_inputs, dtype=dtype, device=device
-        )
-        self._b_SRO = [
-            torch.zeros(num_slots, rank, num_outputs, dtype=dtype, device=device)
-            for num_outputs in linear.num_outputs
-        ]
-        self._targeting: set[int] = set()  # slots whose adapter acts here
-        self._native = native_adapters(self._a_SPRI, self._b_SRO)
-
-    def install(self, slot: int, pairs: LayerPairs) -> None:
-        """Replace what the slot holds; what the pairs do not fill is zero."""
-        self._a_SPRI[slot].zero_()
-        self._targeting.discard(slot)
-        for index, module in enumerate(self._modules):
-            self._b_SRO[index][slot].zero_()
-            pair = pairs.get(module)
-            if pair is not None:
-                rank = len(pair.a_RI)
-                self._a_SPRI[slot, index, :rank].copy_(pair.a_RI)
-                self._b_SRO[index][slot, :rank].copy_(pair.b_RO)
-                self._targeting.add(slot)
-
-    def is_targeted(self, slots: frozenset[int]) -> bool:
-        return not self._targeting.isdisjoint(slots)
-
-    def add(self, out_TO: torch.Tensor, x_TI: torch.Tensor, piece: Piece) -> None:
-        """Add the products of a piece's rows in place."""
-        if self._native is not None and piece.slots_N is not None:
-            self._native.add(out_TO, x_TI, piece.slots_N)
-            return
-        a_CPRI = self._a_SPRI[piece.slots]
-        num_slots, num_modules, rank, _ = a_CPRI.shape
-        rows = slice(piece.start, piece.stop)
-        x_NI = x_TI[rows]
-        h_NCPR = (x_NI @ a_CPRI.flatten(0, 2).T).view(-1, num_slots, num_modules, rank)
-        if piece.masked_NC11 is not None:
-            h_NCPR.masked_fill_(piece.masked_NC11, 0)
-        first = 0
-        for index, b_SRO in enumerate(self._b_SRO):
-            b_CRO = b_SRO[piece.slots]
-            last = first + b_CRO.shape[2]
-            out_TO[rows, first:last].addmm_(h_NCPR[:, :, index].flatten(1), b_CRO.flatten(0, 1))
-            first = last
+        """Add to a linear layer's outputs, in place, what the adapters make of its inputs."""
 
 
 class AdapterBank:
@@ -111,128 +34,57 @@ class AdapterBank:
         rank: int,
         dtype: torch.dtype,
         device: str,
+        padded: Callable[[int], int] = int,
     ) -> None:
-        """`config`: with the tensor-parallel rank's sizes; `rank`: most of an adapter."""
+        """
+        Args:
+            config: with the tensor-parallel rank's sizes.
+            rank: most of an adapter.
+            padded: the number of rows that torch's products of so many are made with.
+        """
         self.num_slots = num_slots
         self.rank = rank
-        self._device = device
-        self._num_bytes = num_slots * count_slot_numbers(config, rank) * dtype.itemsize
-        self._layers: list[dict[LinearName, LoraStack]] = [
-            {
-                linear.name: LoraStack(
-                    linear, num_slots=num_slots, rank=rank, dtype=dtype, device=device
-                )
-                for linear in target_linears(config)
-            }
-            for _ in range(config.num_layers)
-        ]
+        linears = target_linears(config)
+        sizes = {"num_layers": config.num_layers, "num_slots": num_slots, "rank": rank}
+        self._slots: NativeAdapters | TorchAdapters = native_adapters(
+            linears, **sizes, dtype=dtype, device=device
+        ) or TorchAdapters(linears, **sizes, dtype=dtype, device=device, padded=padded)
 
     def describe(self) -> str:
         """For a person."""
         return (
             f"{self.num_slots} slots for adapters up to rank {self.rank}, "
-            f"{self._num_bytes / 2**20:,.1f} MiB"
+            f"{self._slots.num_bytes / 2**20:,.1f} MiB"
         )
+
+    def padded(self, num_rows: int) -> int:
+        """The number of rows, padding included, that a step of so many needs to have."""
+        return self._slots.padded(num_rows)
 
     def install(self, slot: int, layer_index: int, pairs: LayerPairs) -> None:
         """Put a layer of an adapter, this rank's part of it, into a slot."""
         with torch.inference_mode():
-            for stack in self._layers[layer_index].values():
-                stack.install(slot, pairs)
+            self._slots.install(slot, layer_index, pairs)
 
     def step(
-        self,
-        slots: Sequence[int | None],
-        query_lens: Sequence[int],
-        *,
-        num_rows: int,
-        padded: Callable[[int], int],
-    ) -> "AdapterStep":
+        self, slots: Sequence[int | None], query_lens: Sequence[int], *, num_rows: int
+    ) -> AdapterStep:
         """The products of one step.
 
         Args:
             slots: of each sequence; None: it has no adapter.
             query_lens: rows of each sequence, shorter sequences first.
             num_rows: of the step, padding included.
-            padded: the number of rows that a product of so many rows is made with.
         """
-        pieces = _pieces(slots, query_lens, num_rows, padded, self._device)
-        used = frozenset(slot for slot in slots if slot is not None)
-        return AdapterStep(self._layers, pieces, used)
-
-
-class AdapterStep:
-    """What the adapters add to the linear layers in one step."""
-
-    def __init__(
-        self,
-        layers: Sequence[dict[LinearName, LoraStack]],
-        pieces: Sequence[Piece],
-        slots: frozenset[int],
-    ) -> None:
-        self._layers = layers
-        self._pieces = pieces
-        self._slots = slots
-
-    def add(
-        self, out_TO: torch.Tensor, x_TI: torch.Tensor, layer_index: int, name: LinearName
-    ) -> None:
-        """Add to a linear layer's outputs, in place, what the adapters make of its inputs."""
-        stack = self._layers[layer_index][name]
-        if stack.is_targeted(self._slots):
-            for piece in self._pieces:
-                stack.add(out_TO, x_TI, piece)
-
-
-def _pieces(
-    slots: Sequence[int | None],
-    query_lens: Sequence[int],
-    num_rows: int,
-    padded: Callable[[int], int],
-    device: str,
-) -> list[Piece]:
-    pieces: list[Piece] = []
-    first_long = next((i for i, n in enumerate(query_lens) if n >= LONG_ROWS), len(query_lens))
-    short_slots = [-1 if slot is None else slot for slot in slots[:first_long]]
-    row = sum(query_lens[:first_long])
-    if any(slot >= 0 for slot in short_slots):
-        slots_N = np.full(padded(row), -1)
-        slots_N[:row] = np.repeat(short_slots, query_lens[:first_long])
-        pieces.append(_mixed_piece(slots_N, device))
-    for slot, num_own in zip(slots[first_long:], query_lens[first_long:], strict=True):
-        if slot is not None:
-            pieces.append(_long_piece(row, num_own, slot, padded(num_own), num_rows, device))
-        row += num_own
-    return pieces
-
-
-def _mixed_piece(slots_N: np.ndarray[tuple[int], np.dtype[np.int64]], device: str) -> Piece:
-    used = np.unique(slots_N[slots_N >= 0])
-    low, high = int(used[0]), int(used[-1]) + 1
-    chosen: slice | torch.Tensor = slice(low, high)
-    candidates = np.arange(low, high)
-    if high - low > 2 * len(used):  # to gather a few costs less than to multiply with all between
-        candidates, chosen = used, torch.from_numpy(used).to(device)
-    masked_NC = torch.from_numpy(slots_N[:, None] != candidates)
-    masked_NC11 = masked_NC[:, :, None, None].to(device)
-    return Piece(0, len(slots_N), chosen, masked_NC11, slots_N.astype(np.int32))
-
-
-def _long_piece(
-    start: int, num_own: int, slot: int, num_padded: int, num_rows: int, device: str
-) -> Piece:
-    """The rows around one sequence's that make a padded number; the others are masked."""
-    first = min(start, num_rows - num_padded)
-    masked_NC11 = None
-    if num_padded > num_own:
-        masked_N = torch.ones(num_padded, dtype=torch.bool)
-        masked_N[start - first : start - first + num_own] = False
-        masked_NC11 = masked_N[:, None, None, None].to(device)
-    return Piece(first, first + num_padded, slice(slot, slot + 1), masked_NC11)
+        return self._slots.step(slots, query_lens, num_rows)
 
 
 def adapter_bank(
-    shards: Shards, engine_config: EngineConfig, dtype: torch.dtype, device: str
+    shards: Shards,
+    engine_config: EngineConfig,
+    dtype: torch.dtype,
+    device: str,
+    padded: Callable[[int], int],
 ) -> AdapterBank | None:
     """The slots that the configuration asks for; None: it asks for none.
 
@@ -253,4 +105,5 @@ def adapter_bank(
         rank=engine_config.max_lora_rank,
         dtype=dtype,
         device=device,
+        padded=padded,
     )

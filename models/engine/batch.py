@@ -188,6 +188,7 @@ def _layer_inputs(layer_slice: LayerSlice | None, block_size: int) -> LayerInput
             context_lens=[],
             block_tables=[],
             sampling_rows=[],
+            adapter_slots=_known([chunk.sequence.adapter_slot]),
         )
         _append_chunk(chunk.inputs, chunk.sequence, chunk.num_tokens, block_size)
     return LayerInputs(
@@ -202,6 +203,11 @@ def _adapter_slots(batch: Batch) -> list[int | None]:
     for draft in batch.drafts:
         slots += [draft.sequence.adapter_slot] * draft.num_tokens
     slots += [sequence.adapter_slot for sequence, _ in batch.chunks]
+    return _known(slots)
+
+
+def _known(slots: list[int | None]) -> list[int | None]:
+    """Empty, where no sequence has an adapter."""
     return slots if any(slot is not None for slot in slots) else []
 
 

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable
 
-from models.attention.backend import AttentionBackend
-from models.decoder import Decoder, LayerPass
-from models.engine.padding import padded_tokens
+from models.decoder import Decoder, DecoderInputs, LayerPass
 from models.engine.step_inputs import LayerInputs, StepInputs
 
 
@@ -12,12 +10,10 @@ class ChunkLayers:
     """Keeps what the layers so far have made of the latest chunk."""
 
     def __init__(
-        self, decoder: Decoder, attention: AttentionBackend, *, padded: Callable[[int], int]
+        self, decoder: Decoder, decoder_inputs: Callable[[StepInputs], DecoderInputs]
     ) -> None:
-        """`padded`: the number of rows that so many tokens are padded to."""
         self._decoder = decoder
-        self._attention = attention
-        self._padded = padded
+        self._decoder_inputs = decoder_inputs
         self._tokens: LayerPass | None = None
 
     @property
@@ -28,14 +24,10 @@ class ChunkLayers:
     def compute(self, layers: LayerInputs) -> None:
         """Let the chunk pass some layers: there, its keys and values are written."""
         if layers.first_layer == 0:
-            self._tokens = self._begin(layers.chunk)
+            self._tokens = self._decoder.begin(*self._decoder_inputs(layers.chunk))
         tokens = self._tokens
         assert tokens is not None, "a chunk begins before its first layer"
         assert tokens.num_layers == layers.first_layer, "and passes one after the other"
         self._decoder.advance(tokens, layers.stop_layer)
         if layers.stop_layer == self.num_layers:
             self._tokens = None
-
-    def _begin(self, chunk: StepInputs) -> LayerPass:
-        ids_T, positions_T = padded_tokens(chunk, self._padded(len(chunk.token_ids)))
-        return self._decoder.begin(ids_T, positions_T, self._attention.prepare(chunk))

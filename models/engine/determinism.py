@@ -38,8 +38,6 @@ def check_deterministic(
             "ranks on several machines (or without CPU kernels); supported: at most "
             f"{MAX_RANKS_APART}, any number where they share memory"
         )
-    elif engine_config.max_loaded_adapters:
-        problem = "adapters; supported: max_loaded_adapters 0"
     elif engine_config.kv_cache_dtype != "auto":
         problem = f"kv_cache_dtype {engine_config.kv_cache_dtype}; supported: auto"
     elif config.quantization is not None and config.quantization.layers.weights == "fp8":

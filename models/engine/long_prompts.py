@@ -49,7 +49,6 @@ class LongPrompts:
             and self._limits.max_prompt_slowdown is not None
             and not _is_free(batch, sequence)
             and self._is_long(sequence, sequence.num_cached_tokens)
-            and sequence.adapter_slot is None
             and not sequence.wants_prompt_logprobs
         )
 

@@ -23,7 +23,7 @@ from models.adapters.bank import AdapterBank, AdapterStep, adapter_bank
 from models.adapters.checkpoint import LayerPairs, LoadedAdapter, read_adapter
 from models.attention.choice import choose_attention
 from models.checkpoint import DecoderConfig, DecoderShape, is_native, read_decoder_config
-from models.decoder import Decoder
+from models.decoder import Decoder, DecoderInputs
 from models.engine.beam_candidates import candidates_by_row
 from models.engine.chunk_layers import ChunkLayers
 from models.engine.cuda_graphs import ComputedStep
@@ -135,7 +135,8 @@ class ModelRunner:
             self._all_shards = [
                 Shards(config, rank=rank, size=group.size) for rank in range(group.size)
             ]
-            self._bank = adapter_bank(shards, engine_config, self._dtype, str(self._device))
+            padded = int if runs_triton(self._device) else padded_size
+            self._bank = adapter_bank(shards, engine_config, self._dtype, str(self._device), padded)
         else:
             if group.size > 1 or random_weights or quantization not in ("auto", "none"):
                 raise _foreign(checkpoint_dir, "neither shared by ranks nor quantized nor made up")
@@ -185,7 +186,7 @@ class ModelRunner:
             self._kv_cache, shape, dtype=self._dtype, is_deterministic=engine_config.deterministic
         )
         if isinstance(self._decoder, Decoder) and self._device.type == "cpu":
-            self._chunk_layers = ChunkLayers(self._decoder, self._attention, padded=self._padded)
+            self._chunk_layers = ChunkLayers(self._decoder, self._decoder_inputs)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -404,33 +405,30 @@ class ModelRunner:
             self._chunk_layers.compute(inputs.layers)
         num_tokens = len(inputs.token_ids)
         if self._gpu_steps is not None:
-            adapters = self._adapter_step(inputs, num_rows=num_tokens, padded=int)
+            adapters = self._adapter_step(inputs, num_tokens)
             return self._gpu_steps.compute(inputs, adapters, token_ids_T)
-        # Adapters' products are torch's.
-        num_rows = (padded_size if inputs.adapter_slots else self._padded)(num_tokens)
-        attention = self._attention.prepare(inputs)
+        ids_T, positions_T, attention, adapters = self._decoder_inputs(inputs)
         if inputs.is_interruptible:
             attention = InterruptibleAttention(attention, self._interrupt)
-        ids_T, positions_T = padded_tokens(inputs, num_rows, device=self._device)
         if token_ids_T is not None:
             ids_T[:num_tokens] = token_ids_T
-        hidden_TM = self._decoder.forward(
-            ids_T,
-            positions_T,
-            attention,
-            self._adapter_step(inputs, num_rows=num_rows, padded=padded_size),
-        )
+        hidden_TM = self._decoder.forward(ids_T, positions_T, attention, adapters)
         return ComputedStep(hidden_TM=hidden_TM, logits_TV=None)
 
-    def _adapter_step(
-        self, inputs: StepInputs, *, num_rows: int, padded: Callable[[int], int]
-    ) -> AdapterStep | None:
+    def _decoder_inputs(self, inputs: StepInputs) -> DecoderInputs:
+        """Of some tokens, and of those that they are padded to."""
+        num_rows = self._padded(len(inputs.token_ids))
+        if self._bank is not None and inputs.adapter_slots:
+            num_rows = self._bank.padded(num_rows)
+        ids_T, positions_T = padded_tokens(inputs, num_rows, device=self._device)
+        adapters = self._adapter_step(inputs, num_rows)
+        return ids_T, positions_T, self._attention.prepare(inputs), adapters
+
+    def _adapter_step(self, inputs: StepInputs, num_rows: int) -> AdapterStep | None:
         if not inputs.adapter_slots:
             return None
         assert self._bank is not None, "without slots no sequence has one"
-        return self._bank.step(
-            inputs.adapter_slots, inputs.query_lens, num_rows=num_rows, padded=padded
-        )
+        return self._bank.step(inputs.adapter_slots, inputs.query_lens, num_rows=num_rows)
 
     def _choose(
         self,

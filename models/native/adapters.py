@@ -1,9 +1,7 @@
-"""What LoRA adapters add to a linear layer, by the CPU kernels: each row by its own adapter.
+"""Slots of LoRA matrices as the CPU kernels have them, and what they add to linear layers.
 
-Made for few rows of each; many of one are better off as a product.
-
-Shapes: N = rows, S = slots, P = modules fused in the linear layer, R = the slots' rank,
-I/O = inputs and outputs.
+Shapes: T = rows of the step, S = slots, P = modules fused in a linear layer, R = the slots' rank,
+I/O = inputs and outputs. Sizes are per rank of the tensor-parallel group.
 """
 
 import ctypes
@@ -11,53 +9,193 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from models.adapters.checkpoint import LayerPairs
+from models.adapters.targets import LinearName, TargetLinear
 from models.native.library import native_library
 from models.native.operations import DTYPES, WIDTH_MULTIPLE
 
+BLOCK = 16  # of outputs, and the multiple of ranks
 
-def native_adapters(a_SPRI: torch.Tensor, b_SRO: Sequence[torch.Tensor]) -> "NativeAdapters | None":
-    """The kernel for these slots, where it serves; what they hold may change."""
+
+class _Matrices(ctypes.Structure):
+    """`AdapterMatrices` of `models/native/team.h`."""
+
+    _fields_ = (
+        ("a", ctypes.c_void_p),
+        ("b", ctypes.c_void_p),
+        ("num_outputs", ctypes.c_void_p),
+        ("ranks", ctypes.c_void_p),
+        ("num_inputs", ctypes.c_int64),
+        ("num_modules", ctypes.c_int64),
+        ("rank", ctypes.c_int64),
+    )
+
+
+def native_adapters(
+    linears: Sequence[TargetLinear],
+    *,
+    num_layers: int,
+    num_slots: int,
+    rank: int,
+    dtype: torch.dtype,
+    device: str,
+) -> "NativeAdapters | None":
+    """Slots that the kernels add from, where they serve such linear layers here."""
+    widths = [width for linear in linears for width in (linear.num_inputs, *linear.num_outputs)]
     fits = (
-        a_SPRI.device.type == "cpu"
-        and a_SPRI.dtype in DTYPES
-        and a_SPRI.shape[3] % WIDTH_MULTIPLE == 0
-        and all(each.shape[2] % WIDTH_MULTIPLE == 0 for each in b_SRO)
+        device == "cpu" and dtype in DTYPES and all(width % WIDTH_MULTIPLE == 0 for width in widths)
     )
     library = native_library() if fits else None
-    return None if library is None else NativeAdapters(library, a_SPRI, b_SRO)
+    if library is None:
+        return None
+    layers = [
+        [NativeStack(linear, num_slots=num_slots, rank=rank, dtype=dtype) for linear in linears]
+        for _ in range(num_layers)
+    ]
+    assert [linear.name for linear in linears] == list(LinearName), "as decoder.cpp counts them"
+    return NativeAdapters(library, layers, dtype)
+
+
+class NativeStack:
+    """The matrices of all slots for one linear layer."""
+
+    def __init__(
+        self, linear: TargetLinear, *, num_slots: int, rank: int, dtype: torch.dtype
+    ) -> None:
+        self._modules = linear.modules
+        num_modules, num_inputs = len(linear.modules), linear.num_inputs
+        num_blocks = -(-rank // BLOCK)
+        # An element (output o, input i) of a block stands at [i / 2, o, i % 2].
+        self._a = torch.zeros(
+            (num_slots, num_modules, num_blocks, num_inputs // 2, BLOCK, 2), dtype=dtype
+        )
+        self._b = [
+            torch.zeros(
+                (num_slots, num_outputs // BLOCK, num_blocks * BLOCK // 2, BLOCK, 2), dtype=dtype
+            )
+            for num_outputs in linear.num_outputs
+        ]
+        self._ranks_S = torch.zeros(num_slots, dtype=torch.int64)
+        self._b_addresses = (ctypes.c_void_p * num_modules)(*(b.data_ptr() for b in self._b))
+        self._num_outputs = (ctypes.c_int64 * num_modules)(*linear.num_outputs)
+        self.matrices = _Matrices(
+            a=self._a.data_ptr(),
+            b=ctypes.addressof(self._b_addresses),
+            num_outputs=ctypes.addressof(self._num_outputs),
+            ranks=self._ranks_S.data_ptr(),
+            num_inputs=num_inputs,
+            num_modules=num_modules,
+            rank=num_blocks * BLOCK,
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        return self._a.nbytes + sum(b.nbytes for b in self._b)
+
+    def install(self, slot: int, pairs: LayerPairs) -> None:
+        """Replace what the slot holds; what the pairs do not fill is zero."""
+        self._a[slot].zero_()
+        used_rank = 0
+        for index, module in enumerate(self._modules):
+            self._b[index][slot].zero_()
+            pair = pairs.get(module)
+            if pair is None:
+                continue
+            num_blocks = -(-len(pair.a_RI) // BLOCK)
+            missing = num_blocks * BLOCK - len(pair.a_RI)
+            a_RI = F.pad(pair.a_RI, (0, 0, 0, missing))
+            b_OR = F.pad(pair.b_RO, (0, 0, 0, missing)).T
+            self._a[slot, index, :num_blocks] = _in_blocks(a_RI)
+            self._b[index][slot, :, : num_blocks * BLOCK // 2] = _in_blocks(b_OR)
+            used_rank = max(used_rank, num_blocks * BLOCK)
+        self._ranks_S[slot] = used_rank
+
+
+def _in_blocks(matrix_OI: torch.Tensor) -> torch.Tensor:
+    """[O / 16, I / 2, 16, 2]"""
+    num_outputs, num_inputs = matrix_OI.shape
+    return matrix_OI.reshape(num_outputs // BLOCK, BLOCK, num_inputs // 2, 2).transpose(1, 2)
 
 
 class NativeAdapters:
-    """See `native_adapters`."""
+    """See `native_adapters`. The same interface as `TorchAdapters`."""
 
     def __init__(
-        self, library: ctypes.CDLL, a_SPRI: torch.Tensor, b_SRO: Sequence[torch.Tensor]
+        self,
+        library: ctypes.CDLL,
+        layers: Sequence[Sequence[NativeStack]],
+        dtype: torch.dtype,
     ) -> None:
-        self._add = library.shoal_add_adapters
-        self._owners = (a_SPRI, tuple(b_SRO))  # the addresses live as long as these
-        self._is_bfloat16 = a_SPRI.dtype is torch.bfloat16
-        self._a = a_SPRI.data_ptr()
-        self._b = (ctypes.c_void_p * len(b_SRO))(*(each.data_ptr() for each in b_SRO))
-        self._num_outputs = (ctypes.c_int64 * len(b_SRO))(*(each.shape[2] for each in b_SRO))
-        _, self._num_modules, self._rank, self._num_inputs = a_SPRI.shape
+        self._library = library
+        self._places = {name: place for place, name in enumerate(LinearName)}
+        self._layers = layers
+        self._is_bfloat16 = dtype is torch.bfloat16
+        all_matrices = [stack.matrices for layer in layers for stack in layer]
+        self._matrices = (_Matrices * len(all_matrices))(*all_matrices)
 
-    def add(self, out_NO: torch.Tensor, x_NI: torch.Tensor, slots_N: NDArray[np.int32]) -> None:
-        """Add in place to the first rows, as many as there are slots; a negative one is none."""
-        assert out_NO.is_contiguous(), "rows follow each other"
-        assert x_NI.is_contiguous(), "as above"
-        self._add(
+    @property
+    def num_bytes(self) -> int:
+        return sum(stack.num_bytes for layer in self._layers for stack in layer)
+
+    def padded(self, num_rows: int) -> int:
+        return num_rows
+
+    def install(self, slot: int, layer_index: int, pairs: LayerPairs) -> None:
+        for stack in self._layers[layer_index]:
+            stack.install(slot, pairs)
+
+    def step(
+        self, slots: Sequence[int | None], query_lens: Sequence[int], num_rows: int
+    ) -> "NativeAdapterStep":
+        slots_T = np.full(num_rows, -1, dtype=np.int32)
+        of_sequences = [-1 if slot is None else slot for slot in slots]
+        slots_T[: sum(query_lens)] = np.repeat(of_sequences, query_lens)
+        return NativeAdapterStep(self, slots_T)
+
+    @property
+    def address(self) -> int:
+        """Of the matrices [layers, linear layers]."""
+        return ctypes.addressof(self._matrices)
+
+    def add(
+        self,
+        out_TO: torch.Tensor,
+        x_TI: torch.Tensor,
+        slots_T: NDArray[np.int32],
+        layer_index: int,
+        name: LinearName,
+    ) -> None:
+        """Add in place to each row what its slot makes of it."""
+        assert out_TO.is_contiguous(), "rows follow each other"
+        assert x_TI.is_contiguous(), "as above"
+        place = layer_index * len(self._places) + self._places[name]
+        self._library.shoal_add_adapters(
             self._is_bfloat16,
-            x_NI.data_ptr(),
-            out_NO.data_ptr(),
-            slots_N.ctypes.data,
-            self._a,
-            self._b,
-            self._num_outputs,
-            len(slots_N),
-            self._num_inputs,
-            self._num_modules,
-            self._rank,
+            self.address + place * ctypes.sizeof(_Matrices),
+            slots_T.ctypes.data,
+            x_TI.data_ptr(),
+            out_TO.data_ptr(),
+            len(slots_T),
             torch.get_num_threads(),
         )
+
+
+class NativeAdapterStep:
+    """What the adapters add to the linear layers in one step: one by one, or in the kernels' call
+    of all layers."""
+
+    def __init__(self, adapters: NativeAdapters, slots_T: NDArray[np.int32]) -> None:
+        self._adapters = adapters
+        self.slots_T = slots_T  # of each row; -1: none
+
+    @property
+    def matrices_address(self) -> int:
+        return self._adapters.address
+
+    def add(
+        self, out_TO: torch.Tensor, x_TI: torch.Tensor, layer_index: int, name: LinearName
+    ) -> None:
+        self._adapters.add(out_TO, x_TI, self.slots_T, layer_index, name)

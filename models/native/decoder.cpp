@@ -3,6 +3,9 @@
 //
 // Every operation rounds as it does when it is called alone, so that results are the same bits.
 //
+// Where sequences have adapters, these act on each product's inputs before it and on its results after
+// it.
+//
 // Where ranks share the layers, what each adds to the residual stream goes into memory that all read:
 // the norms, which every rank computes for all tokens, add it up on their way.
 //
@@ -43,10 +46,13 @@ struct Step {
   const int32_t *tables, *query_lens, *context_lens;
   int64_t num_sequences, table_width, num_tokens, is_invariant, num_threads;
   int64_t first_layer, stop_layer;  // those that are computed; the others were, or will be
+  const AdapterMatrices *adapters;  // [layers, 4], as `Linear` counts; none: no sequence has one
+  const int32_t *adapter_slots;     // [T]; negative: none
   const int32_t *is_interrupted;    // none: it cannot be
   double *seconds;                  // of each part are added here, where it is given
 };
 
+enum Linear { TO_HEADS, FROM_HEADS, TO_GATES, FROM_GATES };  // qkv, o, gate_up, down
 enum Part { NORMS, QKV, ROTATION, ATTENTION, OUTPUT, MLP, RANKS };
 enum Ending { INTERRUPTED, DONE, LEFT_ALONE };
 
@@ -79,15 +85,20 @@ class Run {
     qkv.reserve(T * (q_width + 2 * kv_width) * size);
     attended.reserve(T * q_width * size);
     acted.reserve(T * stack.ff_width * size);
-    int64_t most = 0;
+    if (step.adapters) adapters = std::make_unique<AdapterPlan>(step.adapter_slots, T);
+    int64_t most = 0, most_inner = 0;
     bool has_gates = false;  // of its own, before they are applied
     for (int64_t i = 0; i < stack.num_layers; i++) {
       const Layer &layer = stack.layers[i];
       for (const Matrix *matrix : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
         most = std::max(most, product_scratch(is_bfloat16, *matrix, T));
       plan_of.push_back(plan_for(layer.window));
-      has_gates |= !can_gate(layer.gate_up);
+      for (const Linear linear : {TO_HEADS, FROM_HEADS, TO_GATES, FROM_GATES})
+        if (const AdapterMatrices *matrices = acting(i, linear))
+          most_inner = std::max(most_inner, adapters->scratch(is_bfloat16, *matrices));
+      has_gates |= !can_gate(layer.gate_up) || acting(i, TO_GATES);
     }
+    inner.reserve(most_inner);
     if (has_gates) gate_up.reserve(T * 2 * stack.ff_width * size);
     scratch.reserve(most);
   }
@@ -113,10 +124,11 @@ class Run {
   const bool is_bfloat16;
   const size_t size;  // of an element
   const int64_t q_width, kv_width;
-  Aligned normed, qkv, attended, gate_up, acted, scratch;
+  Aligned normed, qkv, attended, gate_up, acted, scratch, inner;
   std::vector<int64_t> windows;
   std::vector<AttentionPlan> plans;  // one for each window
   std::vector<size_t> plan_of;       // by layer
+  std::unique_ptr<AdapterPlan> adapters;
   Ending ending = DONE;
 
   // Where a layer takes no longer than threads take to wait for each other, one is enough; and where
@@ -188,7 +200,7 @@ class Run {
     const Addends others{(const char *)step.added, 0, i != 0};  // of layers before this call
     norm(i == step.first_layer ? others : addends(), layer.input_norm);
     clock.count(NORMS);
-    product(layer.qkv, normed, qkv.as<char>());
+    product(layer.qkv, acting(i, TO_HEADS), normed, qkv.as<char>());
     clock.count(QKV);
     const int64_t row = q_width + 2 * kv_width;
     rotate(is_bfloat16, {qkv.as<char>(), row, step.positions, stack.rope, layer.q_norm, layer.k_norm, T,
@@ -200,18 +212,19 @@ class Run {
     clock.count(ROTATION);
     attend(is_bfloat16, s, plans[plan_of[i]]);
     clock.count(ATTENTION);
-    product(layer.o, attended, own_addend());
+    product(layer.o, acting(i, FROM_HEADS), attended, own_addend());
     clock.count(OUTPUT);
     if (!have_all(clock)) return;
     norm(addends(), layer.post_attention_norm);
     clock.count(NORMS);
-    if (can_gate(layer.gate_up)) {
-      product(layer.gate_up, normed, acted.as<char>(), true);
+    const AdapterMatrices *at_gates = acting(i, TO_GATES);
+    if (can_gate(layer.gate_up) && !at_gates) {
+      product(layer.gate_up, nullptr, normed, acted.as<char>(), true);
     } else {
-      product(layer.gate_up, normed, gate_up.as<char>());
+      product(layer.gate_up, at_gates, normed, gate_up.as<char>());
       silu_mul(is_bfloat16, gate_up.as<char>(), acted.as<char>(), T, stack.ff_width);
     }
-    product(layer.down, acted, own_addend());
+    product(layer.down, acting(i, FROM_GATES), acted, own_addend());
     clock.count(MLP);
     have_all(clock);
   }
@@ -221,9 +234,19 @@ class Run {
                  float(stack.eps));
   }
 
-  void product(const Matrix &matrix, const Aligned &x, void *out, bool is_gated = false) {
+  // What adapters have for a product; none: none of the step's acts there.
+  const AdapterMatrices *acting(int64_t layer, Linear linear) const {
+    if (!adapters) return nullptr;
+    const AdapterMatrices &matrices = step.adapters[layer * 4 + linear];
+    return adapters->acts(matrices) ? &matrices : nullptr;
+  }
+
+  void product(const Matrix &matrix, const AdapterMatrices *acting, const Aligned &x, void *out,
+               bool is_gated = false) {
+    if (acting) lora_shrink(is_bfloat16, *acting, *adapters, x.as<char>(), inner.as<char>());
     multiply(is_bfloat16, {matrix, x.as<char>(), out, T, scratch.as<char>(), int(step.num_threads),
                            is_gated});
+    if (acting) lora_expand(is_bfloat16, *acting, *adapters, inner.as<char>(), out);
   }
 };
 

@@ -74,65 +74,6 @@ void silu_mul(const T *gate_up, T *out, int64_t num_rows, int64_t width) {
   }
 }
 
-// What adapters add to the results of a linear layer that several modules share.
-struct Adapters {
-  const void *x;         // [T, I]
-  void *out;             // [T, O]
-  const int32_t *slots;  // [T]; negative: none
-  const void *a;         // [slots, modules, R, I]
-  const void *const *b;  // of each module [slots, R, its outputs]
-  const int64_t *num_outputs;
-  int64_t num_tokens, num_inputs, num_modules, rank;
-};
-
-template <class T>
-void add_adapters(const Adapters &a) {
-  constexpr int AT_ONCE = 4;  // sums do not wait for each other
-  const int64_t I = a.num_inputs, R = a.rank, num_sums = a.num_modules * R;
-  int64_t O = 0;
-  for (int64_t m = 0; m < a.num_modules; m++) O += a.num_outputs[m];
-  std::vector<float> x(I), sums(num_sums);
-#pragma omp for schedule(static)
-  for (int64_t t = 0; t < a.num_tokens; t++) {
-    const int64_t slot = a.slots[t];
-    if (slot < 0) continue;
-    for (int64_t i = 0; i < I; i += LANES) store(load((const T *)a.x + t * I + i), x.data() + i);
-    const T *rows = (const T *)a.a + slot * num_sums * I;
-    for (int64_t s = 0; s < num_sums; s += AT_ONCE) {
-      const int64_t count = std::min<int64_t>(AT_ONCE, num_sums - s);
-      const T *four[AT_ONCE];
-      for (int n = 0; n < AT_ONCE; n++) four[n] = rows + (s + std::min<int64_t>(n, count - 1)) * I;
-      Floats acc[AT_ONCE] = {};
-      for (int64_t i = 0; i < I; i += LANES)
-        for (int n = 0; n < AT_ONCE; n++) acc[n] += load(four[n] + i) * load(x.data() + i);
-      for (int n = 0; n < count; n++) {
-        T rounded;
-        store(sum(acc[n]), &rounded);
-        sums[s + n] = to_float(rounded);
-      }
-    }
-    T *out = (T *)a.out + t * O;
-    for (int64_t m = 0; m < a.num_modules; out += a.num_outputs[m], m++) {
-      const int64_t width = a.num_outputs[m];
-      const T *b = (const T *)a.b[m] + slot * R * width;
-      const float *own = sums.data() + m * R;
-      int64_t o = 0;
-      for (; o + AT_ONCE * LANES <= width; o += AT_ONCE * LANES) {
-        Floats acc[AT_ONCE];
-        for (int n = 0; n < AT_ONCE; n++) acc[n] = load(out + o + n * LANES);
-        for (int64_t r = 0; r < R; r++)
-          for (int n = 0; n < AT_ONCE; n++) acc[n] += load(b + r * width + o + n * LANES) * own[r];
-        for (int n = 0; n < AT_ONCE; n++) store(acc[n], out + o + n * LANES);
-      }
-      for (; o < width; o += LANES) {
-        Floats acc = load(out + o);
-        for (int64_t r = 0; r < R; r++) acc += load(b + r * width + o) * own[r];
-        store(acc, out + o);
-      }
-    }
-  }
-}
-
 // The largest of a row and where it first stands; a NaN is larger than any number.
 template <class T>
 void row_maximum(const T *row, int64_t width, T *top, int64_t *place) {
@@ -210,15 +151,6 @@ void shoal_rotate(int is_bfloat16, void *heads, int64_t row_stride, const int64_
   const Heads all{heads, row_stride, positions, table, q_norm, k_norm, num_tokens, H, K, D, eps};
 #pragma omp parallel num_threads(num_threads) if (num_tokens > 4)
   rotate(is_bfloat16, all);
-}
-
-// Widths are multiples of 16.
-void shoal_add_adapters(int is_bfloat16, const void *x, void *out, const int32_t *slots, const void *a,
-                        const void *const *b, const int64_t *num_outputs, int64_t num_tokens,
-                        int64_t num_inputs, int64_t num_modules, int64_t rank, int32_t num_threads) {
-  const Adapters all{x, out, slots, a, b, num_outputs, num_tokens, num_inputs, num_modules, rank};
-#pragma omp parallel num_threads(num_threads) if (num_tokens > 1)
-  is_bfloat16 ? add_adapters<BFloat16>(all) : add_adapters<float>(all);
 }
 
 // x: rows of `width` numbers, `row_stride` elements apart. tops, places: [R].

@@ -18,6 +18,7 @@ from models.attention.native import NativeStepAttention
 from models.checkpoint import DecoderConfig
 from models.engine.step_interrupt import InterruptibleAttention, StepInterrupt, StepInterrupted
 from models.layers import Linear, Rope
+from models.native.adapters import NativeAdapterStep
 from models.native.library import native_library
 from models.native.matmul import MatrixFields, NativeProduct
 from models.native.ranks import GroupError, NativeRanks
@@ -98,6 +99,8 @@ class _Step(ctypes.Structure):
         ("num_threads", ctypes.c_int64),
         ("first_layer", ctypes.c_int64),
         ("stop_layer", ctypes.c_int64),
+        ("adapters", ctypes.c_void_p),
+        ("adapter_slots", ctypes.c_void_p),
         ("is_interrupted", ctypes.c_void_p),
         ("seconds", ctypes.c_void_p),
     )
@@ -188,7 +191,11 @@ class NativeLayers:
         )
 
     def begin(
-        self, x_TM: torch.Tensor, positions_T: torch.Tensor, attention: StepAttention
+        self,
+        x_TM: torch.Tensor,
+        positions_T: torch.Tensor,
+        attention: StepAttention,
+        adapters: NativeAdapterStep | None = None,
     ) -> NativePass | None:
         """Embedded tokens, about to pass the layers; None where the step's attention is not the
         kernels', or where it has more tokens than ranks exchange at once."""
@@ -218,12 +225,14 @@ class NativeLayers:
             num_tokens=len(x_TM),
             is_invariant=attention.is_invariant,
             num_threads=torch.get_num_threads(),
+            adapters=None if adapters is None else adapters.matrices_address,
+            adapter_slots=None if adapters is None else adapters.slots_T.ctypes.data,
             is_interrupted=None if interrupt is None else interrupt.address,
         )
         return NativePass(
             added_TM=added_TM,
             step=step,
-            tensors=(x_TM, positions_T, attention),
+            tensors=(x_TM, positions_T, attention, adapters),
             interrupt=interrupt,
         )
 

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent
 SOURCES = tuple(
     FOLDER / f"{name}.cpp"
-    for name in ("kernels", "attention", "matmul", "levels", "ranks", "decoder")
+    for name in ("kernels", "attention", "matmul", "levels", "adapters", "ranks", "decoder")
 )
 HEADERS = tuple(FOLDER / name for name in ("team.h", "vectors.h", "panels.h"))
 #: "0": never, the operations are torch's own then; else the CPU, as compilers' -march takes it.
@@ -57,7 +57,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "shoal_silu_mul": (_I32, _P, _P, _I64, _I64, _I32),
     "shoal_multiply": (_I32, _P, _P, _P, _P, _I64, _I32),
     "shoal_decode": (_P, _P),
-    "shoal_add_adapters": (_I32, _P, _P, _P, _P, _P, _P, _I64, _I64, _I64, _I64, _I32),
+    "shoal_add_adapters": (_I32, _P, _P, _P, _P, _I64, _I32),
     "shoal_sum_ranks": (_I32, _P, _P, _I64, _I32),
     "shoal_gather_ranks": (_P, _P, _I64, _P),
     "shoal_has_wide_vectors": (),

@@ -16,63 +16,6 @@
 
 namespace {
 
-constexpr int VECTOR_ROWS = 6;  // tokens at once by vectors: the sums fit the registers
-
-typedef int64_t Longs __attribute__((vector_size(64)));
-
-// R tokens and the two blocks of a panel.
-template <class T, int R>
-struct VectorSums;
-
-template <int R>
-struct VectorSums<BFloat16, R> {
-  Floats sums[R][2];
-
-  VectorSums() { memset(this, 0, sizeof *this); }
-
-  void add(const BFloat16 *const *rows, const BFloat16 *const *blocks, int64_t count) {
-    Floats acc[R][2];
-    memcpy(acc, sums, sizeof acc);
-    for (int64_t k = 0; k < count; k += 2)
-      for (int r = 0; r < R; r++)
-        for (int c = 0; c < 2; c++) multiply_add(acc[r][c], blocks[c] + k * LANES, rows[r] + k);
-    memcpy(sums, acc, sizeof acc);
-  }
-
-  void write(float (*to)[WIDTH]) const {
-    for (int r = 0; r < R; r++)
-      for (int c = 0; c < 2; c++) store(sums[r][c], to[r] + c * LANES);
-  }
-};
-
-// A lane has every other input of an output.
-template <int R>
-struct VectorSums<float, R> {
-  Floats sums[R][4];
-
-  VectorSums() { memset(this, 0, sizeof *this); }
-
-  void add(const float *const *rows, const float *const *blocks, int64_t count) {
-    Floats acc[R][4];
-    memcpy(acc, sums, sizeof acc);
-    for (int64_t k = 0; k < count; k += 2)
-      for (int r = 0; r < R; r++) {
-        int64_t two;
-        memcpy(&two, rows[r] + k, 8);
-        const Floats pair = (Floats)(two - Longs{});
-        for (int c = 0; c < 4; c++) acc[r][c] += load(blocks[c / 2] + k * LANES + c % 2 * LANES) * pair;
-      }
-    memcpy(sums, acc, sizeof acc);
-  }
-
-  void write(float (*to)[WIDTH]) const {
-    for (int r = 0; r < R; r++)
-      for (int c = 0; c < 4; c++)
-        for (int o = 0; o < LANES / 2; o++)
-          to[r][c * LANES / 2 + o] = sums[r][c][2 * o] + sums[r][c][2 * o + 1];
-  }
-};
-
 // See `by_panels`.
 template <class T>
 struct FloatSums {
@@ -114,7 +57,7 @@ struct FloatSums {
 
   template <int R>
   void by_vectors(const T *const *blocks, int64_t first_row, Totals &totals) const {
-    VectorSums<T, R> sums;
+    VectorSums<T, R, 2> sums;
     const T *rows[R];
     for (int r = 0; r < R; r++) rows[r] = x + (first_row + r) * p.by.width;
     sums.add(rows, blocks, p.by.width);

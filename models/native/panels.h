@@ -1,5 +1,5 @@
-// What products of floats and of levels have in common: panels of outputs, the matrix unit, results, and
-// which tokens meet which panels when. Shapes: T = tokens, O = outputs, K = the matrix's width.
+// What products have in common: panels of outputs, the matrix unit, sums by vectors, results, and which
+// tokens meet which panels when. Shapes: T = tokens, O = outputs, K = the matrix's width.
 
 #pragma once
 
@@ -119,6 +119,66 @@ struct TileSums {
 #else
 struct TileSums {};
 #endif
+
+// ---------------------------------------------------------------- sums of floats by vectors
+
+constexpr int VECTOR_ROWS = 6;  // tokens at once: their sums fit the registers
+
+typedef int64_t Longs __attribute__((vector_size(64)));
+
+// R tokens and C blocks of outputs.
+template <class T, int R, int C>
+struct VectorSums;
+
+template <int R, int C>
+struct VectorSums<BFloat16, R, C> {
+  Floats sums[R][C];
+
+  VectorSums() { memset(this, 0, sizeof *this); }
+
+  void add(const BFloat16 *const *rows, const BFloat16 *const *blocks, int64_t count) {
+    Floats acc[R][C];
+    memcpy(acc, sums, sizeof acc);
+    for (int64_t k = 0; k < count; k += 2)
+      for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) multiply_add(acc[r][c], blocks[c] + k * LANES, rows[r] + k);
+    memcpy(sums, acc, sizeof acc);
+  }
+
+  void write(float (*to)[WIDTH]) const {
+    for (int r = 0; r < R; r++)
+      for (int c = 0; c < C; c++) store(sums[r][c], to[r] + c * LANES);
+  }
+};
+
+// A lane has every other input of an output.
+template <int R, int C>
+struct VectorSums<float, R, C> {
+  Floats sums[R][2 * C];
+
+  VectorSums() { memset(this, 0, sizeof *this); }
+
+  void add(const float *const *rows, const float *const *blocks, int64_t count) {
+    Floats acc[R][2 * C];
+    memcpy(acc, sums, sizeof acc);
+    for (int64_t k = 0; k < count; k += 2)
+      for (int r = 0; r < R; r++) {
+        int64_t two;
+        memcpy(&two, rows[r] + k, 8);
+        const Floats pair = (Floats)(two - Longs{});
+        for (int c = 0; c < 2 * C; c++)
+          acc[r][c] += load(blocks[c / 2] + k * LANES + c % 2 * LANES) * pair;
+      }
+    memcpy(sums, acc, sizeof acc);
+  }
+
+  void write(float (*to)[WIDTH]) const {
+    for (int r = 0; r < R; r++)
+      for (int c = 0; c < 2 * C; c++)
+        for (int o = 0; o < LANES / 2; o++)
+          to[r][c * LANES / 2 + o] = sums[r][c][2 * o] + sums[r][c][2 * o + 1];
+  }
+};
 
 // ---------------------------------------------------------------- results
 

@@ -112,6 +112,39 @@ void *next_slot(const Ranks &ranks);     // for this rank's part of the next exc
 bool meet(Ranks &ranks);
 Addends last_parts(const Ranks &ranks);  // of all ranks, in their order, of the exchange that was
 
+// ---------------------------------------------------------------- LoRA adapters (adapters.cpp)
+
+// Of the adapters in all slots, for one linear layer in which P modules are fused. Blocks of 16
+// outputs, as products have them; R: the slots' rank, a multiple of 16.
+struct AdapterMatrices {
+  const void *a;               // [slots, P, R / 16, I / 2, 16, 2]
+  const void *const *b;        // of each module [slots, its outputs / 16, R / 2, 16, 2]
+  const int64_t *num_outputs;  // of each module
+  const int64_t *ranks;        // [slots]: what is used of R, a multiple of 16; 0: it does not act here
+  int64_t num_inputs, num_modules, rank;
+};
+
+struct AdapterRows {
+  int32_t slot, count;
+  int32_t rows[16];  // of the step, in their order
+};
+
+// Whose adapter acts on which rows of a step.
+struct AdapterPlan {
+  std::vector<AdapterRows> rows;
+
+  AdapterPlan(const int32_t *slots, int64_t num_tokens);  // negative: none
+  bool acts(const AdapterMatrices &matrices) const;
+  int64_t scratch(bool is_bfloat16, const AdapterMatrices &matrices) const;  // bytes of `inner`
+};
+
+// inner = x Aᵀ. It is there after the next barrier.
+void lora_shrink(bool is_bfloat16, const AdapterMatrices &matrices, const AdapterPlan &plan,
+                 const void *x, void *inner);
+// out += inner B
+void lora_expand(bool is_bfloat16, const AdapterMatrices &matrices, const AdapterPlan &plan,
+                 const void *inner, void *out);
+
 // ---------------------------------------------------------------- small operations (kernels.cpp)
 
 struct Heads {

@@ -57,6 +57,8 @@ def run(engine: Engine, requests: list[Request]) -> Outputs:
         for delta in engine.step():
             deltas.setdefault((delta.request_id, delta.index), []).append(delta)
         engine.check()
+        if engine.is_stalled:
+            engine.wait_for_adapters()
     stats = engine.stats()
     assert stats.num_free_blocks == stats.num_blocks
     return deltas

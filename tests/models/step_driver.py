@@ -23,6 +23,7 @@ class DrivenSequence:
     token_ids: list[int]
     block_table: list[int]
     num_computed: int = 0
+    adapter_slot: int | None = None
     # Of its tokens, where they are not 0, 1, 2 …
     positions: Sequence[int] = range(2**31)
     # The logprobs of all tokens at every position that was computed.
@@ -56,8 +57,8 @@ class StepDriver:
         self.free_blocks = list(range(self.runner.num_blocks))
         random.Random(seed).shuffle(self.free_blocks)
 
-    def add(self, token_ids: Sequence[int]) -> DrivenSequence:
-        return DrivenSequence(list(token_ids), [])
+    def add(self, token_ids: Sequence[int], adapter_slot: int | None = None) -> DrivenSequence:
+        return DrivenSequence(list(token_ids), [], adapter_slot=adapter_slot)
 
     def step(self, *chunks: tuple[DrivenSequence, int]) -> StepOutputs:
         """Compute the next n tokens of each given sequence, all in one step."""
@@ -76,6 +77,7 @@ class StepDriver:
             slots += [sequence.block_table[p // size] * size + p % size for p in span]
         assert len(token_ids) == len(positions), "a sequence ran out of tokens"
         vocab_size = self.runner.vocab_size
+        adapter_slots = [s.adapter_slot for s, _ in ordered]
         outputs = self.runner.execute(
             StepInputs(
                 token_ids=token_ids,
@@ -84,6 +86,7 @@ class StepDriver:
                 query_lens=[n for _, n in ordered],
                 context_lens=[s.num_computed + n for s, n in ordered],
                 block_tables=[s.block_table for s, _ in ordered],
+                adapter_slots=adapter_slots if any(s is not None for s in adapter_slots) else [],
                 sampling_rows=[
                     greedy_row(sum(n for _, n in ordered[: i + 1]) - 1, s.num_computed + n)
                     for i, (s, n) in enumerate(ordered)

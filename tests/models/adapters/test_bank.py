@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from models.adapters import bank as bank_module
-from models.adapters.bank import LONG_ROWS, AdapterBank
+from models.adapters.bank import AdapterBank
 from models.adapters.checkpoint import LoraPair
 from models.adapters.targets import LinearName, module_sizes, target_linears
+from models.adapters.torch_adapters import LONG_ROWS
 from models.checkpoint import DecoderConfig, read_decoder_config
 from models.engine.padding import padded_size
 from tests.models.conftest import MakeCheckpoint
@@ -31,7 +32,14 @@ def random_pairs(config: DecoderConfig, rank: int) -> dict[str, LoraPair]:
 
 def make_bank(config: DecoderConfig) -> tuple[AdapterBank, list[dict[str, LoraPair]]]:
     torch.manual_seed(0)
-    bank = AdapterBank(config, num_slots=NUM_SLOTS, rank=RANK, dtype=torch.float32, device="cpu")
+    bank = AdapterBank(
+        config,
+        num_slots=NUM_SLOTS,
+        rank=RANK,
+        dtype=torch.float32,
+        device="cpu",
+        padded=padded_size,
+    )
     adapters = [random_pairs(config, rank=1 + slot % RANK) for slot in range(NUM_SLOTS)]
     for slot, pairs in enumerate(adapters):
         bank.install(slot, 0, pairs)
@@ -49,7 +57,7 @@ def added(
         sum(linear.num_outputs) for linear in target_linears(CONFIG[0]) if linear.name is name
     )
     out_TO = torch.zeros(len(x_TI), num_outputs)
-    step = bank.step(slots, lens, num_rows=len(x_TI), padded=padded_size)
+    step = bank.step(slots, lens, num_rows=len(x_TI))
     step.add(out_TO, x_TI, 0, name)
     return out_TO
 
@@ -60,7 +68,7 @@ CONFIG: list[DecoderConfig] = []  # of the module's fixture
 @pytest.fixture(autouse=True, params=["kernels", "torch"])
 def computed_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "torch":
-        monkeypatch.setattr(bank_module, "native_adapters", lambda *_: None)
+        monkeypatch.setattr(bank_module, "native_adapters", lambda *_, **__: None)
 
 
 @pytest.fixture(autouse=True)

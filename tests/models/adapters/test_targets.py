@@ -27,7 +27,6 @@ def test_modules_have_the_sizes_of_the_decoders_weights(size: int) -> None:
 def test_a_slot_takes_what_is_counted() -> None:
     config = Shards(read_decoder_config(Path(LLAMA_70B)), size=8).config
     bank = AdapterBank(config, num_slots=3, rank=16, dtype=torch.bfloat16, device="meta")
-    stacks = [stack for layer in bank._layers for stack in layer.values()]
-    numbers = sum(s._a_SPRI.numel() + sum(b.numel() for b in s._b_SRO) for s in stacks)
-    assert numbers == 3 * count_slot_numbers(config, 16)
-    assert f"{numbers * 2 / 2**20:,.1f} MiB" in bank.describe()
+    num_bytes = 3 * count_slot_numbers(config, 16) * 2
+    assert bank._slots.num_bytes == num_bytes
+    assert f"{num_bytes / 2**20:,.1f} MiB" in bank.describe()

@@ -1,16 +1,20 @@
 """Bit-equal logits whatever else is in the batch, and a refusal where they cannot be promised."""
 
+import itertools
 import random
 from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from cluster.config import EngineConfig
 from cluster.types import BeamParams, Request, SamplingParams
+from models.engine.adapter_slots import AdapterSlots
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
 from models.parallel import group
+from tests.models.adapters.adapter_samples import make_adapter
 from tests.models.conftest import MakeCheckpoint
 from tests.models.engine.guess_oracle import ALWAYS, guess_by, remembering
 from tests.models.engine_runs import (
@@ -145,6 +149,31 @@ def test_ranks_give_the_same_bits_to_one_request_and_to_many(
         assert_same_bits(run(crowded, requests), expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters_change_nothing_of_that(
+    make_checkpoint: MakeCheckpoint, dtype: str, tmp_path: Path
+) -> None:
+    """Requests with one of two adapters, or none; alone, and beside each other in chunks."""
+    folder = make_checkpoint(**WIDE)
+    for seed, rank in enumerate((4, 20)):
+        make_adapter(tmp_path / str(seed), folder, seed=seed, rank=rank)
+    names = itertools.cycle(("0", "", "1", "0"))
+    requests = [replace(each, adapter=next(names)) for each in requests_with_logprobs()]
+
+    def engine(**config: object) -> Engine:
+        adapters = {"max_loaded_adapters": 2, "max_lora_rank": 20}
+        limits = engine_config(deterministic=True, **adapters, **config)
+        runner = ModelRunner(folder, limits, dtype=dtype, device="cpu")
+        return Engine(runner, limits, adapters=AdapterSlots(runner, lambda name: tmp_path / name))
+
+    alone = engine(enable_prefix_caching=False)
+    expected = {key: d for request in requests for key, d in run(alone, [request]).items()}
+    crowded = engine(max_num_batched_tokens=48)
+    assert_same_bits(run(crowded, requests), expected)
+    for each in (alone, crowded):
+        each.close()
+
+
 def test_more_than_two_ranks_that_share_no_memory_are_refused(
     make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,15 +226,13 @@ def test_long_contexts_are_shared_out_among_threads_in_the_same_parts(
         ({"dtype": "float16"}, "float16"),
         ({"quantization": "fp8"}, "fp8 weights; supported: floats, int8 and int4"),
         ({"head_dim": 16}, "heads 16 wide"),
-        ({"max_loaded_adapters": 2}, "adapters; supported: max_loaded_adapters 0"),
     ],
 )
 def test_what_cannot_be_promised_is_refused(
     make_checkpoint: MakeCheckpoint, options: dict[str, object], message: str
 ) -> None:
     folder = make_checkpoint(head_dim=options.pop("head_dim", 32))
-    adapters = {key: options.pop(key) for key in ("max_loaded_adapters",) if key in options}
-    config = EngineConfig.model_validate({"deterministic": True, **adapters})
+    config = EngineConfig(deterministic=True)
     with pytest.raises(ValueError, match=rf"deterministic is not supported with .*{message}"):
         ModelRunner(folder, config, device="cpu", **options)  # type: ignore[arg-type]
 

@@ -1,15 +1,19 @@
 """Chunks of long prompts that pass a few layers in each step of streams."""
 
 import itertools
+from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from cluster.types import PRIORITY_BATCH, Request, SamplingParams
+from models.engine.adapter_slots import AdapterSlots
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
 from models.engine.prompt_share import PromptShare
 from models.engine.step_inputs import LayerInputs
 from models.parallel.runner import TPRunner
+from tests.models.adapters.adapter_samples import make_adapter, merged_checkpoint
 from tests.models.conftest import MakeCheckpoint
 from tests.models.engine.kv_simulator import KVSimulator
 from tests.models.engine.test_scheduler import expected_output, make_request
@@ -319,6 +323,31 @@ def test_ranks_let_chunks_pass_layer_by_layer_too(
         deltas, slices = beside_streams(engine, streams(), greedy(prompts))
     assert [tokens(deltas[(str(k), 0)]) for k in range(len(prompts))] == expected
     assert {one.first_layer for one in slices} == set(range(5))
+
+
+@pytest.mark.parametrize("family", ["llama", "llama kernels"])
+def test_prompts_with_adapters_pass_layer_by_layer_too(
+    family: str, make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    name, overrides = FAMILIES[family]
+    folder = make_checkpoint(name, **overrides, num_hidden_layers=5)
+    adapter = make_adapter(tmp_path / "adapter", folder, seed=1)
+    prompts = [prompt for prompt in prompts_of_mixed_lengths() if len(prompt) > 32]
+    expected = reference_outputs(merged_checkpoint(tmp_path / "merged", folder, adapter), prompts)
+    config = engine_config(
+        max_num_batched_tokens=32,
+        max_num_seqs=24,
+        max_prompt_slowdown=0.5,
+        max_loaded_adapters=2,
+    )
+    runner = ModelRunner(folder, config, dtype="float32")
+    engine = Engine(runner, config, adapters=AdapterSlots(runner, lambda _: adapter))
+    late = [replace(request, adapter="it") for request in greedy(prompts)]
+    deltas, slices = beside_streams(engine, streams(), late)
+    assert [tokens(deltas[(str(k), 0)]) for k in range(len(prompts))] == expected
+    assert {one.first_layer for one in slices} == set(range(5))
+    assert all(one.chunk.adapter_slots == [0] for one in slices)
+    engine.close()
 
 
 def test_a_prompt_whose_logprobs_are_wanted_passes_all_layers_at_once(

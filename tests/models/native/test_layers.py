@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from cluster.config import EngineConfig
+from models.adapters.checkpoint import LoadedAdapter, LoraPair
+from models.adapters.targets import module_sizes
 from models.decoder import Decoder
 from models.engine.model_runner import ModelRunner
 from models.engine.step_inputs import StepInputs
@@ -58,9 +60,13 @@ def driver_for(folder: Path, dtype: str = "float32", quantization: str = "none")
     return StepDriver(folder, block_size=16, dtype=dtype, quantization=quantization)
 
 
-def logits_of_a_busy_while(driver: StepDriver) -> torch.Tensor:
+def logits_of_a_busy_while(
+    driver: StepDriver, adapter_slots: tuple[int | None, ...] = (None,) * 3
+) -> torch.Tensor:
     """Prompts whole and in chunks, beside sequences that decode; 70 rows in the largest step."""
-    first, second, third = (driver.add(TOKENS[i:]) for i in (0, 20, 60))
+    first, second, third = (
+        driver.add(TOKENS[i:], slot) for i, slot in zip((0, 20, 60), adapter_slots, strict=True)
+    )
     driver.step((first, 70))
     driver.step((first, 1), (second, 33))
     driver.step((first, 1), (second, 1), (third, 68))
@@ -92,6 +98,52 @@ def test_it_computes_what_transformers_does(make_checkpoint: MakeCheckpoint, fam
     driver.finish(sequence, 80, 1, 33, 1)
     expected = reference_logprobs(folder, TOKENS)
     torch.testing.assert_close(torch.stack(sequence.logprobs), expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["float32", "bfloat16", "int8", "windows of some layers"])
+def test_with_adapters_too(make_checkpoint: MakeCheckpoint, case: str) -> None:
+    """Of all modules and of some; rows with and without one, and rows of a sequence's padding."""
+    family, extra, dtype, quantization = CASES[case]
+    folder = make_checkpoint(family, **(WIDE | extra))
+    found = []
+    for is_native in (True, False):
+        driver = StepDriver(
+            folder,
+            dtype=dtype,
+            quantization=quantization,
+            engine_config=EngineConfig(kv_cache_memory_bytes=32 * 2**20, max_loaded_adapters=3),
+        )
+        install_adapters(driver)
+        assert decoder_of(driver)._native_layers is not None
+        if not is_native:
+            decoder_of(driver)._native_layers = None
+        found.append(logits_of_a_busy_while(driver, adapter_slots=(2, None, 0)))
+    assert torch.equal(*found)
+    plain = logits_of_a_busy_while(driver_for(folder, dtype, quantization))
+    has_changed = (found[0] != plain).any(dim=1)
+    assert has_changed[: len(TOKENS) // 3].all()
+
+
+def install_adapters(driver: StepDriver) -> None:
+    """Of all modules, of two of them, and none, in slots 0 to 2."""
+    runner = driver.runner
+    config = decoder_of(driver).config
+    generator = torch.Generator().manual_seed(5)
+    targets = (tuple(module_sizes(config)), ("self_attn.v_proj", "mlp.down_proj"))
+    for slot, modules in zip((0, 2), targets, strict=True):
+        layers = []
+        for _ in range(config.num_layers):
+            pairs = {}
+            for module in modules:
+                num_inputs, num_outputs = module_sizes(config)[module]
+                pairs[module] = LoraPair(
+                    a_RI=(torch.randn(5, num_inputs, generator=generator) / 8).to(runner.dtype),
+                    b_RO=torch.randn(5, num_outputs, generator=generator).to(runner.dtype),
+                )
+            layers.append(pairs)
+        adapter = LoadedAdapter(version=b"", layers=tuple(layers))
+        for index in range(config.num_layers):
+            runner.install_adapter(slot, adapter, index)
 
 
 def test_long_contexts_are_shared_out_among_threads(make_checkpoint: MakeCheckpoint) -> None:

@@ -13,6 +13,7 @@ from models.decoder import Decoder
 from models.engine.model_runner import ModelRunner
 from models.native.library import SWITCH, native_library
 from tests.models.conftest import MakeCheckpoint
+from tests.models.native.test_adapters import DTYPES, SHAPES, assert_invariant, assert_right
 from tests.models.native.test_layers import decoder_of, driver_for, logits_of_a_busy_while
 
 #: Names of GCC and clang, each with flags of /proc/cpuinfo that it needs.
@@ -68,6 +69,15 @@ def test_they_compute_what_torch_does(
     assert decoder_of(plain)._native_layers is None
     expected = logits_of_a_busy_while(plain)
     torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_for_another_cpu")
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.values(), ids=DTYPES.keys())
+def test_adapters_add_what_they_should(shape: str, dtype: torch.dtype, tolerance: float) -> None:
+    assert_right(shape, dtype, tolerance)
+    assert_invariant(shape, dtype)
 
 
 @pytest.mark.slow
