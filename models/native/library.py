@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -58,6 +59,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "shoal_multiply": (_I32, _P, _P, _P, _P, _I64, _I32),
     "shoal_decode": (_P, _P),
     "shoal_add_adapters": (_I32, _P, _P, _P, _P, _I64, _I32),
+    "shoal_leave_ranks": (_P,),
     "shoal_sum_ranks": (_I32, _P, _P, _I64, _I32),
     "shoal_gather_ranks": (_P, _P, _I64, _P),
     "shoal_has_wide_vectors": (),
@@ -110,8 +112,12 @@ def _compile(compiler: list[str], openmp: Path | None, folder: Path, library: Pa
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = Path(scratch) / "kernels.so"
         objects = [str(Path(scratch) / f"{source.stem}.o") for source in SOURCES]
-        for source, object_file in zip(SOURCES, objects, strict=True):
-            _run([*compiler, *FLAGS, "-c", str(source), "-o", object_file])
+        commands = [
+            [*compiler, *FLAGS, "-c", str(source), "-o", object_file]
+            for source, object_file in zip(SOURCES, objects, strict=True)
+        ]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as at_once:
+            list(at_once.map(_run, commands))  # raises what the first of them did
         link = [str(openmp)] if openmp is not None else ["-fopenmp"]
         _run([*compiler, "-shared", *objects, *link, "-o", str(built)])
         built.replace(library)  # in one piece: others look for it without the lock

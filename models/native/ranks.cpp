@@ -22,6 +22,7 @@ namespace {
 // At the beginning of the memory, which has a page for each rank. A new one is zero.
 struct alignas(64) Arrival {
   std::atomic<uint32_t> exchange;  // the last one that the rank has written its part of
+  std::atomic<uint32_t> has_left;  // it comes to no further one
 };
 static_assert(std::atomic<uint32_t>::is_always_lock_free, "others see it through another mapping");
 
@@ -39,8 +40,9 @@ void nap(std::atomic<uint32_t> &number, uint32_t seen) {
   syscall(SYS_futex, &number, FUTEX_WAIT, seen, &limit, nullptr, 0);
 }
 
-bool has_any_ended(const Ranks &ranks) {
+bool is_any_gone(const Ranks &ranks) {
   for (int64_t i = 0; i < ranks.size; i++) {
+    if (arrival(ranks, i).has_left.load(std::memory_order_acquire)) return true;
     pollfd process{ranks.process_fds[i], POLLIN, 0};  // negative ones are passed over
     if (poll(&process, 1, 0) > 0) return true;
   }
@@ -53,14 +55,14 @@ bool wait_for(const Ranks &ranks, int64_t other, uint32_t exchange) {
   constexpr double SPIN_S = 20e-6, YIELD_S = 200e-6;
   auto &number = arrival(ranks, other).exchange;
   const double start = now_s();
-  for (bool has_ended = false;;) {
+  for (bool is_gone = false;;) {
     const uint32_t seen = number.load(std::memory_order_acquire);
     if (int32_t(seen - exchange) >= 0) return true;
     const double waited = now_s() - start;
-    if (has_ended || waited > ranks.timeout_s) return false;
+    if (is_gone || waited > ranks.timeout_s) return false;
     if (waited > YIELD_S) {
       nap(number, seen);
-      has_ended = has_any_ended(ranks);  // it may have arrived before
+      is_gone = is_any_gone(ranks);  // it may have arrived before
     } else if (waited > SPIN_S) {
       sched_yield();
     }
@@ -130,6 +132,13 @@ int32_t shoal_sum_ranks(int32_t is_bfloat16, Ranks *ranks, void *x, int64_t coun
       sum(*ranks, (float *)x, count, has_met);
   }
   return has_met;
+}
+
+// Those that wait for this rank, or will, need not.
+void shoal_leave_ranks(Ranks *ranks) {
+  auto &mine = arrival(*ranks, ranks->rank);
+  mine.has_left.store(1, std::memory_order_release);
+  wake(mine.exchange);
 }
 
 // out: [ranks, bytes], what each of them has; none where it is not wanted. The result is as above.

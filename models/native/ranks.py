@@ -60,7 +60,7 @@ class NativeRanks:
         """
         library = native_library()
         assert library is not None, "nobody shares memory without the kernels"
-        self._sum, self._gather = library.shoal_sum_ranks, library.shoal_gather_ranks
+        self._library = library
         self._close = weakref.finalize(self, _close, [fd for fd in process_fds if fd >= 0])
         self._memory = (ctypes.c_char * len(memory)).from_buffer(memory)
         self._process_fds = (ctypes.c_int32 * len(process_fds))(*process_fds)
@@ -84,6 +84,10 @@ class NativeRanks:
         """Of this rank's part of one exchange."""
         return int(self._fields.slot_bytes)
 
+    def leave(self) -> None:
+        """Come to no further exchange, though this process goes on: the others notice at once."""
+        self._library.shoal_leave_ranks(self.address)
+
     def all_reduce(self, x: torch.Tensor) -> None:
         """Make a contiguous x, of one of `DTYPES`, the sum over all ranks: added in float32, in
         their order, and rounded once.
@@ -94,7 +98,9 @@ class NativeRanks:
         assert x.is_contiguous(), "it is summed in place"
         assert x.dtype in DTYPES, "the kernels have no others"
         is_bfloat16, num_threads = x.dtype is torch.bfloat16, torch.get_num_threads()
-        if not self._sum(is_bfloat16, self.address, x.data_ptr(), x.numel(), num_threads):
+        if not self._library.shoal_sum_ranks(
+            is_bfloat16, self.address, x.data_ptr(), x.numel(), num_threads
+        ):
             raise GroupError("an exchange between the ranks failed: one did not come to a sum")
 
     def gather(self, x_RV: torch.Tensor) -> torch.Tensor | None:
@@ -106,7 +112,7 @@ class NativeRanks:
         x_RV = x_RV.contiguous()
         gathered_NRV = x_RV.new_empty(self._size, *x_RV.shape) if self._rank == 0 else None
         place = None if gathered_NRV is None else gathered_NRV.data_ptr()
-        if not self._gather(self.address, x_RV.data_ptr(), x_RV.nbytes, place):
+        if not self._library.shoal_gather_ranks(self.address, x_RV.data_ptr(), x_RV.nbytes, place):
             raise GroupError("an exchange between the ranks failed: one did not send its columns")
         return gathered_NRV
 

@@ -65,10 +65,11 @@ class TPRunner:
         self._size = 1 + len(ranks)
         self._failure: RankError | None = None
         self._num_steps_sent = 0
+        self._group = TPGroup()
         # Also at the interpreter's end, and when nobody closes this runner.
         self._end_ranks = weakref.finalize(self, _end, ranks)
         try:
-            group = self._meet(
+            self._group = self._meet(
                 ModelOrder(
                     checkpoint_dir=str(checkpoint_dir),
                     engine_config=engine_config.model_dump_json(),
@@ -85,7 +86,7 @@ class TPRunner:
                 device=device,
                 quantization=quantization,
                 random_weights=random_weights,
-                group=group,
+                group=self._group,
             )
             for rank in ranks:
                 rank.receive(RankReady, timeout_s=LOADING_TIMEOUT_S)
@@ -199,7 +200,7 @@ class TPRunner:
     def close(self) -> None:
         """End the other ranks. Nothing can be executed afterwards."""
         self._failure = self._failure or RankError("the ranks were ended")
-        self._end_ranks()
+        self._end_group()
 
     def _meet(self, model: ModelOrder) -> TPGroup:
         """Tell the other ranks what to load, once all have started, and join them."""
@@ -237,12 +238,16 @@ class TPRunner:
             rank.send_bytes(frame, timeout_s=STEP_TIMEOUT_S)
         self._num_steps_sent += 1
 
+    def _end_group(self) -> None:
+        self._group.leave()
+        self._end_ranks()
+
     def _give_up(self, error: BaseException) -> None:
         """End the group; raises a `RankError` where another rank is to blame for the error."""
         is_anothers = isinstance(error, GroupError | RankError | OSError)
         reason = _blame(self._ranks) if is_anothers else None
         self._failure = RankError(reason or f"rank 0 failed: {error}")
-        self._end_ranks()
+        self._end_group()
         if reason is not None:
             raise self._failure from error
 

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import torch
@@ -61,8 +62,15 @@ class TPWorker:
     def _follow(self) -> None:
         self._say(RankStarted())
         order = receive_frame(self._connection, RankOrder, deadline=None)
-        runner = load(order, host=self._host)
-        self._say(RankReady())
+        group = join(order, host=self._host)
+        try:
+            runner = load(order, group)
+            self._say(RankReady())
+            self._assist(runner)
+        finally:
+            group.leave()  # an actor's process goes on
+
+    def _assist(self, runner: ModelRunner) -> NoReturn:
         while True:
             step: StepOrder | AdapterOrder = msgspec.msgpack.decode(
                 receive_body(self._connection, deadline=None), type=StepOrder | AdapterOrder
@@ -78,19 +86,18 @@ class TPWorker:
         send_frame(self._connection, message)
 
 
-def load(order: RankOrder, *, host: str) -> ModelRunner:
-    """Meet the other ranks, from that address, and load this one's part of the checkpoint.
+def join(order: RankOrder, *, host: str) -> TPGroup:
+    """Meet the other ranks, from that address.
 
     Raises:
-        ValueError: as `ModelRunner`.
+        ValueError: there is no such device.
         GroupError: another rank did not get so far.
     """
-    model = order.model
-    device = find_device(model.device, order.device_index)
+    device = find_device(order.model.device, order.device_index)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     meeting = Rendezvous.reach(order.host, order.port, size=order.size, timeout_s=order.timeout_s)
-    group = TPGroup.join(
+    return TPGroup.join(
         meeting,
         rank=order.rank,
         size=order.size,
@@ -98,6 +105,16 @@ def load(order: RankOrder, *, host: str) -> ModelRunner:
         timeout_s=order.timeout_s,
         host=host,
     )
+
+
+def load(order: RankOrder, group: TPGroup) -> ModelRunner:
+    """This rank's part of the checkpoint.
+
+    Raises:
+        ValueError: as `ModelRunner`.
+        GroupError: another rank did not get so far.
+    """
+    model = order.model
     return ModelRunner(
         Path(model.checkpoint_dir),
         EngineConfig.model_validate_json(model.engine_config),

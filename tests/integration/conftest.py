@@ -170,6 +170,7 @@ def cluster(
 ) -> Iterator[Cluster]:
     home = tmp_path_factory.mktemp("home")
     session_environment.setenv("SHOAL_HOME", str(home))
+    share_kernels(home)
     config = make_config(port=free_port(), tiny=tiny_checkpoint, synthetic=tiny_checkpoint)
     key = load_or_create_key(home)
     config = config.model_copy(

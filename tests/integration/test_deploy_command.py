@@ -12,7 +12,7 @@ from openai import OpenAI
 from cluster.config import ShoalConfig, parse_config
 from deployments.cluster_secret import new_secret
 from deployments.local_ray import LocalRay
-from tests.integration.conftest import free_port
+from tests.integration.conftest import free_port, share_kernels
 
 pytestmark = pytest.mark.cluster
 
@@ -33,6 +33,7 @@ def running_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dic
     for name in ("SHOAL_REDIS_URL", "SHOAL_API_KEY", "SHOAL_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
+    share_kernels(tmp_path)
     # Who deploys from another home than that of Ray's processes has to share it.
     monkeypatch.setenv("SHOAL_CLUSTER_SECRET", new_secret())
     ray = LocalRay(tmp_path)

@@ -18,7 +18,7 @@ from cluster.config import parse_config
 from deployments import launch
 from deployments.redis_supervisor import read_state
 from tests.integration.cluster_probe import wait_for
-from tests.integration.conftest import Cluster, free_port
+from tests.integration.conftest import Cluster, free_port, share_kernels
 
 pytestmark = pytest.mark.cluster
 
@@ -33,6 +33,7 @@ def retrieving(
     home = tmp_path_factory.mktemp("retrieval-home")
     previous = os.environ.get("SHOAL_HOME")
     session_environment.setenv("SHOAL_HOME", str(home))
+    share_kernels(home)
     key = load_or_create_key(home)
     config = parse_config(
         {

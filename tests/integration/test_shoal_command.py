@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.integration.conftest import share_kernels
+
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +62,7 @@ def shoal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shoal]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = Shoal(home=tmp_path_factory.mktemp("home"), port=port)
+    share_kernels(command.home)
     yield command
     command.run("down")
 

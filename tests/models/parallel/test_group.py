@@ -164,3 +164,24 @@ def test_a_group_of_one_hands_back_what_it_is_given() -> None:
     assert group.all_reduce(x) is x
     assert group.gather_columns(x) is x
     assert group.minimum(5, timeout_s=0) == 5
+
+
+@pytest.mark.parametrize("through", ["memory", "little memory"], indirect=True)
+@pytest.mark.parametrize(
+    "exchange", [TPGroup.all_reduce, TPGroup.gather_columns], ids=["sum", "columns"]
+)
+def test_a_rank_that_leaves_is_waited_for_no_longer(
+    exchange: Callable[[TPGroup, torch.Tensor], object],
+) -> None:
+    """Its process goes on, and the limit is an hour."""
+
+    def meet_or_leave(group: TPGroup) -> str:
+        if group.rank == 1:
+            group.leave()
+            return "left"
+        with pytest.raises(GroupError, match="one did not"):
+            exchange(group, torch.ones(1, 300))
+        return "noticed"
+
+    found = on_every_rank(3, meet_or_leave, timeout_s=3600.0)
+    assert found == ["noticed", "left", "noticed"]
