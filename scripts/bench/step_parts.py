@@ -26,6 +26,7 @@ from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
 from models.engine.step_inputs import StepInputs, StepOutputs
 from models.layers import Rope
+from models.native.adapters import NativeAdapterStep
 from models.native.layers import PARTS as LAYER_PARTS
 from models.native.layers import NativeLayers, NativePass
 from models.operations import DecoderOperations, HeadNorms, Rotation
@@ -201,11 +202,15 @@ class _TimedLayers:
         self._watch = watch
 
     def begin(
-        self, x_TM: torch.Tensor, positions_T: torch.Tensor, attention: StepAttention
+        self,
+        x_TM: torch.Tensor,
+        positions_T: torch.Tensor,
+        attention: StepAttention,
+        adapters: NativeAdapterStep | None,
     ) -> NativePass | None:
         if isinstance(attention, _TimedAttention):
             attention = attention.inner
-        return self._layers.begin(x_TM, positions_T, attention)
+        return self._layers.begin(x_TM, positions_T, attention, adapters)
 
     def advance(self, tokens: NativePass, layers: range) -> None:
         seconds = np.zeros(len(LAYER_PARTS))
