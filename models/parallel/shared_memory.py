@@ -67,10 +67,17 @@ def _open(
         file, _TOKEN_BYTES, num_bytes - _TOKEN_BYTES
     ) != bytes.fromhex(token_text):
         return None
-    process_fds = [_process_fd(int(place[0])) for place in places]
-    return NativeRanks(mmap.mmap(file, num_bytes), process_fds, rank=rank, timeout_s=timeout_s)
+    with contextlib.ExitStack() as opened:
+        process_fds = [_process_fd(int(place[0]), opened) for place in places]
+        ranks = NativeRanks(mmap.mmap(file, num_bytes), process_fds, rank=rank, timeout_s=timeout_s)
+        opened.pop_all()  # they are its own now
+    return ranks
 
 
-def _process_fd(process: int) -> int:
+def _process_fd(process: int, opened: contextlib.ExitStack) -> int:
     """-1 for this process: ranks may be threads."""
-    return -1 if process == os.getpid() else os.pidfd_open(process)
+    if process == os.getpid():
+        return -1
+    descriptor = os.pidfd_open(process)
+    opened.callback(os.close, descriptor)
+    return descriptor
