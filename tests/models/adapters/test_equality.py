@@ -8,6 +8,8 @@ import torch
 
 from cluster.config import EngineConfig
 from cluster.types import BeamParams, Request, SamplingParams, TokenDelta
+from models.adapters import bank
+from models.adapters.torch_adapters import TorchAdapters
 from models.attention.native import NativeAttention
 from models.engine.adapter_slots import AdapterSlots
 from models.engine.engine import Engine
@@ -24,6 +26,7 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "llama": ("llama", {}),
     "llama on native kernels": ("llama", {"head_dim": 32}),
     "qwen2": ("qwen2", {}),
+    "llama by torch": ("llama", {}),
 }
 NAMES = ("", "all", "some", "rslora")  # the base model, and three adapters of different shapes
 OUTPUT_LEN = 12
@@ -43,6 +46,13 @@ class Sample:
 def family(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
+
+
+@pytest.fixture(autouse=True)
+def _adapters_by_torch(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, in float16 and without a compiler."""
+    if family.endswith("by torch"):
+        monkeypatch.setattr(bank, "native_adapters", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +211,8 @@ def test_the_kernels_are_in_use_where_they_should_be(family: str, sample: Sample
     uses_kernels = family.endswith("kernels") and native_library() is not None
     assert isinstance(runner._attention, NativeAttention) == uses_kernels
     assert isinstance(runner._decoder._operations, NativeOperations) == uses_kernels
+    assert runner._bank is not None
+    assert isinstance(runner._bank._slots, TorchAdapters) == family.endswith("by torch")
 
 
 def test_forks_and_beams_run_with_their_adapter(sample: Sample) -> None:
