@@ -82,6 +82,7 @@ def module_sizes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
 
 
 def count_slot_numbers(config: DecoderConfig, rank: int) -> int:
-    """The numbers of one adapter of that (LoRA) rank, in all layers, as a slot keeps them."""
+    """The numbers of one adapter of that (LoRA) rank, in all layers, as a slot keeps them on a GPU
+    (the CPU kernels' slots have multiples of 16 as ranks)."""
     per_layer = sum(inputs + outputs for inputs, outputs in module_sizes(config).values())
     return config.num_layers * per_layer * rank

@@ -186,7 +186,7 @@ class ModelRunner:
             self._kv_cache, shape, dtype=self._dtype, is_deterministic=engine_config.deterministic
         )
         if isinstance(self._decoder, Decoder) and self._device.type == "cpu":
-            self._chunk_layers = ChunkLayers(self._decoder, self._decoder_inputs)
+            self._chunk_layers = ChunkLayers(self._decoder)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -402,6 +402,8 @@ class ModelRunner:
         self._kv_cache.copy_blocks(inputs.block_copies)
         if inputs.layers is not None:
             assert self._chunk_layers is not None, "chunks pass all layers at once here"
+            if inputs.layers.first_layer == 0:
+                self._chunk_layers.begin(self._decoder_inputs(inputs.layers.chunk))
             self._chunk_layers.compute(inputs.layers)
         num_tokens = len(inputs.token_ids)
         if self._gpu_steps is not None:

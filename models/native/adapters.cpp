@@ -235,7 +235,7 @@ void shoal_add_adapters(int is_bfloat16, const AdapterMatrices *matrices, const 
   if (!plan.acts(*matrices)) return;
   Aligned inner;
   inner.reserve(plan.scratch(is_bfloat16, *matrices));
-#pragma omp parallel num_threads(num_threads)
+#pragma omp parallel num_threads(num_threads) if (num_tokens > 1)
   {
     lora_shrink(is_bfloat16, *matrices, plan, x, inner.as<void>());
 #pragma omp barrier

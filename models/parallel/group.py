@@ -81,9 +81,9 @@ class TPGroup:
     """One rank's view of its tensor-parallel group. A group of one does nothing and costs nothing.
 
     Every rank must ask for the same exchanges in the same order. None lasts longer than the limit
-    that `join` was given: on a CPU it then raises, and it raises at once when a rank has left or
-    its process has ended; with NCCL, whose exchanges run on the device, torch's watchdog ends the
-    process.
+    that `join` was given: on a CPU it then raises, and it raises at once when a rank's process
+    has ended, and through memory when it has left; with NCCL, whose exchanges run on the device,
+    torch's watchdog ends the process.
 
     On a CPU the ranks of one machine sum through memory; through gloo where they have no kernels,
     and between machines.
@@ -144,8 +144,8 @@ class TPGroup:
         return group
 
     def leave(self) -> None:
-        """Take part in no further exchange. Ranks that share memory with this one and wait for it
-        notice at once; others when its connections, or its process, have ended."""
+        """Take part in no further exchange. Ranks that wait for this one in an exchange through
+        memory notice at once; in one of gloo's, when its connections have ended."""
         if self.native_ranks is not None:
             self.native_ranks.leave()
 

@@ -14,6 +14,7 @@ from models.engine.adapter_slots import AdapterSlots
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
 from models.parallel import group
+from models.parallel.runner import TPRunner
 from tests.models.adapters.adapter_samples import make_adapter
 from tests.models.conftest import MakeCheckpoint
 from tests.models.engine.guess_oracle import ALWAYS, guess_by, remembering
@@ -153,25 +154,29 @@ def test_ranks_give_the_same_bits_to_one_request_and_to_many(
 def test_adapters_change_nothing_of_that(
     make_checkpoint: MakeCheckpoint, dtype: str, tmp_path: Path
 ) -> None:
-    """Requests with one of two adapters, or none; alone, and beside each other in chunks."""
+    """Requests with one of two adapters, or none; alone, and beside each other in chunks. On one
+    rank and on two."""
     folder = make_checkpoint(**WIDE)
     for seed, rank in enumerate((4, 20)):
         make_adapter(tmp_path / str(seed), folder, seed=seed, rank=rank)
     names = itertools.cycle(("0", "", "1", "0"))
     requests = [replace(each, adapter=next(names)) for each in requests_with_logprobs()]
+    slots = {"max_loaded_adapters": 2, "max_lora_rank": 20}
 
-    def engine(**config: object) -> Engine:
-        adapters = {"max_loaded_adapters": 2, "max_lora_rank": 20}
-        limits = engine_config(deterministic=True, **adapters, **config)
-        runner = ModelRunner(folder, limits, dtype=dtype, device="cpu")
-        return Engine(runner, limits, adapters=AdapterSlots(runner, lambda name: tmp_path / name))
+    def assert_same_in_company(runner: ModelRunner | TPRunner) -> None:
+        def engine(**config: object) -> Engine:
+            limits = engine_config(deterministic=True, **slots, **config)
+            adapters = AdapterSlots(runner, lambda name: tmp_path / name)
+            return Engine(runner, limits, adapters=adapters)
 
-    alone = engine(enable_prefix_caching=False)
-    expected = {key: d for request in requests for key, d in run(alone, [request]).items()}
-    crowded = engine(max_num_batched_tokens=48)
-    assert_same_bits(run(crowded, requests), expected)
-    for each in (alone, crowded):
-        each.close()
+        alone = engine(enable_prefix_caching=False)
+        expected = {key: d for request in requests for key, d in run(alone, [request]).items()}
+        assert_same_bits(run(engine(max_num_batched_tokens=48), requests), expected)
+
+    config = engine_config(deterministic=True, **slots)
+    assert_same_in_company(ModelRunner(folder, config, dtype=dtype, device="cpu"))
+    with parallel_runner(folder, 2, dtype=dtype, deterministic=True, **slots) as shared:
+        assert_same_in_company(shared)
 
 
 def test_more_than_two_ranks_that_share_no_memory_are_refused(

@@ -1,5 +1,6 @@
 """Chunks of long prompts that pass a few layers in each step of streams."""
 
+import contextlib
 import itertools
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from cluster.types import PRIORITY_BATCH, Request, SamplingParams
+from models.adapters import bank
 from models.engine.adapter_slots import AdapterSlots
 from models.engine.engine import Engine
 from models.engine.model_runner import ModelRunner
@@ -325,29 +327,35 @@ def test_ranks_let_chunks_pass_layer_by_layer_too(
     assert {one.first_layer for one in slices} == set(range(5))
 
 
-@pytest.mark.parametrize("family", ["llama", "llama kernels"])
+@pytest.mark.parametrize("way", ["an operation at a time", "in one call", "by torch", "on ranks"])
 def test_prompts_with_adapters_pass_layer_by_layer_too(
-    family: str, make_checkpoint: MakeCheckpoint, tmp_path: Path
+    way: str,
+    make_checkpoint: MakeCheckpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name, overrides = FAMILIES[family]
-    folder = make_checkpoint(name, **overrides, num_hidden_layers=5)
+    if way == "by torch":
+        monkeypatch.setattr(bank, "native_adapters", lambda *_, **__: None)
+    wide = {} if way == "an operation at a time" else {"head_dim": 32}
+    folder = make_checkpoint("llama", **wide, num_hidden_layers=5)
     adapter = make_adapter(tmp_path / "adapter", folder, seed=1)
     prompts = [prompt for prompt in prompts_of_mixed_lengths() if len(prompt) > 32]
     expected = reference_outputs(merged_checkpoint(tmp_path / "merged", folder, adapter), prompts)
-    config = engine_config(
-        max_num_batched_tokens=32,
-        max_num_seqs=24,
-        max_prompt_slowdown=0.5,
-        max_loaded_adapters=2,
-    )
-    runner = ModelRunner(folder, config, dtype="float32")
-    engine = Engine(runner, config, adapters=AdapterSlots(runner, lambda _: adapter))
+    limits = {"max_num_batched_tokens": 32, "max_num_seqs": 24, "max_prompt_slowdown": 0.5}
+    limits |= {"max_loaded_adapters": 2}
     late = [replace(request, adapter="it") for request in greedy(prompts)]
-    deltas, slices = beside_streams(engine, streams(), late)
+    with contextlib.ExitStack() as stack:
+        runner: ModelRunner | TPRunner
+        if way == "on ranks":
+            runner = stack.enter_context(parallel_runner(folder, 2, **limits))
+        else:
+            runner = ModelRunner(folder, engine_config(**limits), dtype="float32")
+        slots = AdapterSlots(runner, lambda _: adapter)
+        engine = Engine(runner, engine_config(**limits), adapters=slots)
+        deltas, slices = beside_streams(engine, streams(), late)
     assert [tokens(deltas[(str(k), 0)]) for k in range(len(prompts))] == expected
     assert {one.first_layer for one in slices} == set(range(5))
     assert all(one.chunk.adapter_slots == [0] for one in slices)
-    engine.close()
 
 
 def test_a_prompt_whose_logprobs_are_wanted_passes_all_layers_at_once(

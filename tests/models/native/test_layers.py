@@ -102,7 +102,7 @@ def test_it_computes_what_transformers_does(make_checkpoint: MakeCheckpoint, fam
 
 @pytest.mark.parametrize("case", ["float32", "bfloat16", "int8", "windows of some layers"])
 def test_with_adapters_too(make_checkpoint: MakeCheckpoint, case: str) -> None:
-    """Of all modules and of some; rows with and without one, and rows of a sequence's padding."""
+    """Of all modules and of some, for two of three sequences."""
     family, extra, dtype, quantization = CASES[case]
     folder = make_checkpoint(family, **(WIDE | extra))
     found = []

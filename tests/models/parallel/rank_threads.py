@@ -58,10 +58,10 @@ def start_rank_threads(size: int) -> list[RankLink]:
 
 
 @contextmanager
-def patient_ranks() -> Iterator[None]:
+def patient_ranks(step_timeout_s: float = 120.0) -> Iterator[None]:
     """Limits that only what is broken reaches: a busy machine is no rank that hangs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner_module, "STEP_TIMEOUT_S", 120.0)
+        patch.setattr(runner_module, "STEP_TIMEOUT_S", step_timeout_s)
         patch.setattr(runner_module, "_SETTLING_TIMEOUT_S", 60.0)
         patch.setattr(rank_link, "_END_TIMEOUT_S", 60.0)
         yield
@@ -74,11 +74,12 @@ def parallel_runner(
     *,
     dtype: str = "float32",
     quantization: str = "auto",
+    step_timeout_s: float = 120.0,
     **config: object,
 ) -> Iterator[TPRunner]:
     """A group of threads; torch's own threads are as before afterwards."""
     num_threads = torch.get_num_threads()
-    with patient_ranks():
+    with patient_ranks(step_timeout_s):
         try:
             runner = TPRunner(
                 folder,

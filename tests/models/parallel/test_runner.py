@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import pytest
@@ -24,6 +24,7 @@ from models.engine.async_engine import AsyncEngine
 from models.engine.build import build_engine, build_runner
 from models.engine.model_runner import ModelRunner
 from models.engine.runner import Runner
+from models.engine.step_inputs import StepInputs
 from models.llm import LLM
 from models.parallel import runner as runner_module
 from models.parallel.group import TPGroup
@@ -215,13 +216,29 @@ def test_a_rank_that_fails_says_why(
         raise RuntimeError("the device is out of memory")
 
     monkeypatch.setattr(ModelRunner, "assist", assist)
-    with parallel_runner(folder, 2) as runner:
+    with parallel_runner(folder, 2, step_timeout_s=3600.0) as runner:
         engine = engine_on(runner)
         engine.add_request(ENDLESS)
         with pytest.raises(RankError, match=r"^rank 1 .* failed: the device is out of memory$"):
             engine.step()
         with pytest.raises(RankError, match="out of memory"):
             runner.check_health()
+
+
+def test_ranks_end_when_rank_0_fails_though_its_process_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with parallel_runner(folder, 4, step_timeout_s=3600.0) as runner:
+        engine = engine_on(runner)
+        engine.add_request(ENDLESS)
+
+        def fail(inputs: StepInputs) -> NoReturn:
+            raise RuntimeError("no memory for the step")
+
+        monkeypatch.setattr(runner._runner, "execute", fail)  # the others wait for its sums
+        with pytest.raises(RuntimeError, match="no memory for the step"):
+            engine.step()
+        assert [rank._handle.ending() for rank in runner._ranks] == ["ended with exit status 0"] * 3
 
 
 def test_a_rank_that_cannot_load_its_part_says_why(
