@@ -68,16 +68,16 @@ def _open(
     ) != bytes.fromhex(token_text):
         return None
     with contextlib.ExitStack() as opened:
-        process_fds = [_process_fd(int(place[0]), opened) for place in places]
+        process_fds = []
+        for place in places:
+            process_fds.append(_process_fd(int(place[0])))
+            if process_fds[-1] >= 0:
+                opened.callback(os.close, process_fds[-1])
         ranks = NativeRanks(mmap.mmap(file, num_bytes), process_fds, rank=rank, timeout_s=timeout_s)
         opened.pop_all()  # they are its own now
     return ranks
 
 
-def _process_fd(process: int, opened: contextlib.ExitStack) -> int:
+def _process_fd(process: int) -> int:
     """-1 for this process: ranks may be threads."""
-    if process == os.getpid():
-        return -1
-    descriptor = os.pidfd_open(process)
-    opened.callback(os.close, descriptor)
-    return descriptor
+    return -1 if process == os.getpid() else os.pidfd_open(process)
