@@ -35,19 +35,21 @@ class AdapterBank:
         dtype: torch.dtype,
         device: str,
         padded: Callable[[int], int] = int,
+        is_invariant: bool = False,
     ) -> None:
         """
         Args:
             config: with the tensor-parallel rank's sizes.
             rank: most of an adapter.
             padded: the number of rows that torch's products of so many are made with.
+            is_invariant: a row's results must have the same bits in any company.
         """
         self.num_slots = num_slots
         self.rank = rank
         linears = target_linears(config)
         sizes = {"num_layers": config.num_layers, "num_slots": num_slots, "rank": rank}
         self._slots: NativeAdapters | TorchAdapters = native_adapters(
-            linears, **sizes, dtype=dtype, device=device
+            linears, **sizes, dtype=dtype, device=device, is_invariant=is_invariant
         ) or TorchAdapters(linears, **sizes, dtype=dtype, device=device, padded=padded)
 
     def describe(self) -> str:
@@ -106,4 +108,5 @@ def adapter_bank(
         dtype=dtype,
         device=device,
         padded=padded,
+        is_invariant=engine_config.deterministic,
     )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from models.adapters.checkpoint import LayerPairs
 from models.adapters.targets import LinearName, TargetLinear
 from models.native.library import native_library
+from models.native.matmul import are_float_products_fast
 from models.native.operations import DTYPES, WIDTH_MULTIPLE
 
 BLOCK = 16  # of outputs, and the multiple of ranks
@@ -42,11 +43,20 @@ def native_adapters(
     rank: int,
     dtype: torch.dtype,
     device: str,
+    is_invariant: bool,
 ) -> "NativeAdapters | None":
-    """Slots that the kernels add from, where they serve such linear layers here."""
+    """Slots that the kernels add from, where they serve such linear layers here.
+
+    Args:
+        is_invariant: a row's results must have the same bits in any company; else torch's products
+            serve where they are faster: on CPUs without AVX-512.
+    """
     widths = [width for linear in linears for width in (linear.num_inputs, *linear.num_outputs)]
     fits = (
-        device == "cpu" and dtype in DTYPES and all(width % WIDTH_MULTIPLE == 0 for width in widths)
+        device == "cpu"
+        and dtype in DTYPES
+        and all(width % WIDTH_MULTIPLE == 0 for width in widths)
+        and (is_invariant or are_float_products_fast())
     )
     library = native_library() if fits else None
     if library is None:

@@ -11,9 +11,16 @@ from cluster.config import EngineConfig
 from models.attention.native import NativeAttention
 from models.decoder import Decoder
 from models.engine.model_runner import ModelRunner
+from models.native.adapters import native_adapters
 from models.native.library import SWITCH, native_library
 from tests.models.conftest import MakeCheckpoint
-from tests.models.native.test_adapters import DTYPES, SHAPES, assert_invariant, assert_right
+from tests.models.native.test_adapters import (
+    DTYPES,
+    SHAPES,
+    assert_invariant,
+    assert_right,
+    linears,
+)
 from tests.models.native.test_layers import decoder_of, driver_for, logits_of_a_busy_while
 
 #: Names of GCC and clang, each with flags of /proc/cpuinfo that it needs.
@@ -78,6 +85,12 @@ def test_they_compute_what_torch_does(
 def test_adapters_add_what_they_should(shape: str, dtype: torch.dtype, tolerance: float) -> None:
     assert_right(shape, dtype, tolerance)
     assert_invariant(shape, dtype)
+    sizes = {"num_layers": 1, "num_slots": 1, "rank": 4}
+    chosen = native_adapters(
+        linears(16, (16,)), **sizes, dtype=dtype, device="cpu", is_invariant=False
+    )
+    # Without AVX-512 torch's are faster.
+    assert (chosen is not None) == ("avx512f" in CPUS[os.environ[SWITCH]])
 
 
 @pytest.mark.slow
