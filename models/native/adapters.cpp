@@ -12,6 +12,7 @@
 
 namespace {
 
+static_assert(sizeof AdapterRows::rows / sizeof *AdapterRows::rows == MATRIX_ROWS);
 constexpr int64_t DEPTH = 16;  // inputs that a tile takes; ranks are multiples of it
 constexpr int AT_ONCE = 4;  // blocks of outputs
 constexpr int64_t PIECE = 16 * LANES;  // of a module's outputs: a thread takes so many at a time

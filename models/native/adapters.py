@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from models.adapters.checkpoint import LayerPairs
 from models.adapters.targets import LinearName, TargetLinear
 from models.native.library import native_library
-from models.native.matmul import are_float_products_fast
+from models.native.matmul import BLOCK, are_float_products_fast, in_blocks
 from models.native.operations import DTYPES, WIDTH_MULTIPLE
-
-BLOCK = 16  # of outputs, and the multiple of ranks
 
 
 class _Matrices(ctypes.Structure):
@@ -114,20 +112,13 @@ class NativeStack:
             pair = pairs.get(module)
             if pair is None:
                 continue
-            num_blocks = -(-len(pair.a_RI) // BLOCK)
-            missing = num_blocks * BLOCK - len(pair.a_RI)
-            a_RI = F.pad(pair.a_RI, (0, 0, 0, missing))
-            b_OR = F.pad(pair.b_RO, (0, 0, 0, missing)).T
-            self._a[slot, index, :num_blocks] = _in_blocks(a_RI)
-            self._b[index][slot, :, : num_blocks * BLOCK // 2] = _in_blocks(b_OR)
-            used_rank = max(used_rank, num_blocks * BLOCK)
+            padding = (0, 0, 0, -len(pair.a_RI) % BLOCK)
+            a_RI, b_OR = F.pad(pair.a_RI, padding), F.pad(pair.b_RO, padding).T
+            rank = len(a_RI)
+            self._a[slot, index, : rank // BLOCK] = in_blocks(a_RI, 2)
+            self._b[index][slot, :, : rank // 2] = in_blocks(b_OR, 2)
+            used_rank = max(used_rank, rank)
         self._ranks_S[slot] = used_rank
-
-
-def _in_blocks(matrix_OI: torch.Tensor) -> torch.Tensor:
-    """[O / 16, I / 2, 16, 2]"""
-    num_outputs, num_inputs = matrix_OI.shape
-    return matrix_OI.reshape(num_outputs // BLOCK, BLOCK, num_inputs // 2, 2).transpose(1, 2)
 
 
 class NativeAdapters:

@@ -46,13 +46,13 @@ struct Step {
   const int32_t *tables, *query_lens, *context_lens;
   int64_t num_sequences, table_width, num_tokens, is_invariant, num_threads;
   int64_t first_layer, stop_layer;  // those that are computed; the others were, or will be
-  const AdapterMatrices *adapters;  // [layers, 4], as `Linear` counts; none: no sequence has one
+  const AdapterMatrices *adapters;  // [layers, NUM_LINEARS]; none: no sequence has one
   const int32_t *adapter_slots;     // [T]; negative: none
   const int32_t *is_interrupted;    // none: it cannot be
   double *seconds;                  // of each part are added here, where it is given
 };
 
-enum Linear { TO_HEADS, FROM_HEADS, TO_GATES, FROM_GATES };  // qkv, o, gate_up, down
+enum Linear { TO_HEADS, FROM_HEADS, TO_GATES, FROM_GATES, NUM_LINEARS };  // qkv, o, gate_up, down
 enum Part { NORMS, QKV, ROTATION, ATTENTION, OUTPUT, MLP, RANKS };
 enum Ending { INTERRUPTED, DONE, LEFT_ALONE };
 
@@ -237,7 +237,7 @@ class Run {
   // What adapters have for a product; none: none of the step's acts there.
   const AdapterMatrices *acting(int64_t layer, Linear linear) const {
     if (!adapters) return nullptr;
-    const AdapterMatrices &matrices = step.adapters[layer * 4 + linear];
+    const AdapterMatrices &matrices = step.adapters[layer * NUM_LINEARS + linear];
     return adapters->acts(matrices) ? &matrices : nullptr;
   }
 

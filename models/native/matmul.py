@@ -49,7 +49,7 @@ def native_product(
     if matrix.scheme.weights == "int8":
         levels_OI = levels_OI.view(torch.uint8) ^ 128  # 128 more
         kind = Kind.INT8_DYNAMIC if matrix.scheme.is_dynamic else Kind.INT8
-    packed = _in_blocks(levels_OI, 4)
+    packed = in_blocks(_filled(levels_OI), 4)
     width = _multiple(num_inputs, INPUT_MULTIPLE)
     group_size = matrix.scheme.group_size or width
     num_groups, zeros = -(-width // group_size), matrix.zeros_OG
@@ -83,7 +83,7 @@ def native_float_product(weight_OI: torch.Tensor) -> "NativeProduct":
     assert weight_OI.dtype in DTYPES, "as above"
     num_outputs, num_inputs = weight_OI.shape
     return NativeProduct(
-        library, Kind.FLOATS, _in_blocks(weight_OI, 2), sizes=(num_outputs, num_inputs, 0)
+        library, Kind.FLOATS, in_blocks(_filled(weight_OI), 2), sizes=(num_outputs, num_inputs, 0)
     )
 
 
@@ -168,13 +168,17 @@ def _multiple(number: int, of: int) -> int:
     return -(-number // of) * of
 
 
-def _in_blocks(matrix_OI: torch.Tensor, per_lane: int) -> torch.Tensor:
-    """[O / 16, I / P, 16, P], filled up with zeros; in another order in memory."""
+def in_blocks(matrix_OI: torch.Tensor, per_lane: int) -> torch.Tensor:
+    """[O / 16, I / P, 16, P]; not in that order in memory."""
+    blocks = matrix_OI.reshape(-1, BLOCK, matrix_OI.shape[1] // per_lane, per_lane)
+    return blocks.transpose(1, 2)
+
+
+def _filled(matrix_OI: torch.Tensor) -> torch.Tensor:
+    """With zeros, up to as many outputs and inputs as the products take at once."""
     num_outputs, num_inputs = matrix_OI.shape
     padding = (0, -num_inputs % INPUT_MULTIPLE, 0, -num_outputs % OUTPUT_MULTIPLE)
-    filled_OI = F.pad(matrix_OI, padding)
-    blocks = filled_OI.view(-1, BLOCK, filled_OI.shape[1] // per_lane, per_lane)
-    return blocks.transpose(1, 2)
+    return F.pad(matrix_OI, padding)
 
 
 def _in_halves(packed: torch.Tensor) -> torch.Tensor:
